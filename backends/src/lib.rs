@@ -1,0 +1,1 @@
+//! Storage backends for the `paxos` crate, each behind a cargo feature.

@@ -1,0 +1,2 @@
+//! A replicated key-value store that ordinary Redis clients use unchanged.
+fn main() {}

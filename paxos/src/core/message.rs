@@ -1,0 +1,183 @@
+//! What replicas of one group say to each other.
+
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+
+use crate::types::{Accepted, Ballot, Entry, Incarnation, Slot};
+
+/// A message of the protocol. The sender (node and disk) and the group travel around it, in
+/// [`Envelope`](crate::wire::Envelope).
+///
+/// A reply names the ballot that it answers and counts for that ballot only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// "Would you promise to me?" Asked before a ballot is raised, so that a node that cannot win disturbs nobody.
+    Canvass {
+        /// The ballot that the candidate would use. Promises nothing.
+        ballot: Ballot,
+    },
+    /// Answers [`Message::Canvass`].
+    CanvassReply {
+        /// The ballot of the question.
+        ballot: Ballot,
+        /// False when the answering node hears a live leader.
+        granted: bool,
+        /// The highest ballot that the answering node has seen, so that the next question is high enough.
+        highest: Ballot,
+    },
+    /// Phase 1 for all slots from `from` on ("1a", range prepare).
+    Prepare {
+        /// The candidate's ballot; durable on its own disk before this message exists.
+        ballot: Ballot,
+        /// The first slot that the candidate still needs a report of.
+        from: Slot,
+    },
+    /// Answers [`Message::Prepare`] ("1b"), in chunks: reports every entry above both `from` and the sender's
+    /// watermark. The sender's promise is durable before this message exists.
+    Promise {
+        /// The ballot promised.
+        ballot: Ballot,
+        /// The sender's chosen watermark: the candidate must learn up to it before it proposes.
+        chosen: Slot,
+        /// The first slot that this chunk tells about.
+        from: Slot,
+        /// The last slot that this chunk tells about; [`Slot::MAX`] in the last chunk.
+        to: Slot,
+        /// All that the sender has accepted in these slots.
+        entries: Vec<(Slot, Accepted)>,
+    },
+    /// "I promised a higher ballot": answers a `Prepare`, `Accept` or `Heartbeat` with a ballot that is too low.
+    Refuse {
+        /// The ballot that is refused.
+        ballot: Ballot,
+        /// The higher one that the sender has promised or follows.
+        promised: Ballot,
+    },
+    /// Phase 2 for a run of slots ("2a").
+    Accept {
+        /// The leader's ballot.
+        ballot: Ballot,
+        /// The first slot that this leader proposed for at this ballot: all below it were chosen when it began.
+        start: Slot,
+        /// The slot of the first entry; the others follow without a gap.
+        first: Slot,
+        /// What is proposed.
+        entries: Vec<Entry>,
+        /// The leader's chosen watermark.
+        chosen: Slot,
+    },
+    /// Answers [`Message::Accept`] ("2b"). What it asserts is durable before this message exists.
+    Accepted {
+        /// The ballot at which the entries were accepted.
+        ballot: Ballot,
+        /// Every slot from the leader's `start` (or the sender's watermark, if that is higher) up to this one has been
+        /// accepted at `ballot`.
+        upto: Slot,
+        /// The sender's chosen watermark. Slots up to it are *not* claimed to be accepted at `ballot`.
+        chosen: Slot,
+    },
+    /// The leader lives; carries the watermark and asks for a sign of life.
+    Heartbeat {
+        /// The leader's ballot.
+        ballot: Ballot,
+        /// As in [`Message::Accept`].
+        start: Slot,
+        /// The leader's chosen watermark.
+        chosen: Slot,
+        /// Counts the leader's heartbeats; a quorum that answers this one or a later one proves that the leader was
+        /// still leader when it sent this one.
+        round: u64,
+    },
+    /// Answers [`Message::Heartbeat`].
+    HeartbeatReply {
+        /// The leader's ballot.
+        ballot: Ballot,
+        /// The heartbeat answered.
+        round: u64,
+        /// As [`Message::Accepted::upto`], but of what has been received, durable or not: tells the leader what was
+        /// lost on the way. Votes for nothing.
+        received: Slot,
+        /// As [`Message::Accepted::upto`], durable.
+        accepted: Slot,
+        /// The sender's chosen watermark.
+        chosen: Slot,
+    },
+    /// "Send me the chosen entries from here on."
+    Learn {
+        /// The first slot wanted.
+        from: Slot,
+        /// The last slot wanted; the sender of the answer may stop earlier.
+        upto: Slot,
+    },
+    /// Answers [`Message::Learn`] with a run of *chosen* entries.
+    Learned {
+        /// The first slot asked for: the slot of the first entry.
+        from: Slot,
+        /// The entries, without gaps, all chosen; empty when the sender has none of them.
+        entries: Vec<Accepted>,
+        /// The sender's chosen watermark.
+        chosen: Slot,
+    },
+    /// Commands of a node that is not leader, in order.
+    Forward {
+        /// The sender's life.
+        incarnation: Incarnation,
+        /// The sequence number of the first command; the others follow without a gap.
+        first: u64,
+        /// The commands.
+        commands: Vec<Bytes>,
+    },
+    /// Answers [`Message::Forward`]: which command the leader takes next.
+    Forwarded {
+        /// The life that the answer is for.
+        incarnation: Incarnation,
+        /// The leader has all commands below this sequence number.
+        expected: u64,
+    },
+    /// "From which slot on may I read linearizably?"
+    ReadIndex {
+        /// Chosen by the asking node, larger each time.
+        token: u64,
+    },
+    /// Answers [`Message::ReadIndex`].
+    ReadIndexReply {
+        /// The question.
+        token: u64,
+        /// A read that waits until this slot is applied sees every write acknowledged before the question was asked;
+        /// `None` when the answering node is not leader.
+        slot: Option<Slot>,
+    },
+}
+
+impl Message {
+    /// A short name for logs and counters.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Canvass { .. } => "canvass",
+            Self::CanvassReply { .. } => "canvass_reply",
+            Self::Prepare { .. } => "prepare",
+            Self::Promise { .. } => "promise",
+            Self::Refuse { .. } => "refuse",
+            Self::Accept { .. } => "accept",
+            Self::Accepted { .. } => "accepted",
+            Self::Heartbeat { .. } => "heartbeat",
+            Self::HeartbeatReply { .. } => "heartbeat_reply",
+            Self::Learn { .. } => "learn",
+            Self::Learned { .. } => "learned",
+            Self::Forward { .. } => "forward",
+            Self::Forwarded { .. } => "forwarded",
+            Self::ReadIndex { .. } => "read_index",
+            Self::ReadIndexReply { .. } => "read_index_reply",
+        }
+    }
+
+    /// Whether the message may be large and can wait, so that it travels on the bulk lane and control messages
+    /// overtake it.
+    ///
+    /// `Accept` is control: it is bounded by the window, and a heartbeat that overtook it would announce entries that
+    /// have not arrived yet.
+    pub const fn is_bulk(&self) -> bool {
+        matches!(self, Self::Promise { .. } | Self::Learned { .. })
+    }
+}

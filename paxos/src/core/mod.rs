@@ -1,0 +1,377 @@
+//! The protocol: one replica of one group, as a pure state machine.
+//!
+//! A [`Replica`] is acceptor, proposer and learner of one group on one node. It does no IO, knows no clock, has no
+//! thread and draws its randomness from a seed, so the same inputs give the same outputs, always. A *driver* owns it:
+//! the tokio [`node`](crate::node) in production, the simulator in tests.
+//!
+//! # The contract between driver and replica
+//!
+//! 1. The driver calls [`Replica::step`] with the time and an [`Input`]; as many as are waiting.
+//! 2. Then it calls [`Replica::poll`] until that returns `None`, and carries out each [`Output`] in order.
+//! 3. It calls `step` with [`Input::Tick`] no later than at [`Replica::deadline`].
+//!
+//! Commands that were stepped before one round of polling share an entry; writes that came out of one round of polling
+//! are one [`Output::Persist`].
+//!
+//! **Writes**: persists are made durable in order. When one is, the driver steps [`Input::Persisted`] with its
+//! number; that acknowledges all earlier ones too. The driver may merge several into one write. If a write fails, the
+//! driver must stop the replica for good.
+//!
+//! **Messages**: an output message may be sent at once: what it asserts is durable by the time it exists. Messages may
+//! be lost, repeated, delayed and reordered by the network.
+//!
+//! **Crash**: a replica is made anew from what the store holds, [`Replica::new`].
+
+pub mod batch;
+mod message;
+
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use core::time::Duration;
+
+use bytes::Bytes;
+
+pub use self::{batch::Command, message::Message};
+use crate::types::{
+    Accepted, Ballot, GroupId, HardState, Identity, Incarnation, Membership, NodeId, Slot, StorageId, Time,
+    WriteOp,
+};
+
+/// Bounds and times of one replica. Every bound is per group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How often a leader tells its peers that it lives.
+    pub heartbeat_interval: Duration,
+    /// A follower that has heard nothing from its leader for this long, and up to twice as long (drawn at random),
+    /// canvasses; a leader that has heard no quorum for this long steps down.
+    pub election_timeout: Duration,
+    /// How many slots may be in flight, above the chosen watermark.
+    pub max_window_entries: usize,
+    /// How many bytes of entries may be in flight, above the chosen watermark.
+    pub max_window_bytes: usize,
+    /// How many commands may share an entry.
+    pub max_batch_commands: usize,
+    /// How many bytes of commands may share an entry; a single larger command travels alone.
+    pub max_batch_bytes: usize,
+    /// The largest command, in bytes.
+    pub max_command_bytes: usize,
+    /// How many commands of this node's users may be waiting or in flight.
+    pub max_pending_commands: usize,
+    /// How many bytes of commands of this node's users may be waiting or in flight.
+    pub max_pending_bytes: usize,
+    /// How many reads of this node's users may be waiting.
+    pub max_pending_reads: usize,
+    /// How many bytes of entries one message carries at the most (a single larger entry travels alone).
+    pub max_message_bytes: usize,
+    /// How many bytes of entries may be on the way to one peer without an answer.
+    pub max_peer_inflight_bytes: usize,
+    /// How many bytes of chosen entries are kept in memory for peers that are a little behind.
+    pub max_cache_bytes: usize,
+    /// Whether commands proposed on a node that is not leader are forwarded (or rejected with a hint).
+    pub forward: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(500),
+            max_window_entries: 1_024,
+            max_window_bytes: 32 << 20,
+            max_batch_commands: 1_024,
+            max_batch_bytes: 1 << 20,
+            max_command_bytes: 16 << 20,
+            max_pending_commands: 16_384,
+            max_pending_bytes: 64 << 20,
+            max_pending_reads: 65_536,
+            max_message_bytes: 1 << 20,
+            max_peer_inflight_bytes: 16 << 20,
+            max_cache_bytes: 16 << 20,
+            forward: true,
+        }
+    }
+}
+
+/// What a replica is made from: who it is and what its store holds.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The group.
+    pub group: GroupId,
+    /// Cluster, node and disk.
+    pub identity: Identity,
+    /// This life of the node; larger than in every earlier one, and durable.
+    pub incarnation: Incarnation,
+    /// Seeds all of the replica's randomness (election timeouts).
+    pub seed: u64,
+    /// The membership in force from slot 1 on.
+    pub membership: Membership,
+    /// As recovered.
+    pub hard_state: HardState,
+    /// As recovered: all slots up to this one are trimmed.
+    pub trimmed: Slot,
+    /// All entries held above `hard_state.chosen`, in order.
+    pub tail: Vec<(Slot, Accepted)>,
+    /// The state machine already holds the effects of all slots up to this one. Not above `hard_state.chosen`.
+    pub applied: Slot,
+}
+
+/// Numbers the writes of one replica, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PersistId(pub u64);
+
+/// Names a proposal or a read of this node's user; chosen by the driver, unique among those that are open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// What happens to a replica.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Only time has passed.
+    Tick,
+    /// A message came in.
+    Message {
+        /// The node that sent it.
+        from: NodeId,
+        /// That node's disk.
+        storage: StorageId,
+        /// What it said.
+        message: Message,
+    },
+    /// This write, and all before it, are durable.
+    Persisted(PersistId),
+    /// A user of this node proposes a command. Ends in exactly one of [`Output::Apply`] with its token,
+    /// [`Output::Rejected`] or [`Output::Unknown`].
+    Propose {
+        /// Names the proposal in the answer.
+        token: Token,
+        /// The command.
+        command: Bytes,
+    },
+    /// A user of this node wants to read linearizably. Ends in exactly one of [`Output::ReadReady`],
+    /// [`Output::Rejected`] or, after a cancellation, [`Output::Rejected`] too.
+    Read {
+        /// Names the read in the answer.
+        token: Token,
+    },
+    /// The user waits no longer. A proposal that may already have left this queue ends [`Output::Unknown`], everything
+    /// else ends [`Output::Rejected`] with [`Rejection::Expired`]. Does nothing if the token has ended already.
+    Cancel {
+        /// The proposal or read.
+        token: Token,
+    },
+    /// Answers [`Output::Load`]: what the store holds in these slots.
+    Loaded {
+        /// The first slot asked for.
+        from: Slot,
+        /// The entries found, in order.
+        entries: Vec<(Slot, Accepted)>,
+    },
+    /// The connection to a peer broke: a hint that it may be gone.
+    Disconnected(NodeId),
+    /// The transport refused a message to this peer (its queue is full or there is no connection).
+    SendRefused(NodeId),
+}
+
+/// What a replica wants done.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Send this message to each of these nodes, at once. To refuse is allowed ([`Input::SendRefused`]).
+    Send {
+        /// Receivers; at least one, never the replica's own node.
+        to: Vec<NodeId>,
+        /// What to say.
+        message: Message,
+    },
+    /// Make these changes durable, atomically, after all earlier ones; then step [`Input::Persisted`].
+    Persist {
+        /// The number of this write.
+        id: PersistId,
+        /// The changes, in order.
+        ops: Vec<WriteOp>,
+        /// False when nothing waits for it: it may ride along with a later write.
+        sync: bool,
+    },
+    /// Apply the next chosen entry. Slots come in order, without gaps, once per life.
+    Apply(ChosenEntry),
+    /// Read the entries of these slots from the store and step [`Input::Loaded`]. One load is open at a time.
+    Load {
+        /// The first slot.
+        from: Slot,
+        /// The last slot.
+        upto: Slot,
+        /// As in [`Storage::read`](crate::Storage::read).
+        max_bytes: usize,
+    },
+    /// The read may be answered once this slot has been applied.
+    ReadReady {
+        /// Which read.
+        token: Token,
+        /// Wait for this slot.
+        slot: Slot,
+    },
+    /// The proposal or read certainly did not happen.
+    Rejected {
+        /// Which.
+        token: Token,
+        /// Why.
+        reason: Rejection,
+    },
+    /// The proposal may or may not happen later.
+    Unknown {
+        /// Which.
+        token: Token,
+    },
+    /// Who leads has changed, as far as this replica knows.
+    Leader(Option<Ballot>),
+    /// Something that must never happen was seen; the replica has refused it and goes on.
+    Alarm(Alarm),
+}
+
+/// Why a proposal or read certainly did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// This node is not leader and does not forward.
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+    },
+    /// A bound on pending work is reached.
+    Overloaded,
+    /// The command exceeds [`Config::max_command_bytes`].
+    TooLarge,
+    /// It was cancelled before it left this node.
+    Expired,
+}
+
+/// Something that cannot happen unless a node, a disk or this library is broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// A second value was offered for a slot at a ballot at which another was accepted.
+    TwoValues {
+        /// Where.
+        slot: Slot,
+        /// At which ballot.
+        ballot: Ballot,
+    },
+    /// A chosen entry cannot be read; its commands were skipped, the same on every replica.
+    Malformed {
+        /// Where.
+        slot: Slot,
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+/// A chosen entry on its way to the state machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChosenEntry {
+    /// Where.
+    pub slot: Slot,
+    /// The ballot of the leader that first proposed the commands: the same on every replica. Zero without commands.
+    pub ballot: Ballot,
+    /// The commands to apply, in order: none for a no-op or a membership, and none that an earlier slot already held.
+    pub commands: Vec<ChosenCommand>,
+    /// A membership that is in force from the next slot on.
+    pub membership: Option<Membership>,
+}
+
+/// A command on its way to the state machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChosenCommand {
+    /// Who proposed it.
+    pub command: Command,
+    /// The proposal of this node's user that this command is, if any still waits: its reply goes there.
+    pub token: Option<Token>,
+}
+
+/// What a replica is, for people and tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The group.
+    pub group: GroupId,
+    /// The replica's part.
+    pub phase: Phase,
+    /// The leader's ballot, as far as known.
+    pub leader: Option<Ballot>,
+    /// The highest ballot promised, durable or not yet.
+    pub promised: Ballot,
+    /// The chosen watermark.
+    pub chosen: Slot,
+    /// The last entry handed out to apply.
+    pub applied: Slot,
+    /// All slots up to this one are trimmed.
+    pub trimmed: Slot,
+    /// The highest slot that holds an entry.
+    pub last: Slot,
+    /// The membership in force at the slot after the watermark.
+    pub membership: Membership,
+    /// What a leader knows of its peers; empty elsewhere.
+    pub peers: BTreeMap<NodeId, PeerStatus>,
+    /// Commands of this node's users, waiting or in flight.
+    pub pending_commands: usize,
+    /// Their bytes.
+    pub pending_bytes: usize,
+    /// Slots in flight (leader).
+    pub window_entries: usize,
+}
+
+/// A replica's part in its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Follows a leader, or waits for one.
+    #[default]
+    Follower,
+    /// Asks whether its candidacy has a chance.
+    Canvassing,
+    /// Collects promises (phase 1).
+    Candidate,
+    /// Leads (phase 2).
+    Leader,
+}
+
+/// What a leader knows of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The peer has durably accepted everything up to this slot, or knows it chosen.
+    pub matched: Slot,
+    /// Whether it answered a heartbeat within the election timeout.
+    pub alive: bool,
+    /// How long ago the last answered heartbeat was sent, at the time of the status.
+    pub heard_before: Option<Duration>,
+}
+
+/// One replica of one group. See the [module's contract](self).
+#[derive(Debug)]
+pub struct Replica {}
+
+#[allow(
+    unused_variables,
+    clippy::unused_self,
+    clippy::needless_pass_by_ref_mut,
+    reason = "to be filled in"
+)]
+impl Replica {
+    /// A replica as its store remembers it, at this time.
+    pub fn new(config: Config, start: Start, now: Time) -> Self {
+        todo!()
+    }
+
+    /// Takes one input in. Cheap; all effects come out of [`Self::poll`].
+    pub fn step(&mut self, now: Time, input: Input) {
+        todo!()
+    }
+
+    /// The next thing to do, until `None`.
+    pub fn poll(&mut self) -> Option<Output> {
+        todo!()
+    }
+
+    /// When [`Input::Tick`] is due at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        todo!()
+    }
+
+    /// What the replica is now.
+    pub fn status(&self, now: Time) -> Status {
+        todo!()
+    }
+}

@@ -1,0 +1,1 @@
+//! Conformance suites for the plug-in traits, and a seeded simulator of whole clusters.

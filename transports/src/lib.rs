@@ -1,0 +1,1 @@
+//! Transports for the `paxos` crate, each behind a cargo feature.
