@@ -103,6 +103,15 @@ pub enum Message {
         /// The sender's chosen watermark.
         chosen: Slot,
     },
+    /// The watermark has advanced and no `Accept` is there to carry it. Not answered.
+    Chosen {
+        /// The leader's ballot.
+        ballot: Ballot,
+        /// As in [`Message::Accept`].
+        start: Slot,
+        /// The leader's chosen watermark.
+        chosen: Slot,
+    },
     /// "Send me the chosen entries from here on."
     Learn {
         /// The first slot wanted.
@@ -163,6 +172,7 @@ impl Message {
             Self::Accepted { .. } => "accepted",
             Self::Heartbeat { .. } => "heartbeat",
             Self::HeartbeatReply { .. } => "heartbeat_reply",
+            Self::Chosen { .. } => "chosen",
             Self::Learn { .. } => "learn",
             Self::Learned { .. } => "learned",
             Self::Forward { .. } => "forward",

@@ -20,16 +20,47 @@
 //! **Messages**: an output message may be sent at once: what it asserts is durable by the time it exists. Messages may
 //! be lost, repeated, delayed and reordered by the network.
 //!
+//! **Time** is monotonic. A driver that was held up steps what came in meanwhile before it polls, so that a pause is not
+//! taken for silence.
+//!
 //! **Crash**: a replica is made anew from what the store holds, [`Replica::new`].
 
-pub mod batch;
-mod message;
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+mod acceptor;
+pub mod batch;
+mod election;
+mod gate;
+mod learner;
+mod membership;
+mod message;
+mod progress;
+mod proposals;
+mod proposer;
+mod reads;
+mod rng;
+mod window;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    string::String,
+    vec::Vec,
+};
 use core::time::Duration;
 
 use bytes::Bytes;
 
+use self::{
+    acceptor::Following,
+    election::Role,
+    gate::{After, Gate},
+    learner::Learner,
+    membership::Memberships,
+    proposals::Proposals,
+    reads::Reads,
+    rng::Rng,
+    window::Window,
+};
 pub use self::{batch::Command, message::Message};
 use crate::types::{
     Accepted, Ballot, GroupId, HardState, Identity, Incarnation, Membership, NodeId, Slot, StorageId, Time,
@@ -66,6 +97,9 @@ pub struct Config {
     pub max_peer_inflight_bytes: usize,
     /// How many bytes of chosen entries are kept in memory for peers that are a little behind.
     pub max_cache_bytes: usize,
+    /// How long the leader may wait for a message that carries an advanced watermark before it sends it alone. Nodes
+    /// whose users wait for it are told at once.
+    pub max_watermark_delay: Duration,
     /// Whether commands proposed on a node that is not leader are forwarded (or rejected with a hint).
     pub forward: bool,
 }
@@ -86,6 +120,7 @@ impl Default for Config {
             max_message_bytes: 1 << 20,
             max_peer_inflight_bytes: 16 << 20,
             max_cache_bytes: 16 << 20,
+            max_watermark_delay: Duration::from_millis(2),
             forward: true,
         }
     }
@@ -118,7 +153,7 @@ pub struct Start {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PersistId(pub u64);
 
-/// Names a proposal or a read of this node's user; chosen by the driver, unique among those that are open.
+/// Names a proposal or a read of this node's user; chosen by the driver, larger each time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 
@@ -252,7 +287,13 @@ pub enum Alarm {
         /// At which ballot.
         ballot: Ballot,
     },
-    /// A chosen entry cannot be read; its commands were skipped, the same on every replica.
+    /// The store does not hold a slot that it was told to keep. The replica applies nothing from there on; the driver
+    /// should halt it.
+    Missing {
+        /// Where.
+        slot: Slot,
+    },
+    /// A chosen entry cannot be decoded; it is treated as a no-op, the same on every replica.
     Malformed {
         /// Where.
         slot: Slot,
@@ -341,37 +382,328 @@ pub struct PeerStatus {
 
 /// One replica of one group. See the [module's contract](self).
 #[derive(Debug)]
-pub struct Replica {}
+pub struct Replica {
+    config: Config,
+    group: GroupId,
+    identity: Identity,
+    incarnation: Incarnation,
+    rng: Rng,
+    now: Time,
 
-#[allow(
-    unused_variables,
-    clippy::unused_self,
-    clippy::needless_pass_by_ref_mut,
-    reason = "to be filled in"
-)]
+    /// The highest ballot promised; its write may still be under way.
+    promised: Ballot,
+    /// The highest ballot seen anywhere.
+    highest: Ballot,
+    /// Every slot up to this one is chosen, and known to be.
+    chosen: Slot,
+    /// The watermark as last handed to the store, and when.
+    chosen_written: Slot,
+    chosen_written_at: Time,
+    trimmed: Slot,
+    memberships: Memberships,
+    window: Window,
+    gate: Gate,
+
+    role: Role,
+    /// Whom this node follows, itself included.
+    leader: Option<Ballot>,
+    following: Following,
+    acknowledgement_due: bool,
+    heard_at: Time,
+    /// When this node canvasses if it hears of no leader.
+    election_at: Time,
+
+    learner: Learner,
+    proposals: Proposals,
+    reads: Reads,
+    /// Peers that wait for the watermark and should be told at once.
+    told_now: BTreeSet<NodeId>,
+    outputs: VecDeque<Output>,
+}
+
 impl Replica {
-    /// A replica as its store remembers it, at this time.
+    /// A replica as its store remembers it, at this time. It follows nobody yet.
     pub fn new(config: Config, start: Start, now: Time) -> Self {
-        todo!()
+        let Start {
+            group,
+            identity,
+            incarnation,
+            seed,
+            membership,
+            hard_state,
+            trimmed,
+            tail,
+            applied,
+        } = start;
+        let HardState { promised, chosen } = hard_state;
+        assert!(
+            applied <= chosen,
+            "a state machine cannot be ahead of the chosen watermark"
+        );
+        assert!(trimmed <= chosen, "only chosen slots are trimmed");
+        let mut window = Window::new(chosen.next());
+        for (slot, accepted) in tail {
+            window.set(slot, accepted, PersistId(0));
+        }
+        let mut replica = Self {
+            config,
+            group,
+            identity,
+            incarnation,
+            rng: Rng::new(seed),
+            now,
+            promised,
+            highest: promised,
+            chosen,
+            chosen_written: chosen,
+            chosen_written_at: now,
+            trimmed,
+            memberships: Memberships::new(membership),
+            window,
+            gate: Gate::new(),
+            role: Role::Follower,
+            leader: None,
+            following: Following {
+                ballot: Ballot::ZERO,
+                received: chosen,
+                durable: chosen,
+            },
+            acknowledgement_due: false,
+            heard_at: now,
+            election_at: now,
+            learner: Learner::new(applied, chosen),
+            proposals: Proposals::new(),
+            reads: Reads::default(),
+            told_now: BTreeSet::new(),
+            outputs: VecDeque::new(),
+        };
+        replica.postpone_election();
+        replica
     }
 
-    /// Takes one input in. Cheap; all effects come out of [`Self::poll`].
+    /// Takes one input in. Cheap; all effects come out of [`Self::poll`]. A time before an earlier one counts as that.
     pub fn step(&mut self, now: Time, input: Input) {
-        todo!()
+        self.now = self.now.max(now);
+        match input {
+            Input::Tick => {}
+            Input::Message {
+                from,
+                storage,
+                message,
+            } => {
+                if from != self.identity.node && self.memberships.is_member(from, storage) {
+                    self.on_message(from, message);
+                }
+            }
+            Input::Persisted(id) => {
+                self.gate.persisted(id);
+                while let Some(released) = self.gate.released() {
+                    self.release(Some(released));
+                }
+            }
+            Input::Propose { token, command } => self.on_propose(token, command),
+            Input::Read { token } => self.on_read(token),
+            Input::Cancel { token } => self.on_cancel(token),
+            Input::Loaded { from, entries } => self.on_loaded(from, entries),
+            Input::Disconnected(peer) => self.on_disconnected(peer),
+            Input::SendRefused(peer) => {
+                if let Role::Leader(leadership) = &mut self.role {
+                    leadership.pause(peer);
+                }
+            }
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, message: Message) {
+        match message {
+            Message::Canvass { ballot } => self.on_canvass(from, ballot),
+            Message::CanvassReply {
+                ballot,
+                granted,
+                highest,
+            } => {
+                self.on_canvass_reply(from, ballot, granted, highest);
+            }
+            Message::Prepare { ballot, from: first } => self.on_prepare(from, ballot, first),
+            Message::Promise {
+                ballot,
+                chosen,
+                from: first,
+                to,
+                entries,
+            } => {
+                self.on_promise(from, ballot, chosen, (first, to), entries);
+            }
+            Message::Refuse { ballot, promised } => self.on_refuse(ballot, promised),
+            Message::Accept {
+                ballot,
+                start,
+                first,
+                entries,
+                chosen,
+            } => {
+                self.on_accept(from, ballot, start, first, entries, chosen);
+            }
+            Message::Accepted { ballot, upto, chosen } => self.on_accepted(from, ballot, upto, chosen),
+            Message::Heartbeat {
+                ballot,
+                start,
+                chosen,
+                round,
+            } => {
+                self.on_heartbeat(from, ballot, start, chosen, Some(round));
+            }
+            Message::HeartbeatReply {
+                ballot,
+                round,
+                received,
+                accepted,
+                chosen,
+            } => {
+                self.on_heartbeat_reply(from, ballot, round, received, accepted, chosen);
+            }
+            Message::Chosen {
+                ballot,
+                start,
+                chosen,
+            } => self.on_heartbeat(from, ballot, start, chosen, None),
+            Message::Learn { from: first, upto } => self.on_learn(from, first, upto),
+            Message::Learned {
+                from: first,
+                entries,
+                chosen,
+            } => self.on_learned(from, first, entries, chosen),
+            Message::Forward {
+                incarnation,
+                first,
+                commands,
+            } => self.on_forward(from, incarnation, first, commands),
+            Message::Forwarded {
+                incarnation,
+                expected,
+            } => self.on_forwarded(from, incarnation, expected),
+            Message::ReadIndex { token } => self.on_read_index(from, token),
+            Message::ReadIndexReply { token, slot } => self.on_read_index_reply(token, slot),
+        }
     }
 
     /// The next thing to do, until `None`.
     pub fn poll(&mut self) -> Option<Output> {
-        todo!()
+        if self.outputs.is_empty() {
+            self.flush();
+        }
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        let (id, ops, sync) = self.gate.take()?;
+        Some(Output::Persist { id, ops, sync })
     }
 
-    /// When [`Input::Tick`] is due at the latest.
+    /// Turns what was stepped into outputs: once for all inputs of a round, so that they share entries, messages and
+    /// writes.
+    fn flush(&mut self) {
+        self.on_time();
+        self.propose_waiting();
+        self.replicate();
+        self.forward_waiting();
+        self.flush_acknowledgement();
+        self.learn_and_apply();
+        self.serve_reads();
+        self.tell_watermark();
+        self.write_watermark();
+    }
+
+    /// The watermark is written now and then, so that a restart finds most of the log chosen: with whatever else is
+    /// written, or alone when nothing is.
+    fn write_watermark(&mut self) {
+        let due = self.now.since(self.chosen_written_at) >= self.config.heartbeat_interval;
+        if self.chosen > self.chosen_written && due && (self.gate.has_ops() || self.gate.is_idle()) {
+            self.chosen_written = self.chosen;
+            self.chosen_written_at = self.now;
+            let state = self.hard_state();
+            self.gate.write_lazily(WriteOp::HardState {
+                group: self.group,
+                state,
+            });
+        }
+    }
+
+    /// What the gate let pass.
+    fn release(&mut self, released: Option<After>) {
+        match released {
+            None => {}
+            Some(After::Send { to, message }) => self.send_all(to, message),
+            Some(After::Accepted { ballot, upto }) => self.on_accepted_durable(ballot, upto),
+            Some(After::OwnPromise { ballot }) => self.on_own_promise(ballot),
+        }
+    }
+
+    fn send(&mut self, to: NodeId, message: Message) {
+        self.send_all(alloc::vec![to], message);
+    }
+
+    fn send_all(&mut self, to: Vec<NodeId>, message: Message) {
+        if !to.is_empty() {
+            self.outputs.push_back(Output::Send { to, message });
+        }
+    }
+
+    /// When [`Input::Tick`] is due at the latest. Valid after `poll` has returned `None`, until the next `step`.
     pub fn deadline(&self) -> Option<Time> {
-        todo!()
+        let tell_at = match &self.role {
+            Role::Leader(leadership) => leadership.tell_at,
+            _ => None,
+        };
+        [
+            Some(self.election_deadline()),
+            tell_at,
+            self.learner_deadline(),
+            self.forward_deadline(),
+            self.reads_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// What the replica is now.
     pub fn status(&self, now: Time) -> Status {
-        todo!()
+        let (peers, window_entries) = match &self.role {
+            Role::Leader(leadership) => {
+                let peers = leadership.peers.iter().map(|(node, peer)| {
+                    let heard_before = peer.heard.then(|| now.since(peer.contact));
+                    let alive = heard_before.is_some_and(|before| before < self.config.election_timeout);
+                    let matched = peer.matched.max(peer.unclaimed);
+                    (
+                        *node,
+                        PeerStatus {
+                            matched,
+                            alive,
+                            heard_before,
+                        },
+                    )
+                });
+                (
+                    peers.collect(),
+                    leadership.next.previous().since(self.chosen) as usize,
+                )
+            }
+            _ => (BTreeMap::new(), 0),
+        };
+        Status {
+            group: self.group,
+            phase: self.phase(),
+            leader: self.leader,
+            promised: self.promised,
+            chosen: self.chosen,
+            applied: self.learner.applied,
+            trimmed: self.trimmed,
+            last: self.window.last().max(self.chosen),
+            membership: self.memberships.current().clone(),
+            peers,
+            pending_commands: self.proposals.count(),
+            pending_bytes: self.proposals.bytes(),
+            window_entries,
+        }
     }
 }

@@ -1,0 +1,240 @@
+//! The acceptor: what it promises, what it accepts, and what it tells the leader about it.
+
+use alloc::{vec, vec::Vec};
+use core::mem;
+
+use super::{Alarm, Message, Output, Replica, gate::After};
+use crate::types::{Accepted, Ballot, Entry, HardState, NodeId, Slot, WriteOp};
+
+/// How far this node has followed one leader.
+///
+/// A cursor such as `received` means: every slot from the leader's `start` (or this node's watermark, if that is
+/// higher) up to the cursor has been accepted at `ballot`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Following {
+    pub(super) ballot: Ballot,
+    pub(super) received: Slot,
+    pub(super) durable: Slot,
+}
+
+impl Replica {
+    /// The highest ballot that this node will still act on: below it everything is refused.
+    pub(super) fn floor(&self) -> Ballot {
+        self.promised.max(self.leader.unwrap_or(Ballot::ZERO))
+    }
+
+    pub(super) fn hard_state(&self) -> HardState {
+        HardState {
+            promised: self.promised,
+            chosen: self.chosen,
+        }
+    }
+
+    /// Promises `ballot`, durably. The caller has checked that it is not below the present promise.
+    pub(super) fn promise(&mut self, ballot: Ballot) {
+        assert!(ballot >= self.promised, "a promise never goes down");
+        self.promised = ballot;
+        self.note_ballot(ballot);
+        self.write_hard_state();
+    }
+
+    pub(super) fn write_hard_state(&mut self) {
+        let state = self.hard_state();
+        self.chosen_written = self.chosen;
+        self.gate.write(WriteOp::HardState {
+            group: self.group,
+            state,
+        });
+    }
+
+    /// Accepts an entry, durably. The caller has checked ballot and slot.
+    pub(super) fn accept(&mut self, slot: Slot, ballot: Ballot, entry: Entry) {
+        let op = WriteOp::Accept {
+            group: self.group,
+            slot,
+            ballot,
+            entry: entry.clone(),
+        };
+        let persist = self.gate.write(op);
+        self.window.set(slot, Accepted { ballot, entry }, persist);
+    }
+
+    pub(super) fn on_prepare(&mut self, from: NodeId, ballot: Ballot, first: Slot) {
+        if ballot.node != from {
+            return;
+        }
+        if ballot < self.floor() {
+            return self.refuse(from, ballot);
+        }
+        if ballot > self.promised {
+            self.promise(ballot);
+            self.become_follower(None);
+        }
+        self.postpone_election();
+        self.report(from, ballot, first);
+    }
+
+    /// Answers a `Prepare`: all that was accepted above the watermark, in chunks.
+    fn report(&mut self, to: NodeId, ballot: Ballot, first: Slot) {
+        let mut chunk_from = first;
+        let mut entries = vec![];
+        let mut bytes = 0;
+        let mut chunks = vec![];
+        for (slot, accepted) in self.window.from(first.max(self.chosen.next())) {
+            let size = accepted.entry.size();
+            if !entries.is_empty() && bytes + size > self.config.max_message_bytes {
+                chunks.push((chunk_from, slot.previous(), mem::take(&mut entries)));
+                chunk_from = slot;
+                bytes = 0;
+            }
+            bytes += size;
+            entries.push((slot, accepted.clone()));
+        }
+        chunks.push((chunk_from, Slot::MAX, entries));
+        for (from, upto, entries) in chunks {
+            let message = Message::Promise {
+                ballot,
+                chosen: self.chosen,
+                from,
+                to: upto,
+                entries,
+            };
+            self.send_when_durable(to, message);
+        }
+    }
+
+    pub(super) fn send_when_durable(&mut self, to: NodeId, message: Message) {
+        let released = self.gate.after(After::Send {
+            to: vec![to],
+            message,
+        });
+        self.release(released);
+    }
+
+    pub(super) fn refuse(&mut self, to: NodeId, ballot: Ballot) {
+        let promised = self.floor();
+        self.send(to, Message::Refuse { ballot, promised });
+    }
+
+    pub(super) fn on_accept(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        start: Slot,
+        first: Slot,
+        entries: Vec<Entry>,
+        chosen: Slot,
+    ) {
+        if ballot.node != from {
+            return;
+        }
+        if ballot < self.floor() {
+            return self.refuse(from, ballot);
+        }
+        if ballot > self.promised {
+            self.promise(ballot);
+        }
+        self.follow(ballot, start);
+        let limit = self.acceptable();
+        for (slot, entry) in (first.0..).map(Slot).zip(entries) {
+            if slot > limit {
+                break;
+            }
+            if slot <= self.chosen {
+                continue;
+            }
+            match self.window.get(slot) {
+                Some(held) if held.ballot == ballot => {
+                    if held.entry != entry {
+                        self.outputs
+                            .push_back(Output::Alarm(Alarm::TwoValues { slot, ballot }));
+                        return;
+                    }
+                }
+                _ => self.accept(slot, ballot, entry),
+            }
+        }
+        self.advance_received();
+        self.note_leader_watermark(from, ballot, chosen);
+        self.acknowledge();
+    }
+
+    /// The last slot for which this node accepts entries now: memory is bounded by it.
+    fn acceptable(&self) -> Slot {
+        self.chosen.plus(2 * self.config.max_window_entries as u64)
+    }
+
+    /// `ballot` is a live leader's, and not too low.
+    pub(super) fn follow(&mut self, ballot: Ballot, start: Slot) {
+        self.note_ballot(ballot);
+        self.become_follower(Some(ballot));
+        self.heard_at = self.now;
+        self.postpone_election();
+        if self.following.ballot != ballot {
+            let upto = start.previous().max(self.chosen);
+            self.following = Following {
+                ballot,
+                received: upto,
+                durable: upto,
+            };
+            self.advance_received();
+        }
+    }
+
+    pub(super) fn advance_received(&mut self) {
+        let Following { ballot, received, .. } = self.following;
+        let mut upto = received.max(self.chosen);
+        while self
+            .window
+            .get(upto.next())
+            .is_some_and(|held| held.ballot == ballot)
+        {
+            upto = upto.next();
+        }
+        self.following.received = upto;
+    }
+
+    /// Says, once it is durable, what has been accepted of the present leader.
+    pub(super) fn acknowledge(&mut self) {
+        let Following {
+            ballot,
+            received: upto,
+            ..
+        } = self.following;
+        let released = self.gate.after(After::Accepted { ballot, upto });
+        self.release(released);
+    }
+
+    /// What `After::Accepted` held back is durable now.
+    pub(super) fn on_accepted_durable(&mut self, ballot: Ballot, upto: Slot) {
+        if self.following.ballot != ballot {
+            return;
+        }
+        self.following.durable = self.following.durable.max(upto);
+        self.acknowledgement_due = true;
+    }
+
+    /// One message, or one count of the own vote, for all that became durable in this round.
+    pub(super) fn flush_acknowledgement(&mut self) {
+        if !mem::take(&mut self.acknowledgement_due) {
+            return;
+        }
+        let Following {
+            ballot,
+            durable: upto,
+            ..
+        } = self.following;
+        if ballot.node == self.identity.node {
+            self.count_own_vote(ballot, upto);
+        } else if ballot >= self.floor() {
+            self.send(
+                ballot.node,
+                Message::Accepted {
+                    ballot,
+                    upto,
+                    chosen: self.chosen,
+                },
+            );
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Leadership: failure detection, canvass (pre-vote), candidacy, step-down.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+
+use super::{Message, Output, Phase, Replica, gate::After, proposer::Leadership};
+use crate::types::{Accepted, Ballot, NodeId, Role as MemberRole, Slot, Time};
+
+/// The replica's part in its group, with what belongs to that part only.
+#[derive(Debug)]
+pub(super) enum Role {
+    Follower,
+    Canvassing(Canvass),
+    Candidate(Candidacy),
+    Leader(Leadership),
+}
+
+/// A question to all voters whether a candidacy has a chance.
+#[derive(Debug)]
+pub(super) struct Canvass {
+    ballot: Ballot,
+    granted: BTreeSet<NodeId>,
+}
+
+/// Phase 1.
+#[derive(Debug)]
+pub(super) struct Candidacy {
+    pub(super) ballot: Ballot,
+    /// What each voter has reported so far, this node included once its own promise is durable.
+    pub(super) reports: BTreeMap<NodeId, Report>,
+    /// For each slot the entry of the highest ballot reported.
+    pub(super) found: BTreeMap<Slot, Accepted>,
+    ask_again_at: Time,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Report {
+    /// Everything up to this slot has been reported; [`Slot::MAX`] when all has.
+    pub(super) covered: Slot,
+    /// The reporter's watermark.
+    pub(super) chosen: Slot,
+}
+
+impl Replica {
+    pub(super) fn phase(&self) -> Phase {
+        match self.role {
+            Role::Follower => Phase::Follower,
+            Role::Canvassing(_) => Phase::Canvassing,
+            Role::Candidate(_) => Phase::Candidate,
+            Role::Leader(_) => Phase::Leader,
+        }
+    }
+
+    pub(super) const fn is_leader(&self) -> bool {
+        matches!(self.role, Role::Leader(_))
+    }
+
+    fn is_voter(&self) -> bool {
+        self.memberships
+            .current()
+            .member(self.identity.node)
+            .is_some_and(|member| member.role == MemberRole::Voter)
+    }
+
+    pub(super) fn other_members(&self) -> Vec<NodeId> {
+        let own = self.identity.node;
+        self.memberships
+            .current()
+            .members
+            .iter()
+            .map(|member| member.node)
+            .filter(|node| *node != own)
+            .collect()
+    }
+
+    fn other_voters(&self) -> Vec<NodeId> {
+        let own = self.identity.node;
+        self.memberships
+            .current()
+            .voters()
+            .filter(|node| *node != own)
+            .collect()
+    }
+
+    /// Remembers the highest ballot seen, so that the next own one is above it.
+    pub(super) fn note_ballot(&mut self, ballot: Ballot) {
+        self.highest = self.highest.max(ballot);
+    }
+
+    fn next_ballot(&self) -> Ballot {
+        Ballot {
+            round: self.highest.max(self.promised).round.saturating_add(1),
+            node: self.identity.node,
+        }
+    }
+
+    /// Gives the present leader, or a candidate that asks, time.
+    pub(super) fn postpone_election(&mut self) {
+        let timeout = self.config.election_timeout;
+        self.election_at = self.now.plus(timeout + self.rng.up_to(timeout));
+    }
+
+    /// Canvasses soon, with a little randomness against duels.
+    fn hasten_election(&mut self) {
+        self.election_at = self.now.plus(self.rng.up_to(self.config.heartbeat_interval / 2));
+    }
+
+    pub(super) fn set_leader(&mut self, leader: Option<Ballot>) {
+        if self.leader != leader {
+            self.leader = leader;
+            self.outputs.push_back(Output::Leader(leader));
+            self.rewind_forwards();
+            self.ask_reads_again();
+        }
+    }
+
+    /// Ends any own candidacy or leadership.
+    pub(super) fn become_follower(&mut self, leader: Option<Ballot>) {
+        if let Role::Leader(leadership) = core::mem::replace(&mut self.role, Role::Follower) {
+            self.give_up_reads(leadership);
+        }
+        self.set_leader(leader);
+    }
+
+    fn step_down(&mut self) {
+        self.become_follower(None);
+        self.postpone_election();
+    }
+
+    /// Whether a leader has been heard so recently that nobody should try to replace it.
+    fn hears_leader(&self) -> bool {
+        match &self.role {
+            Role::Leader(_) => true,
+            _ => self.leader.is_some() && self.now.since(self.heard_at) < self.config.election_timeout,
+        }
+    }
+
+    /// All that is due by the clock.
+    pub(super) fn on_time(&mut self) {
+        match &self.role {
+            Role::Leader(leadership) => {
+                let contact =
+                    leadership.quorum_contact(self.memberships.current(), self.identity.node, self.now);
+                if self.now.since(contact) >= self.config.election_timeout {
+                    return self.step_down();
+                }
+                if self.now >= leadership.heartbeat_at {
+                    self.heartbeat();
+                }
+            }
+            _ if self.now >= self.election_at => self.canvass(),
+            Role::Candidate(candidacy) if self.now >= candidacy.ask_again_at => self.ask_for_promises(),
+            _ => {}
+        }
+    }
+
+    fn canvass(&mut self) {
+        self.postpone_election();
+        self.become_follower(None);
+        if !self.is_voter() {
+            return;
+        }
+        let ballot = self.next_ballot();
+        self.role = Role::Canvassing(Canvass {
+            ballot,
+            granted: BTreeSet::from([self.identity.node]),
+        });
+        let voters = self.other_voters();
+        self.send_all(voters, Message::Canvass { ballot });
+        self.finish_canvass();
+    }
+
+    pub(super) fn on_canvass(&mut self, from: NodeId, ballot: Ballot) {
+        let granted = !self.hears_leader() && ballot > self.floor();
+        let highest = self.highest.max(self.promised);
+        self.send(
+            from,
+            Message::CanvassReply {
+                ballot,
+                granted,
+                highest,
+            },
+        );
+    }
+
+    pub(super) fn on_canvass_reply(&mut self, from: NodeId, ballot: Ballot, granted: bool, highest: Ballot) {
+        self.note_ballot(highest);
+        if let Role::Canvassing(canvass) = &mut self.role
+            && canvass.ballot == ballot
+            && granted
+        {
+            canvass.granted.insert(from);
+            self.finish_canvass();
+        }
+    }
+
+    fn finish_canvass(&mut self) {
+        if let Role::Canvassing(canvass) = &self.role
+            && self.memberships.current().is_quorum(&canvass.granted)
+        {
+            self.stand();
+        }
+    }
+
+    /// Begins phase 1 at a new ballot.
+    fn stand(&mut self) {
+        self.postpone_election();
+        let ballot = self.next_ballot();
+        self.promise(ballot);
+        self.role = Role::Candidate(Candidacy {
+            ballot,
+            reports: BTreeMap::new(),
+            found: BTreeMap::new(),
+            ask_again_at: self.now.plus(self.config.heartbeat_interval * 2),
+        });
+        let from = self.chosen.next();
+        for voter in self.other_voters() {
+            self.send_when_durable(voter, Message::Prepare { ballot, from });
+        }
+        let released = self.gate.after(After::OwnPromise { ballot });
+        self.release(released);
+    }
+
+    /// This node's own promise is durable: it reports to itself.
+    pub(super) fn on_own_promise(&mut self, ballot: Ballot) {
+        if let Role::Candidate(candidacy) = &mut self.role
+            && candidacy.ballot == ballot
+        {
+            let report = Report {
+                covered: Slot::MAX,
+                chosen: self.chosen,
+            };
+            candidacy.reports.insert(self.identity.node, report);
+            self.finish_candidacy();
+        }
+    }
+
+    /// Some promises, or chunks of them, did not come: asks for what is missing.
+    fn ask_for_promises(&mut self) {
+        let voters = self.other_voters();
+        let Role::Candidate(candidacy) = &mut self.role else {
+            return;
+        };
+        candidacy.ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
+        let ballot = candidacy.ballot;
+        let missing: Vec<(NodeId, Slot)> = voters
+            .into_iter()
+            .filter_map(|voter| match candidacy.reports.get(&voter) {
+                None => Some((voter, self.chosen.next())),
+                Some(report) if report.covered < Slot::MAX => Some((voter, report.covered.next())),
+                Some(_) => None,
+            })
+            .collect();
+        for (voter, from) in missing {
+            self.send_when_durable(voter, Message::Prepare { ballot, from });
+        }
+    }
+
+    pub(super) fn on_promise(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        chosen: Slot,
+        chunk: (Slot, Slot),
+        entries: Vec<(Slot, Accepted)>,
+    ) {
+        let own_chosen = self.chosen;
+        let Role::Candidate(candidacy) = &mut self.role else {
+            return;
+        };
+        if candidacy.ballot != ballot {
+            return;
+        }
+        let (first, last) = chunk;
+        let report = candidacy.reports.entry(from).or_insert(Report {
+            covered: own_chosen,
+            chosen,
+        });
+        report.chosen = report.chosen.max(chosen);
+        if first > report.covered.next() {
+            return;
+        }
+        report.covered = report.covered.max(last);
+        for (slot, accepted) in entries {
+            if slot < first || slot > last {
+                continue;
+            }
+            match candidacy.found.get(&slot) {
+                Some(known) if known.ballot >= accepted.ballot => {}
+                _ => {
+                    candidacy.found.insert(slot, accepted);
+                }
+            }
+        }
+        self.note_watermark(from, chosen);
+        self.finish_candidacy();
+    }
+
+    /// Becomes leader once a quorum has reported everything and all that any of them knows chosen is known here.
+    pub(super) fn finish_candidacy(&mut self) {
+        let Role::Candidate(candidacy) = &self.role else {
+            return;
+        };
+        let done = || {
+            candidacy
+                .reports
+                .iter()
+                .filter(|(_, report)| report.covered == Slot::MAX)
+        };
+        let promised: BTreeSet<NodeId> = done().map(|(node, _)| *node).collect();
+        let inherited = done()
+            .map(|(_, report)| report.chosen)
+            .max()
+            .unwrap_or(Slot::ZERO);
+        if !self.memberships.at(self.chosen.next()).is_quorum(&promised) || self.chosen < inherited {
+            return;
+        }
+        let Role::Candidate(candidacy) = core::mem::replace(&mut self.role, Role::Follower) else {
+            unreachable!("the role was matched above")
+        };
+        self.lead(candidacy);
+    }
+
+    pub(super) fn on_refuse(&mut self, ballot: Ballot, promised: Ballot) {
+        self.note_ballot(promised);
+        if promised <= ballot {
+            return;
+        }
+        let own = match &self.role {
+            Role::Candidate(candidacy) => candidacy.ballot,
+            Role::Leader(leadership) => leadership.ballot,
+            Role::Follower | Role::Canvassing(_) => return,
+        };
+        if own == ballot {
+            self.step_down();
+        }
+    }
+
+    /// The connection to a peer broke. If it leads, it may be dead: ask the others at once.
+    pub(super) fn on_disconnected(&mut self, peer: NodeId) {
+        if let Role::Leader(leadership) = &mut self.role {
+            leadership.pause(peer);
+        } else if self.leader.is_some_and(|ballot| ballot.node == peer) {
+            self.become_follower(None);
+            self.hasten_election();
+        }
+    }
+
+    pub(super) fn election_deadline(&self) -> Time {
+        match &self.role {
+            Role::Leader(leadership) => leadership.heartbeat_at,
+            Role::Candidate(candidacy) => candidacy.ask_again_at.min(self.election_at),
+            Role::Follower | Role::Canvassing(_) => self.election_at,
+        }
+    }
+}

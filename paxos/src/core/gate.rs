@@ -1,0 +1,116 @@
+//! The durability gate: what asserts a durable fact waits here until its write is durable.
+
+use alloc::{collections::VecDeque, vec::Vec};
+
+use super::{Message, PersistId};
+use crate::types::{Ballot, NodeId, Slot, WriteOp};
+
+/// What becomes true, or may be said, once a write is durable.
+#[derive(Debug)]
+pub(super) enum After {
+    /// This message may be sent.
+    Send { to: Vec<NodeId>, message: Message },
+    /// This node has accepted at `ballot` all slots up to `upto` (as [`Message::Accepted`] words it).
+    Accepted { ballot: Ballot, upto: Slot },
+    /// This node has promised itself as candidate.
+    OwnPromise { ballot: Ballot },
+}
+
+/// Collects the changes of one round into one write, and holds back what depends on writes.
+#[derive(Debug)]
+pub(super) struct Gate {
+    ops: Vec<WriteOp>,
+    sync: bool,
+    /// The number that the collected changes will get.
+    building: PersistId,
+    durable: PersistId,
+    held: VecDeque<(PersistId, After)>,
+}
+
+impl Gate {
+    pub(super) const fn new() -> Self {
+        Self {
+            ops: Vec::new(),
+            sync: false,
+            building: PersistId(1),
+            durable: PersistId(0),
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Adds a change to the write of this round; returns the number of that write.
+    pub(super) fn write(&mut self, op: WriteOp) -> PersistId {
+        self.sync = true;
+        self.ops.push(op);
+        self.building
+    }
+
+    /// Adds a change that nothing waits for: it rides along with the next write, or goes unsynced.
+    pub(super) fn write_lazily(&mut self, op: WriteOp) {
+        self.ops.push(op);
+    }
+
+    /// Holds `what` back until everything written so far is durable. Returns it if that is so already.
+    pub(super) fn after(&mut self, what: After) -> Option<After> {
+        let last = self.last();
+        if last <= self.durable {
+            return Some(what);
+        }
+        self.held.push_back((last, what));
+        None
+    }
+
+    /// The last write that has changes in it.
+    const fn last(&self) -> PersistId {
+        if self.ops.is_empty() {
+            PersistId(self.building.0 - 1)
+        } else {
+            self.building
+        }
+    }
+
+    pub(super) const fn durable(&self) -> PersistId {
+        self.durable
+    }
+
+    /// Whether nothing is collected and nothing is on its way to the disk.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.last().0 <= self.durable.0
+    }
+
+    pub(super) const fn has_ops(&self) -> bool {
+        !self.ops.is_empty()
+    }
+
+    /// The write of this round, if there is anything to write.
+    pub(super) fn take(&mut self) -> Option<(PersistId, Vec<WriteOp>, bool)> {
+        if self.ops.is_empty() {
+            return None;
+        }
+        let id = self.building;
+        self.building = PersistId(id.0 + 1);
+        Some((
+            id,
+            core::mem::take(&mut self.ops),
+            core::mem::take(&mut self.sync),
+        ))
+    }
+
+    /// This write and all before it are durable.
+    pub(super) fn persisted(&mut self, id: PersistId) {
+        assert!(
+            id < self.building,
+            "only writes that were handed out can be durable"
+        );
+        self.durable = self.durable.max(id);
+    }
+
+    /// The next thing that waits no longer.
+    pub(super) fn released(&mut self) -> Option<After> {
+        let (id, _) = self.held.front()?;
+        if *id > self.durable {
+            return None;
+        }
+        self.held.pop_front().map(|(_, what)| what)
+    }
+}

@@ -1,0 +1,158 @@
+//! What a leader knows of each peer, and how much it sends to it: flow control.
+
+use alloc::collections::VecDeque;
+
+use crate::types::{Slot, Time};
+
+/// How many heartbeats are remembered for telling what was lost before them.
+const MAX_PROBES: usize = 16;
+
+/// One peer as the leader sees it.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// The peer has durably accepted everything from the leader's start up to here at the leader's ballot...
+    pub(super) matched: Slot,
+    /// ...except that it claims nothing of the slots up to here, which it knew chosen.
+    pub(super) unclaimed: Slot,
+    /// The next slot to send.
+    pub(super) next: Slot,
+    /// Nothing is sent until the peer answers a heartbeat: the transport refused, or the connection broke.
+    paused: bool,
+    /// What is on the way: the last slot and the bytes of each message.
+    in_flight: VecDeque<(Slot, usize)>,
+    in_flight_bytes: usize,
+    /// Heartbeats that were sent, each with `next` at that time.
+    probes: VecDeque<(u64, Slot)>,
+    /// The highest heartbeat round answered.
+    pub(super) answered: u64,
+    /// When the last heartbeat that was answered was sent.
+    pub(super) contact: Time,
+    /// Whether any heartbeat was answered.
+    pub(super) heard: bool,
+    /// The highest watermark that was sent.
+    pub(super) told: Slot,
+}
+
+impl Progress {
+    /// A peer of a leader that begins at `start` now: optimistic, it is sent everything at once.
+    pub(super) const fn new(start: Slot, now: Time) -> Self {
+        Self {
+            matched: Slot::ZERO,
+            unclaimed: Slot::ZERO,
+            next: start,
+            paused: false,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            probes: VecDeque::new(),
+            answered: 0,
+            contact: now,
+            heard: false,
+            told: Slot::ZERO,
+        }
+    }
+
+    /// Whether the peer has a vote at the leader's ballot for `slot`.
+    pub(super) fn voted(&self, slot: Slot) -> bool {
+        self.unclaimed < slot && slot <= self.matched
+    }
+
+    /// Whether more may be sent.
+    pub(super) const fn may_send(&self, max_in_flight_bytes: usize) -> bool {
+        !self.paused && self.in_flight_bytes < max_in_flight_bytes
+    }
+
+    /// An `Accept` for the slots up to `upto` was sent.
+    pub(super) fn sent(&mut self, upto: Slot, bytes: usize) {
+        self.next = upto.next();
+        self.in_flight.push_back((upto, bytes));
+        self.in_flight_bytes += bytes;
+    }
+
+    pub(super) fn probe(&mut self, round: u64) {
+        if self.probes.len() == MAX_PROBES {
+            self.probes.pop_front();
+        }
+        self.probes.push_back((round, self.next));
+    }
+
+    /// Sends nothing more until the peer has said what it has.
+    pub(super) const fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// The peer's cumulative acknowledgement.
+    pub(super) fn acknowledged(&mut self, upto: Slot, chosen: Slot) {
+        self.matched = self.matched.max(upto);
+        self.unclaimed = self.unclaimed.max(chosen);
+        self.next = self.next.max(upto.next()).max(chosen.next());
+        let done = upto.max(chosen);
+        while let Some((last, bytes)) = self.in_flight.front().copied()
+            && last <= done
+        {
+            self.in_flight.pop_front();
+            self.in_flight_bytes -= bytes;
+        }
+    }
+
+    /// The peer answered a heartbeat: everything up to `received` has arrived there; what was sent before that
+    /// heartbeat and has not arrived is lost, and is sent again.
+    pub(super) fn heartbeat_answered(&mut self, round: u64, received: Slot) {
+        let sent_before = self
+            .probes
+            .iter()
+            .find(|(probe, _)| *probe == round)
+            .map(|(_, next)| *next);
+        while self.probes.front().is_some_and(|(probe, _)| *probe <= round) {
+            self.probes.pop_front();
+        }
+        let lost = sent_before.is_some_and(|next| received.next() < next);
+        if self.paused || lost {
+            self.paused = false;
+            self.next = received.next();
+            self.in_flight.clear();
+            self.in_flight_bytes = 0;
+            self.probes.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_sent_before_the_heartbeat_counts_as_lost() {
+        let mut peer = Progress::new(Slot(1), Time::default());
+        peer.sent(Slot(3), 10);
+        peer.probe(1);
+        peer.sent(Slot(5), 10);
+        peer.heartbeat_answered(1, Slot(3));
+        assert_eq!(peer.next, Slot(6), "4 and 5 may still be on the way");
+        peer.probe(2);
+        peer.heartbeat_answered(2, Slot(4));
+        assert_eq!(
+            peer.next,
+            Slot(5),
+            "5 was sent before heartbeat 2 and did not arrive"
+        );
+    }
+
+    #[test]
+    fn a_paused_peer_is_sent_nothing_until_it_answers() {
+        let mut peer = Progress::new(Slot(1), Time::default());
+        peer.sent(Slot(9), 10);
+        peer.pause();
+        assert!(!peer.may_send(100));
+        peer.probe(7);
+        peer.heartbeat_answered(7, Slot(2));
+        assert!(peer.may_send(1));
+        assert_eq!(peer.next, Slot(3));
+    }
+
+    #[test]
+    fn slots_that_a_peer_knew_chosen_are_no_votes() {
+        let mut peer = Progress::new(Slot(1), Time::default());
+        peer.acknowledged(Slot(9), Slot(4));
+        assert!(!peer.voted(Slot(4)) && peer.voted(Slot(5)) && peer.voted(Slot(9)) && !peer.voted(Slot(10)));
+    }
+}

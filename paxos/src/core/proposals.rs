@@ -1,0 +1,252 @@
+//! Commands of this node's users: their order, their numbers, and their way to the leader.
+
+use alloc::{collections::VecDeque, vec::Vec};
+
+use bytes::Bytes;
+
+use super::{Command, Message, Output, Rejection, Replica, Token};
+use crate::types::{Incarnation, NodeId, ProposalId, Time};
+
+#[derive(Debug)]
+struct Pending {
+    token: Token,
+    command: Bytes,
+    /// The user waits no longer.
+    cancelled: bool,
+}
+
+/// All pending commands, oldest first: those that have a number may be on their way, those that wait have none.
+#[derive(Debug)]
+pub(super) struct Proposals {
+    numbered: VecDeque<Pending>,
+    waiting: VecDeque<Pending>,
+    /// The sequence number of the first of `numbered`: the next one to be applied.
+    first: u64,
+    /// The next one that this node, as leader, puts into an entry.
+    propose_next: u64,
+    /// The next one to forward to the present leader.
+    forward_next: u64,
+    /// The present leader has all below.
+    forward_acked: u64,
+    forward_again_at: Time,
+    bytes: usize,
+}
+
+impl Proposals {
+    pub(super) fn new() -> Self {
+        Self {
+            numbered: VecDeque::new(),
+            waiting: VecDeque::new(),
+            first: 1,
+            propose_next: 1,
+            forward_next: 1,
+            forward_acked: 1,
+            forward_again_at: Time::default(),
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.numbered.len() + self.waiting.len()
+    }
+
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The number that the next waiting command will get.
+    fn end(&self) -> u64 {
+        self.first + self.numbered.len() as u64
+    }
+
+    fn numbered(&self, sequence: u64) -> Option<&Pending> {
+        let index = sequence.checked_sub(self.first)?;
+        self.numbered.get(usize::try_from(index).ok()?)
+    }
+
+    fn drop_cancelled(&mut self) {
+        while self.waiting.front().is_some_and(|pending| pending.cancelled) {
+            if let Some(pending) = self.waiting.pop_front() {
+                self.bytes -= pending.command.len();
+            }
+        }
+    }
+
+    /// Gives the next waiting command its number.
+    fn number_next(&mut self) {
+        self.drop_cancelled();
+        if let Some(pending) = self.waiting.pop_front() {
+            self.numbered.push_back(pending);
+        }
+    }
+
+    /// The log holds, or will hold, all own commands below `next`: a new leadership proposes from there.
+    pub(super) fn propose_from(&mut self, next: u64) {
+        self.propose_next = next.max(self.first);
+    }
+
+    pub(super) fn has_unproposed(&self) -> bool {
+        self.propose_next < self.end() || !self.waiting.is_empty()
+    }
+
+    /// The next command that this node, as leader, must put into an entry.
+    pub(super) fn peek_unproposed(&mut self, node: NodeId, incarnation: Incarnation) -> Option<Command> {
+        self.drop_cancelled();
+        let sequence = self.propose_next;
+        let pending = self.numbered(sequence).or_else(|| self.waiting.front())?;
+        Some(Command {
+            id: ProposalId {
+                node,
+                incarnation,
+                sequence,
+            },
+            payload: pending.command.clone(),
+        })
+    }
+
+    /// The command that was peeked is in an entry now.
+    pub(super) fn proposed(&mut self) {
+        if self.propose_next == self.end() {
+            self.number_next();
+        }
+        self.propose_next += 1;
+    }
+
+    /// The own command with this number is applied: it is the oldest one.
+    pub(super) fn applied(&mut self, sequence: u64) -> Option<Token> {
+        if sequence != self.first {
+            return None;
+        }
+        let pending = self.numbered.pop_front()?;
+        self.first += 1;
+        self.bytes -= pending.command.len();
+        self.propose_next = self.propose_next.max(self.first);
+        self.forward_next = self.forward_next.max(self.first);
+        self.forward_acked = self.forward_acked.max(self.first);
+        (!pending.cancelled).then_some(pending.token)
+    }
+}
+
+impl Replica {
+    pub(super) fn on_propose(&mut self, token: Token, command: Bytes) {
+        let reason = if command.len() > self.config.max_command_bytes {
+            Rejection::TooLarge
+        } else if !self.config.forward && !self.is_leader() {
+            Rejection::NotLeader {
+                leader: self.leader.map(|ballot| ballot.node),
+            }
+        } else if self.proposals.count() >= self.config.max_pending_commands
+            || self.proposals.bytes + command.len() > self.config.max_pending_bytes
+        {
+            Rejection::Overloaded
+        } else {
+            self.proposals.bytes += command.len();
+            self.proposals.waiting.push_back(Pending {
+                token,
+                command,
+                cancelled: false,
+            });
+            return;
+        };
+        self.outputs.push_back(Output::Rejected { token, reason });
+    }
+
+    pub(super) fn on_cancel(&mut self, token: Token) {
+        let cancel = |pending: &mut VecDeque<Pending>| {
+            let index = pending
+                .binary_search_by_key(&token, |pending| pending.token)
+                .ok()?;
+            let found = pending.get_mut(index).filter(|pending| !pending.cancelled)?;
+            found.cancelled = true;
+            Some(())
+        };
+        if cancel(&mut self.proposals.waiting).is_some() {
+            self.proposals.drop_cancelled();
+            self.outputs.push_back(Output::Rejected {
+                token,
+                reason: Rejection::Expired,
+            });
+        } else if cancel(&mut self.proposals.numbered).is_some() {
+            self.outputs.push_back(Output::Unknown { token });
+        } else {
+            self.cancel_read(token);
+        }
+    }
+
+    /// A new leader knows nothing of what the old one was sent.
+    pub(super) fn rewind_forwards(&mut self) {
+        let proposals = &mut self.proposals;
+        proposals.forward_next = proposals.first;
+        proposals.forward_acked = proposals.first;
+    }
+
+    /// Sends the leader what it has not been sent, and again what it does not acknowledge.
+    pub(super) fn forward_waiting(&mut self) {
+        let Some(leader) = self
+            .leader
+            .map(|ballot| ballot.node)
+            .filter(|leader| *leader != self.identity.node)
+        else {
+            return;
+        };
+        let again_at = self.now.plus(self.config.heartbeat_interval * 2);
+        let proposals = &mut self.proposals;
+        if proposals.forward_next > proposals.forward_acked && self.now >= proposals.forward_again_at {
+            proposals.forward_next = proposals.forward_acked;
+        }
+        loop {
+            let proposals = &mut self.proposals;
+            let first = proposals.forward_next;
+            let mut commands = Vec::new();
+            let mut bytes = 0;
+            loop {
+                if proposals.forward_next == proposals.end() {
+                    proposals.number_next();
+                }
+                let Some(pending) = proposals.numbered(proposals.forward_next) else {
+                    break;
+                };
+                let size = pending.command.len() + crate::types::Entry::OVERHEAD;
+                if !commands.is_empty() && bytes + size > self.config.max_message_bytes {
+                    break;
+                }
+                bytes += size;
+                commands.push(pending.command.clone());
+                proposals.forward_next += 1;
+            }
+            if commands.is_empty() {
+                return;
+            }
+            proposals.forward_again_at = again_at;
+            self.send(
+                leader,
+                Message::Forward {
+                    incarnation: self.incarnation,
+                    first,
+                    commands,
+                },
+            );
+        }
+    }
+
+    pub(super) fn on_forwarded(&mut self, from: NodeId, incarnation: Incarnation, expected: u64) {
+        let again_at = self.now.plus(self.config.heartbeat_interval * 2);
+        let proposals = &mut self.proposals;
+        if incarnation == self.incarnation
+            && self.leader.is_some_and(|ballot| ballot.node == from)
+            && expected > proposals.forward_acked
+            && expected <= proposals.forward_next
+        {
+            proposals.forward_acked = expected;
+            proposals.forward_again_at = again_at;
+        }
+    }
+
+    pub(super) fn forward_deadline(&self) -> Option<Time> {
+        let proposals = &self.proposals;
+        let to_other = self
+            .leader
+            .is_some_and(|ballot| ballot.node != self.identity.node);
+        (to_other && proposals.forward_next > proposals.forward_acked).then_some(proposals.forward_again_at)
+    }
+}

@@ -1,0 +1,550 @@
+//! The leader: adoption of what phase 1 found, assignment of slots, counting of votes, the watermark.
+
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
+
+use super::{
+    Command, Message, Replica,
+    acceptor::Following,
+    batch,
+    election::{Candidacy, Role},
+    learner::Origins,
+    progress::Progress,
+    reads::LeaderReads,
+};
+use crate::types::{Ballot, Entry, Membership, NodeId, Slot, Time};
+
+/// How many heartbeats without an answer are remembered.
+const MAX_ROUNDS: usize = 1_024;
+
+/// Phase 2: what a leader holds beside what every replica holds.
+#[derive(Debug)]
+pub(super) struct Leadership {
+    pub(super) ballot: Ballot,
+    /// All below was chosen when this leadership began.
+    pub(super) start: Slot,
+    /// The next slot to propose for.
+    pub(super) next: Slot,
+    /// The last slot that was adopted from earlier leaders: reads wait until it is chosen.
+    pub(super) inherited: Slot,
+    pub(super) peers: BTreeMap<NodeId, Progress>,
+    /// This node's own vote: as [`Progress::matched`].
+    own_matched: Slot,
+    /// Bytes of entries above the watermark.
+    in_flight_bytes: usize,
+    /// Counts heartbeats.
+    pub(super) round: u64,
+    /// When each of the last heartbeats was sent.
+    rounds: VecDeque<(u64, Time)>,
+    pub(super) heartbeat_at: Time,
+    /// Which command of each node comes next; `None` until everything inherited is known.
+    origins: Option<Origins>,
+    /// Commands that other nodes forwarded.
+    forwarded: VecDeque<Command>,
+    forwarded_bytes: usize,
+    /// Whether own commands or forwarded ones go first in the next batch: takes turns.
+    own_first: bool,
+    /// When peers that have not been told the watermark are told, if nothing carries it before.
+    pub(super) tell_at: Option<Time>,
+    pub(super) reads: LeaderReads,
+}
+
+impl Leadership {
+    /// The latest time of which it is known that a quorum still followed this leader.
+    pub(super) fn quorum_contact(&self, membership: &Membership, own: NodeId, now: Time) -> Time {
+        let contact = |voter| {
+            if voter == own {
+                now
+            } else {
+                self.peers
+                    .get(&voter)
+                    .map_or(Time::default(), |peer| peer.contact)
+            }
+        };
+        let mut contacts: Vec<Time> = membership.voters().map(contact).collect();
+        contacts.sort_unstable_by(|a, b| b.cmp(a));
+        contacts.get(membership.quorum() - 1).copied().unwrap_or_default()
+    }
+
+    /// Whether a quorum has answered this heartbeat or a later one.
+    pub(super) fn is_confirmed(&self, round: u64, membership: &Membership, own: NodeId) -> bool {
+        let answered = |voter: &NodeId| {
+            *voter == own || self.peers.get(voter).is_some_and(|peer| peer.answered >= round)
+        };
+        membership.voters().filter(answered).count() >= membership.quorum()
+    }
+
+    /// Sends nothing but heartbeats to this peer until it answers one.
+    pub(super) fn pause(&mut self, peer: NodeId) {
+        if let Some(progress) = self.peers.get_mut(&peer) {
+            progress.pause();
+        }
+    }
+
+    fn is_chosen(&self, slot: Slot, membership: &Membership, own: NodeId) -> bool {
+        let voted = |voter: &NodeId| {
+            if *voter == own {
+                slot <= self.own_matched
+            } else {
+                self.peers.get(voter).is_some_and(|peer| peer.voted(slot))
+            }
+        };
+        membership.voters().filter(voted).count() >= membership.quorum()
+    }
+}
+
+impl Replica {
+    /// Phase 1 is complete: adopts what it found, fills the holes with no-ops, and leads.
+    pub(super) fn lead(&mut self, candidacy: Candidacy) {
+        let Candidacy {
+            ballot, mut found, ..
+        } = candidacy;
+        for (slot, accepted) in self.window.from(self.chosen.next()) {
+            if found
+                .get(&slot)
+                .is_none_or(|other| other.ballot < accepted.ballot)
+            {
+                found.insert(slot, accepted.clone());
+            }
+        }
+        let start = self.chosen.next();
+        let inherited = found
+            .last_key_value()
+            .map_or(self.chosen, |(slot, _)| (*slot).max(self.chosen));
+        let peers = self
+            .other_members()
+            .into_iter()
+            .map(|peer| (peer, Progress::new(start, self.now)))
+            .collect();
+        let mut leadership = Leadership {
+            ballot,
+            start,
+            next: start,
+            inherited,
+            peers,
+            own_matched: self.chosen,
+            in_flight_bytes: 0,
+            round: 0,
+            rounds: VecDeque::new(),
+            heartbeat_at: self.now,
+            origins: None,
+            forwarded: VecDeque::new(),
+            forwarded_bytes: 0,
+            own_first: false,
+            tell_at: None,
+            reads: LeaderReads::default(),
+        };
+        self.following = Following {
+            ballot,
+            received: self.chosen,
+            durable: self.chosen,
+        };
+        while leadership.next <= inherited {
+            let entry = found
+                .remove(&leadership.next)
+                .map_or(Entry::NOOP, |accepted| accepted.entry);
+            self.assign(&mut leadership, entry);
+        }
+        self.role = Role::Leader(leadership);
+        self.set_leader(Some(ballot));
+        self.advance_received();
+        self.acknowledge();
+        self.heartbeat();
+    }
+
+    /// Gives an entry the next slot.
+    fn assign(&mut self, leadership: &mut Leadership, entry: Entry) {
+        leadership.in_flight_bytes += entry.size();
+        self.accept(leadership.next, leadership.ballot, entry);
+        leadership.next = leadership.next.next();
+    }
+
+    /// Runs `with` on the leadership, beside the rest of the replica; nothing if this node does not lead.
+    fn with_leadership<R>(&mut self, with: impl FnOnce(&mut Self, &mut Leadership) -> R) -> Option<R> {
+        let Role::Leader(mut leadership) = core::mem::replace(&mut self.role, Role::Follower) else {
+            return None;
+        };
+        let result = with(self, &mut leadership);
+        self.role = Role::Leader(leadership);
+        Some(result)
+    }
+
+    /// Turns everything that waits into entries, as far as the window allows.
+    pub(super) fn propose_waiting(&mut self) {
+        let Role::Leader(leadership) = &self.role else {
+            return;
+        };
+        let nothing_waits = leadership.forwarded.is_empty() && !self.proposals.has_unproposed();
+        if nothing_waits && leadership.origins.is_some() {
+            return;
+        }
+        self.with_leadership(|replica, leadership| {
+            if leadership.origins.is_none() {
+                leadership.origins = replica.origins_upto(leadership.next.previous());
+                let Some(origins) = &leadership.origins else {
+                    return;
+                };
+                let next = origins.next(replica.identity.node, replica.incarnation);
+                replica.proposals.propose_from(next);
+            }
+            let before = leadership.next;
+            while leadership.next.since(replica.chosen) <= replica.config.max_window_entries as u64
+                && leadership.in_flight_bytes < replica.config.max_window_bytes
+            {
+                let commands = replica.next_batch(leadership);
+                if commands.is_empty() {
+                    break;
+                }
+                replica.assign(leadership, batch::encode(leadership.ballot, &commands));
+            }
+            if leadership.next > before {
+                replica.advance_received();
+                replica.acknowledge();
+            }
+        });
+    }
+
+    /// The commands of the next entry: forwarded ones and own ones take turns to go first.
+    fn next_batch(&mut self, leadership: &mut Leadership) -> Vec<Command> {
+        let mut room = BatchRoom {
+            commands: self.config.max_batch_commands,
+            bytes: self.config.max_batch_bytes,
+            taken: Vec::new(),
+        };
+        leadership.own_first = !leadership.own_first;
+        for own in [leadership.own_first, !leadership.own_first] {
+            if own {
+                let (node, incarnation) = (self.identity.node, self.incarnation);
+                while let Some(command) = self.proposals.peek_unproposed(node, incarnation) {
+                    if !room.take(command) {
+                        break;
+                    }
+                    self.proposals.proposed();
+                }
+            } else {
+                while let Some(command) = leadership.forwarded.front() {
+                    if !room.take(command.clone()) {
+                        break;
+                    }
+                    leadership.forwarded_bytes -= command.payload.len();
+                    leadership.forwarded.pop_front();
+                }
+            }
+        }
+        if let Some(origins) = &mut leadership.origins {
+            for command in &room.taken {
+                origins.admit(command.id);
+            }
+        }
+        room.taken
+    }
+
+    /// A follower forwards commands of its users.
+    pub(super) fn on_forward(
+        &mut self,
+        from: NodeId,
+        incarnation: crate::types::Incarnation,
+        first: u64,
+        commands: Vec<bytes::Bytes>,
+    ) {
+        let max_bytes = self.config.max_pending_bytes;
+        let max_commands = self.config.max_pending_commands;
+        let max_command_bytes = self.config.max_command_bytes;
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        let Some(origins) = &leadership.origins else {
+            return;
+        };
+        // What waits in `forwarded` is not in the log yet, so the log's count does not have it.
+        let queued = leadership
+            .forwarded
+            .iter()
+            .rev()
+            .find(|command| command.id.node == from && command.id.incarnation == incarnation)
+            .map(|command| command.id.sequence.saturating_add(1));
+        let mut expected = queued.unwrap_or_else(|| origins.next(from, incarnation));
+        if expected == 0 {
+            return;
+        }
+        for (sequence, payload) in (first..).zip(commands) {
+            if sequence < expected {
+                continue;
+            }
+            if sequence > expected
+                || leadership.forwarded.len() >= max_commands
+                || leadership.forwarded_bytes >= max_bytes
+                || payload.len() > max_command_bytes
+            {
+                break;
+            }
+            expected = sequence.saturating_add(1);
+            leadership.forwarded_bytes += payload.len();
+            let id = crate::types::ProposalId {
+                node: from,
+                incarnation,
+                sequence,
+            };
+            leadership.forwarded.push_back(Command { id, payload });
+        }
+        self.send(
+            from,
+            Message::Forwarded {
+                incarnation,
+                expected,
+            },
+        );
+    }
+
+    /// Sends every peer what it lacks and may be sent. Peers that are in step share one message.
+    pub(super) fn replicate(&mut self) {
+        let chosen = self.chosen;
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        let (ballot, start, end) = (leadership.ballot, leadership.start, leadership.next);
+        let max_in_flight = self.config.max_peer_inflight_bytes;
+        let oldest = self.window.first();
+        loop {
+            let mut in_step: BTreeMap<Slot, Vec<NodeId>> = BTreeMap::new();
+            for (node, peer) in &leadership.peers {
+                if peer.next < end && peer.next >= oldest.max(start) && peer.may_send(max_in_flight) {
+                    in_step.entry(peer.next).or_default().push(*node);
+                }
+            }
+            if in_step.is_empty() {
+                return;
+            }
+            for (first, to) in in_step {
+                let mut entries = Vec::new();
+                let mut bytes = 0;
+                for (_, accepted) in self.window.from(first) {
+                    let size = accepted.entry.size();
+                    if !entries.is_empty() && bytes + size > self.config.max_message_bytes {
+                        break;
+                    }
+                    bytes += size;
+                    entries.push(accepted.entry.clone());
+                }
+                let upto = first.plus(entries.len() as u64).previous();
+                for node in &to {
+                    if let Some(peer) = leadership.peers.get_mut(node) {
+                        peer.sent(upto, bytes);
+                        peer.told = chosen;
+                    }
+                }
+                let message = Message::Accept {
+                    ballot,
+                    start,
+                    first,
+                    entries,
+                    chosen,
+                };
+                self.outputs.push_back(super::Output::Send { to, message });
+            }
+        }
+    }
+
+    pub(super) fn heartbeat(&mut self) {
+        let (now, chosen) = (self.now, self.chosen);
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        leadership.round += 1;
+        if leadership.rounds.len() == MAX_ROUNDS {
+            leadership.rounds.pop_front();
+        }
+        leadership.rounds.push_back((leadership.round, now));
+        leadership.heartbeat_at = now.plus(self.config.heartbeat_interval);
+        for peer in leadership.peers.values_mut() {
+            peer.probe(leadership.round);
+            peer.told = chosen;
+        }
+        let message = Message::Heartbeat {
+            ballot: leadership.ballot,
+            start: leadership.start,
+            chosen,
+            round: leadership.round,
+        };
+        let to = leadership.peers.keys().copied().collect();
+        self.send_all(to, message);
+    }
+
+    pub(super) fn on_heartbeat(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        start: Slot,
+        chosen: Slot,
+        round: Option<u64>,
+    ) {
+        if ballot.node != from {
+            return;
+        }
+        if ballot < self.floor() {
+            return self.refuse(from, ballot);
+        }
+        self.follow(ballot, start);
+        self.note_leader_watermark(from, ballot, chosen);
+        let Some(round) = round else { return };
+        let Following {
+            received,
+            durable: accepted,
+            ..
+        } = self.following;
+        let message = Message::HeartbeatReply {
+            ballot,
+            round,
+            received,
+            accepted,
+            chosen: self.chosen,
+        };
+        self.send(from, message);
+    }
+
+    pub(super) fn on_heartbeat_reply(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        round: u64,
+        received: Slot,
+        accepted: Slot,
+        chosen: Slot,
+    ) {
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        if leadership.ballot != ballot {
+            return;
+        }
+        let Some(peer) = leadership.peers.get_mut(&from) else {
+            return;
+        };
+        peer.acknowledged(accepted, chosen);
+        peer.heartbeat_answered(round, received);
+        if round > peer.answered && round <= leadership.round {
+            peer.answered = round;
+            peer.heard = true;
+            if let Some((_, sent)) = leadership.rounds.iter().find(|(sent, _)| *sent == round) {
+                peer.contact = peer.contact.max(*sent);
+            }
+        }
+        self.count_votes();
+        self.note_watermark(from, chosen);
+        self.confirm_reads();
+    }
+
+    pub(super) fn on_accepted(&mut self, from: NodeId, ballot: Ballot, upto: Slot, chosen: Slot) {
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        if leadership.ballot != ballot {
+            return;
+        }
+        let Some(peer) = leadership.peers.get_mut(&from) else {
+            return;
+        };
+        peer.acknowledged(upto, chosen);
+        self.count_votes();
+        self.note_watermark(from, chosen);
+    }
+
+    /// This node's own accepts up to `upto` are durable.
+    pub(super) fn count_own_vote(&mut self, ballot: Ballot, upto: Slot) {
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        if leadership.ballot == ballot {
+            leadership.own_matched = leadership.own_matched.max(upto);
+            self.count_votes();
+        }
+    }
+
+    /// Moves the watermark over every next slot that a quorum of the voters in force there has accepted.
+    fn count_votes(&mut self) {
+        let own = self.identity.node;
+        loop {
+            let Role::Leader(leadership) = &self.role else {
+                return;
+            };
+            let slot = self.chosen.next();
+            if slot >= leadership.next || !leadership.is_chosen(slot, self.memberships.at(slot), own) {
+                break;
+            }
+            self.advance_chosen(slot);
+        }
+    }
+
+    /// The watermark moved while this node leads: peers must hear of it.
+    pub(super) fn on_leader_chosen(&mut self, slot: Slot) {
+        let size = self.window.get(slot).map_or(0, |accepted| accepted.entry.size());
+        let tell_at = self.now.plus(self.config.max_watermark_delay);
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        if slot >= leadership.next {
+            leadership.next = slot.next();
+        } else {
+            leadership.in_flight_bytes = leadership.in_flight_bytes.saturating_sub(size);
+        }
+        leadership.tell_at.get_or_insert(tell_at);
+    }
+
+    /// Tells the watermark to the peers whose users wait for it, and to all when it has waited long enough.
+    pub(super) fn tell_watermark(&mut self) {
+        let (now, chosen) = (self.now, self.chosen);
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        let Some(tell_at) = leadership.tell_at else {
+            self.told_now.clear();
+            return;
+        };
+        let due = now >= tell_at;
+        let waiting = core::mem::take(&mut self.told_now);
+        let mut to = Vec::new();
+        let mut all_told = true;
+        for (node, peer) in &mut leadership.peers {
+            if peer.told >= chosen {
+                continue;
+            }
+            if due || waiting.contains(node) {
+                peer.told = chosen;
+                to.push(*node);
+            } else {
+                all_told = false;
+            }
+        }
+        if all_told {
+            leadership.tell_at = None;
+        }
+        let message = Message::Chosen {
+            ballot: leadership.ballot,
+            start: leadership.start,
+            chosen,
+        };
+        self.send_all(to, message);
+    }
+}
+
+/// Collects the commands of one batch within its bounds.
+struct BatchRoom {
+    commands: usize,
+    bytes: usize,
+    taken: Vec<Command>,
+}
+
+impl BatchRoom {
+    /// Takes the command if it fits; the first one always fits.
+    fn take(&mut self, command: Command) -> bool {
+        let size = command.payload.len();
+        if !self.taken.is_empty() && (self.taken.len() >= self.commands || size > self.bytes) {
+            return false;
+        }
+        self.bytes = self.bytes.saturating_sub(size);
+        self.taken.push(command);
+        true
+    }
+}

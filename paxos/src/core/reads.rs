@@ -1,0 +1,271 @@
+//! Linearizable reads by read index (Ongaro: *Consensus: Bridging Theory and Practice*, section 6.4): the leader takes
+//! its watermark, proves by a heartbeat round that it still was leader then, and the read waits until the reading node
+//! has applied that far. One round is shared by all reads that wait.
+
+use alloc::{
+    collections::{BTreeSet, VecDeque},
+    vec::Vec,
+};
+
+use super::{Message, Output, Rejection, Replica, Token, election::Role, proposer::Leadership};
+use crate::types::{NodeId, Slot, Time};
+
+/// How many questions to the leader may be open; further reads share the next one.
+const MAX_OPEN_QUESTIONS: usize = 8;
+
+/// Reads of this node's users.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    /// All that have not ended.
+    open: BTreeSet<Token>,
+    /// Those that have not been asked for.
+    waiting: Vec<Token>,
+    questions: VecDeque<Question>,
+    last_question: u64,
+    /// The leader said that it is none: ask again then.
+    hold_until: Time,
+}
+
+#[derive(Debug)]
+struct Question {
+    number: u64,
+    reads: Vec<Token>,
+    again_at: Time,
+}
+
+/// Reads that a leader confirms.
+#[derive(Debug, Default)]
+pub(super) struct LeaderReads {
+    waiting: Vec<Asker>,
+    round: Option<Round>,
+}
+
+#[derive(Debug)]
+enum Asker {
+    Own(Token),
+    Peer { node: NodeId, number: u64 },
+}
+
+#[derive(Debug)]
+struct Round {
+    round: u64,
+    index: Slot,
+    askers: Vec<Asker>,
+}
+
+impl Replica {
+    pub(super) fn on_read(&mut self, token: Token) {
+        let reason = if !self.config.forward && !self.is_leader() {
+            Rejection::NotLeader {
+                leader: self.leader.map(|ballot| ballot.node),
+            }
+        } else if self.reads.open.len() >= self.config.max_pending_reads {
+            Rejection::Overloaded
+        } else {
+            self.reads.open.insert(token);
+            self.reads.waiting.push(token);
+            return;
+        };
+        self.outputs.push_back(Output::Rejected { token, reason });
+    }
+
+    pub(super) fn cancel_read(&mut self, token: Token) {
+        if self.reads.open.remove(&token) {
+            self.outputs.push_back(Output::Rejected {
+                token,
+                reason: Rejection::Expired,
+            });
+        }
+    }
+
+    fn read_ready(&mut self, token: Token, slot: Slot) {
+        if self.reads.open.remove(&token) {
+            self.outputs.push_back(Output::ReadReady { token, slot });
+        }
+    }
+
+    /// The leader has changed: what was asked of the old one is asked again.
+    pub(super) fn ask_reads_again(&mut self) {
+        for question in self.reads.questions.drain(..) {
+            self.reads.waiting.extend(question.reads);
+        }
+        self.reads.hold_until = self.now;
+    }
+
+    /// Begins rounds and asks questions for the reads that wait.
+    pub(super) fn serve_reads(&mut self) {
+        if self.is_leader() {
+            self.begin_read_round();
+        } else {
+            self.ask_leader();
+        }
+    }
+
+    fn begin_read_round(&mut self) {
+        let index = self.chosen;
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        leadership
+            .reads
+            .waiting
+            .extend(self.reads.waiting.drain(..).map(Asker::Own));
+        if leadership.reads.waiting.is_empty()
+            || leadership.reads.round.is_some()
+            || index < leadership.inherited
+        {
+            return;
+        }
+        let askers = core::mem::take(&mut leadership.reads.waiting);
+        leadership.reads.round = Some(Round {
+            round: leadership.round + 1,
+            index,
+            askers,
+        });
+        self.heartbeat();
+        self.confirm_reads();
+    }
+
+    /// Answers the reads of the open round if a quorum has answered its heartbeat.
+    pub(super) fn confirm_reads(&mut self) {
+        let own = self.identity.node;
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        let Some(open) = &leadership.reads.round else {
+            return;
+        };
+        if !leadership.is_confirmed(open.round, self.memberships.current(), own) {
+            return;
+        }
+        let Some(Round { index, askers, .. }) = leadership.reads.round.take() else {
+            return;
+        };
+        for asker in askers {
+            match asker {
+                Asker::Own(token) => self.read_ready(token, index),
+                Asker::Peer { node, number } => {
+                    self.told_now.insert(node);
+                    self.send(
+                        node,
+                        Message::ReadIndexReply {
+                            token: number,
+                            slot: Some(index),
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// A leadership ended: own reads wait for the next leader, peers are told to.
+    pub(super) fn give_up_reads(&mut self, mut leadership: Leadership) {
+        let LeaderReads { waiting, round } = core::mem::take(&mut leadership.reads);
+        for asker in round
+            .map(|round| round.askers)
+            .into_iter()
+            .flatten()
+            .chain(waiting)
+        {
+            match asker {
+                Asker::Own(token) => self.reads.waiting.push(token),
+                Asker::Peer { node, number } => {
+                    self.send(
+                        node,
+                        Message::ReadIndexReply {
+                            token: number,
+                            slot: None,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    fn ask_leader(&mut self) {
+        let Some(leader) = self.leader.map(|ballot| ballot.node) else {
+            return;
+        };
+        if self
+            .reads
+            .questions
+            .front()
+            .is_some_and(|question| question.again_at <= self.now)
+        {
+            self.ask_reads_again();
+        }
+        if self.reads.waiting.is_empty()
+            || self.reads.questions.len() >= MAX_OPEN_QUESTIONS
+            || self.now < self.reads.hold_until
+        {
+            return;
+        }
+        let mut reads = core::mem::take(&mut self.reads.waiting);
+        reads.retain(|token| self.reads.open.contains(token));
+        if reads.is_empty() {
+            return;
+        }
+        self.reads.last_question += 1;
+        let number = self.reads.last_question;
+        let again_at = self.now.plus(self.config.heartbeat_interval * 2);
+        self.reads.questions.push_back(Question {
+            number,
+            reads,
+            again_at,
+        });
+        self.send(leader, Message::ReadIndex { token: number });
+    }
+
+    pub(super) fn on_read_index(&mut self, from: NodeId, number: u64) {
+        let max = self.config.max_pending_reads;
+        if let Role::Leader(leadership) = &mut self.role
+            && leadership.reads.waiting.len() < max
+        {
+            leadership.reads.waiting.push(Asker::Peer { node: from, number });
+        } else {
+            self.send(
+                from,
+                Message::ReadIndexReply {
+                    token: number,
+                    slot: None,
+                },
+            );
+        }
+    }
+
+    pub(super) fn on_read_index_reply(&mut self, number: u64, slot: Option<Slot>) {
+        let Some(at) = self
+            .reads
+            .questions
+            .iter()
+            .position(|question| question.number == number)
+        else {
+            return;
+        };
+        let Some(question) = self.reads.questions.remove(at) else {
+            return;
+        };
+        match slot {
+            Some(slot) => question
+                .reads
+                .into_iter()
+                .for_each(|token| self.read_ready(token, slot)),
+            None => {
+                self.reads.waiting.extend(question.reads);
+                self.reads.hold_until = self.now.plus(self.config.heartbeat_interval);
+            }
+        }
+    }
+
+    pub(super) fn reads_deadline(&self) -> Option<Time> {
+        self.leader?;
+        if self.is_leader() {
+            return None;
+        }
+        let again = self.reads.questions.front().map(|question| question.again_at);
+        let held = (!self.reads.waiting.is_empty())
+            .then_some(self.reads.hold_until)
+            .filter(|at| *at > self.now);
+        again.into_iter().chain(held).min()
+    }
+}

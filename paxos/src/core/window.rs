@@ -1,0 +1,134 @@
+//! The in-memory tail of the log: every entry above the chosen watermark, and a bounded number of bytes below it.
+
+use alloc::collections::VecDeque;
+
+use super::PersistId;
+use crate::types::{Accepted, Slot};
+
+#[derive(Debug)]
+struct Held {
+    accepted: Accepted,
+    /// The write that makes it durable.
+    persist: PersistId,
+}
+
+/// Entries by slot, gaps allowed, from `first` on.
+#[derive(Debug)]
+pub(super) struct Window {
+    first: Slot,
+    entries: VecDeque<Option<Held>>,
+    bytes: usize,
+}
+
+impl Window {
+    /// An empty window for the slots from `first` on.
+    pub(super) const fn new(first: Slot) -> Self {
+        Self {
+            first,
+            entries: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
+    /// The first slot that the window can hold; below it the store must be asked.
+    pub(super) const fn first(&self) -> Slot {
+        self.first
+    }
+
+    /// The last slot that is held, or the one before `first`.
+    pub(super) fn last(&self) -> Slot {
+        Slot(self.first.0 + self.entries.len() as u64).previous()
+    }
+
+    fn index(&self, slot: Slot) -> Option<usize> {
+        slot.0
+            .checked_sub(self.first.0)
+            .and_then(|index| usize::try_from(index).ok())
+    }
+
+    pub(super) fn get(&self, slot: Slot) -> Option<&Accepted> {
+        self.entries
+            .get(self.index(slot)?)?
+            .as_ref()
+            .map(|held| &held.accepted)
+    }
+
+    /// Sets what `slot` holds. The caller bounds how far `slot` may be above the rest.
+    pub(super) fn set(&mut self, slot: Slot, accepted: Accepted, persist: PersistId) {
+        let Some(index) = self.index(slot) else { return };
+        while self.entries.len() <= index {
+            self.entries.push_back(None);
+        }
+        self.bytes += accepted.entry.size();
+        if let Some(old) = self.entries[index].replace(Held { accepted, persist }) {
+            self.bytes -= old.accepted.entry.size();
+        }
+    }
+
+    /// Everything held from `slot` on, in order.
+    pub(super) fn from(&self, slot: Slot) -> impl Iterator<Item = (Slot, &Accepted)> {
+        let skip = self.index(slot).unwrap_or(0);
+        let first = self.first;
+        self.entries
+            .iter()
+            .enumerate()
+            .skip(skip)
+            .filter_map(move |(index, held)| Some((first.plus(index as u64), &held.as_ref()?.accepted)))
+    }
+
+    /// Forgets the oldest entries up to `upto` while the window holds more than `max_bytes`. Entries whose write is
+    /// not durable stay: the store could not give them back.
+    pub(super) fn evict(&mut self, upto: Slot, durable: PersistId, max_bytes: usize) {
+        while self.bytes > max_bytes && self.first <= upto {
+            match self.entries.front() {
+                Some(Some(held)) if held.persist <= durable => self.bytes -= held.accepted.entry.size(),
+                _ => return,
+            }
+            self.entries.pop_front();
+            self.first = self.first.next();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::types::{Ballot, Entry, EntryKind};
+
+    fn entry(payload: &'static [u8]) -> Accepted {
+        Accepted {
+            ballot: Ballot::ZERO,
+            entry: Entry {
+                kind: EntryKind::Commands,
+                payload: Bytes::from_static(payload),
+            },
+        }
+    }
+
+    #[test]
+    fn gaps_are_kept_and_skipped() {
+        let mut window = Window::new(Slot(5));
+        assert_eq!(window.last(), Slot(4));
+        window.set(Slot(8), entry(b"h"), PersistId(1));
+        window.set(Slot(6), entry(b"f"), PersistId(1));
+        window.set(Slot(4), entry(b"too old"), PersistId(1));
+        assert_eq!(window.last(), Slot(8));
+        assert!(window.get(Slot(7)).is_none() && window.get(Slot(4)).is_none());
+        let slots: alloc::vec::Vec<Slot> = window.from(Slot(1)).map(|(slot, _)| slot).collect();
+        assert_eq!(slots, [Slot(6), Slot(8)]);
+    }
+
+    #[test]
+    fn only_durable_entries_are_evicted() {
+        let mut window = Window::new(Slot(1));
+        for slot in 1..=4 {
+            window.set(Slot(slot), entry(b"x"), PersistId(slot));
+        }
+        window.evict(Slot(4), PersistId(2), 0);
+        assert_eq!(window.first(), Slot(3));
+        window.evict(Slot(3), PersistId(9), 0);
+        assert_eq!(window.first(), Slot(4));
+    }
+}
