@@ -1,6 +1,7 @@
 //! Leadership: failure detection, canvass (pre-vote), candidacy, step-down.
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet},
     vec::Vec,
 };
@@ -14,7 +15,7 @@ pub(super) enum Role {
     Follower,
     Canvassing(Canvass),
     Candidate(Candidacy),
-    Leader(Leadership),
+    Leader(Box<Leadership>),
 }
 
 /// A question to all voters whether a candidacy has a chance.
@@ -119,7 +120,7 @@ impl Replica {
     /// Ends any own candidacy or leadership.
     pub(super) fn become_follower(&mut self, leader: Option<Ballot>) {
         if let Role::Leader(leadership) = core::mem::replace(&mut self.role, Role::Follower) {
-            self.give_up_reads(leadership);
+            self.give_up_reads(*leadership);
         }
         self.set_leader(leader);
     }

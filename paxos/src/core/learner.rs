@@ -238,7 +238,7 @@ impl Replica {
         match accepted.entry.kind {
             EntryKind::Noop => {}
             EntryKind::Membership => {
-                chosen.membership = ciborium::from_reader(accepted.entry.payload.as_ref()).ok()
+                chosen.membership = ciborium::from_reader(accepted.entry.payload.as_ref()).ok();
             }
             EntryKind::Commands => match batch::decode(&accepted.entry.payload) {
                 Ok(batch) => {

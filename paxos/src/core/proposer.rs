@@ -1,6 +1,7 @@
 //! The leader: adoption of what phase 1 found, assignment of slots, counting of votes, the watermark.
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, VecDeque},
     vec::Vec,
 };
@@ -147,7 +148,7 @@ impl Replica {
                 .map_or(Entry::NOOP, |accepted| accepted.entry);
             self.assign(&mut leadership, entry);
         }
-        self.role = Role::Leader(leadership);
+        self.role = Role::Leader(Box::new(leadership));
         self.set_leader(Some(ballot));
         self.advance_received();
         self.acknowledge();

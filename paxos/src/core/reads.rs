@@ -48,7 +48,8 @@ enum Asker {
 
 #[derive(Debug)]
 struct Round {
-    round: u64,
+    /// The heartbeat that proves it.
+    heartbeat: u64,
     index: Slot,
     askers: Vec<Asker>,
 }
@@ -118,7 +119,7 @@ impl Replica {
         }
         let askers = core::mem::take(&mut leadership.reads.waiting);
         leadership.reads.round = Some(Round {
-            round: leadership.round + 1,
+            heartbeat: leadership.round + 1,
             index,
             askers,
         });
@@ -135,7 +136,7 @@ impl Replica {
         let Some(open) = &leadership.reads.round else {
             return;
         };
-        if !leadership.is_confirmed(open.round, self.memberships.current(), own) {
+        if !leadership.is_confirmed(open.heartbeat, self.memberships.current(), own) {
             return;
         }
         let Some(Round { index, askers, .. }) = leadership.reads.round.take() else {
@@ -245,15 +246,13 @@ impl Replica {
         let Some(question) = self.reads.questions.remove(at) else {
             return;
         };
-        match slot {
-            Some(slot) => question
-                .reads
-                .into_iter()
-                .for_each(|token| self.read_ready(token, slot)),
-            None => {
-                self.reads.waiting.extend(question.reads);
-                self.reads.hold_until = self.now.plus(self.config.heartbeat_interval);
+        if let Some(slot) = slot {
+            for token in question.reads {
+                self.read_ready(token, slot);
             }
+        } else {
+            self.reads.waiting.extend(question.reads);
+            self.reads.hold_until = self.now.plus(self.config.heartbeat_interval);
         }
     }
 
