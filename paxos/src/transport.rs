@@ -30,6 +30,9 @@ pub enum SendError {
     /// There is no connection to this peer now.
     #[error("this peer is not connected")]
     NotConnected,
+    /// The frame is larger than this transport carries; it will never be accepted.
+    #[error("the frame is larger than this transport carries")]
+    TooLarge,
     /// This node is not among the peers.
     #[error("no such peer")]
     UnknownPeer,

@@ -1,0 +1,395 @@
+//! What follows the prefix of a frame: the message's fields, and its entries or commands.
+
+use alloc::{format, string::ToString, vec::Vec};
+
+use bytes::{Buf, Bytes};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{FrameWriter, INLINE_BYTES, WireError};
+use crate::{
+    core::Message,
+    types::{Accepted as AcceptedEntry, Ballot, Entry, EntryKind, Incarnation, NodeId, Slot},
+};
+
+/// A ballot in a header: `[round, node]`.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Pair(u64, NodeId);
+
+impl From<Ballot> for Pair {
+    fn from(ballot: Ballot) -> Self {
+        Self(ballot.round, ballot.node)
+    }
+}
+
+impl From<Pair> for Ballot {
+    fn from(pair: Pair) -> Self {
+        Self {
+            round: pair.0,
+            node: pair.1,
+        }
+    }
+}
+
+/// The numbers of the kinds. A number is never given to another message.
+mod kind {
+    pub(super) const PROMISE: u8 = 4;
+    pub(super) const ACCEPT: u8 = 6;
+    pub(super) const LEARNED: u8 = 11;
+    pub(super) const FORWARD: u8 = 12;
+}
+
+/// Messages without entries: their fields are the whole header, and nothing follows it.
+macro_rules! plain_messages {
+    ($($kind:literal $name:ident { $($field:ident: $wire:ty),* })*) => {
+        $(#[derive(Serialize, Deserialize)]
+        struct $name { $($field: $wire),* })*
+
+        /// Encodes a message without entries; `None` for the others.
+        fn encode_plain(message: &Message, to: &mut FrameWriter) -> Option<u8> {
+            match *message {
+                $(Message::$name { $($field),* } => {
+                    to.header(&$name { $($field: $field.into()),* });
+                    Some($kind)
+                })*
+                _ => None,
+            }
+        }
+
+        /// Decodes a message without entries; `None` for the other kinds.
+        fn decode_plain(kind: u8, header: &[u8], tail: &Bytes) -> Option<Result<Message, WireError>> {
+            match kind {
+                $($kind => Some(fields(stringify!($name), header).and_then(|$name { $($field),* }| {
+                    nothing_left(stringify!($name), tail)?;
+                    Ok(Message::$name { $($field: $field.into()),* })
+                })),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+plain_messages! {
+    1 Canvass { ballot: Pair }
+    2 CanvassReply { ballot: Pair, granted: bool, highest: Pair }
+    3 Prepare { ballot: Pair, from: Slot }
+    5 Refuse { ballot: Pair, promised: Pair }
+    7 Accepted { ballot: Pair, upto: Slot, chosen: Slot }
+    8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64 }
+    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot }
+    10 Learn { from: Slot, upto: Slot }
+    13 Forwarded { incarnation: Incarnation, expected: u64 }
+    14 ReadIndex { token: u64 }
+    15 ReadIndexReply { token: u64, slot: Option<Slot> }
+}
+
+/// What a message with entries or commands says beside them. `count` is the number of rows in the table.
+#[derive(Serialize, Deserialize)]
+struct Promise {
+    ballot: Pair,
+    chosen: Slot,
+    from: Slot,
+    to: Slot,
+    count: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Accept {
+    ballot: Pair,
+    start: Slot,
+    first: Slot,
+    chosen: Slot,
+    count: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Learned {
+    from: Slot,
+    chosen: Slot,
+    count: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Forward {
+    incarnation: Incarnation,
+    first: u64,
+    count: u32,
+}
+
+/// The rows of the tables, in bytes: `[slot u64] [round u64, node u64] [kind u8] length u32`.
+const COMMAND_ROW: usize = 4;
+const ENTRY_ROW: usize = 1 + COMMAND_ROW;
+const ACCEPTED_ROW: usize = 8 + 8 + ENTRY_ROW;
+const SLOT_ROW: usize = 8 + ACCEPTED_ROW;
+
+/// About how many bytes of a frame will lie side by side in one buffer.
+pub(super) fn size_hint(message: &Message) -> usize {
+    const HEADER: usize = 96;
+    let inline = |value: &Bytes| {
+        if value.len() <= INLINE_BYTES {
+            value.len()
+        } else {
+            0
+        }
+    };
+    HEADER
+        + match message {
+            Message::Promise { entries, .. } => {
+                let values = entries.iter().map(|(_, accepted)| &accepted.entry.payload);
+                entries.len() * SLOT_ROW + values.map(inline).sum::<usize>()
+            }
+            Message::Learned { entries, .. } => {
+                let values = entries.iter().map(|accepted| &accepted.entry.payload);
+                entries.len() * ACCEPTED_ROW + values.map(inline).sum::<usize>()
+            }
+            Message::Accept { entries, .. } => {
+                let values = entries.iter().map(|entry| &entry.payload);
+                entries.len() * ENTRY_ROW + values.map(inline).sum::<usize>()
+            }
+            Message::Forward { commands, .. } => {
+                commands.len() * COMMAND_ROW + commands.iter().map(inline).sum::<usize>()
+            }
+            _ => 0,
+        }
+}
+
+/// Writes header, table and values, and returns the number of the kind.
+pub(super) fn encode(message: &Message, to: &mut FrameWriter) -> u8 {
+    match message {
+        Message::Promise {
+            ballot,
+            chosen,
+            from,
+            to: last,
+            entries,
+        } => {
+            to.header(&Promise {
+                ballot: (*ballot).into(),
+                chosen: *chosen,
+                from: *from,
+                to: *last,
+                count: entries.len() as u32,
+            });
+            for (slot, accepted) in entries {
+                to.buffer.extend_from_slice(&slot.0.to_le_bytes());
+                put_accepted(accepted, to);
+            }
+            for (_, accepted) in entries {
+                to.value(&accepted.entry.payload);
+            }
+            kind::PROMISE
+        }
+        Message::Accept {
+            ballot,
+            start,
+            first,
+            entries,
+            chosen,
+        } => {
+            to.header(&Accept {
+                ballot: (*ballot).into(),
+                start: *start,
+                first: *first,
+                chosen: *chosen,
+                count: entries.len() as u32,
+            });
+            for entry in entries {
+                put_entry(entry, to);
+            }
+            for entry in entries {
+                to.value(&entry.payload);
+            }
+            kind::ACCEPT
+        }
+        Message::Learned {
+            from,
+            entries,
+            chosen,
+        } => {
+            to.header(&Learned {
+                from: *from,
+                chosen: *chosen,
+                count: entries.len() as u32,
+            });
+            for accepted in entries {
+                put_accepted(accepted, to);
+            }
+            for accepted in entries {
+                to.value(&accepted.entry.payload);
+            }
+            kind::LEARNED
+        }
+        Message::Forward {
+            incarnation,
+            first,
+            commands,
+        } => {
+            to.header(&Forward {
+                incarnation: *incarnation,
+                first: *first,
+                count: commands.len() as u32,
+            });
+            for command in commands {
+                put_length(command, to);
+            }
+            for command in commands {
+                to.value(command);
+            }
+            kind::FORWARD
+        }
+        plain => encode_plain(plain, to).expect("all messages with entries are listed above"),
+    }
+}
+
+fn put_accepted(accepted: &AcceptedEntry, to: &mut FrameWriter) {
+    to.buffer.extend_from_slice(&accepted.ballot.round.to_le_bytes());
+    to.buffer.extend_from_slice(&accepted.ballot.node.0.to_le_bytes());
+    put_entry(&accepted.entry, to);
+}
+
+fn put_entry(entry: &Entry, to: &mut FrameWriter) {
+    to.buffer.push(entry.kind as u8);
+    put_length(&entry.payload, to);
+}
+
+/// A length that does not fit makes the frame too large anyway.
+fn put_length(value: &Bytes, to: &mut FrameWriter) {
+    to.buffer.extend_from_slice(&(value.len() as u32).to_le_bytes());
+}
+
+/// Decodes what follows the prefix. The whole of `rest` has to be used.
+pub(super) fn decode(kind: u8, header_bytes: usize, rest: Bytes) -> Result<Message, WireError> {
+    let mut tail = rest;
+    if header_bytes > tail.len() {
+        return Err(malformed("unread", "the header ends behind the frame"));
+    }
+    let header = tail.split_to(header_bytes);
+    if let Some(plain) = decode_plain(kind, &header, &tail) {
+        return plain;
+    }
+    match kind {
+        kind::PROMISE => {
+            let header: Promise = fields("Promise", &header)?;
+            let entries = rows("Promise", header.count, SLOT_ROW, tail, |row, values| {
+                Ok((Slot(row.get_u64_le()), take_accepted(row, values)?))
+            })?;
+            Ok(Message::Promise {
+                ballot: header.ballot.into(),
+                chosen: header.chosen,
+                from: header.from,
+                to: header.to,
+                entries,
+            })
+        }
+        kind::ACCEPT => {
+            let header: Accept = fields("Accept", &header)?;
+            run_of_slots("Accept", header.first, header.count)?;
+            Ok(Message::Accept {
+                ballot: header.ballot.into(),
+                start: header.start,
+                first: header.first,
+                entries: rows("Accept", header.count, ENTRY_ROW, tail, take_entry)?,
+                chosen: header.chosen,
+            })
+        }
+        kind::LEARNED => {
+            let header: Learned = fields("Learned", &header)?;
+            run_of_slots("Learned", header.from, header.count)?;
+            Ok(Message::Learned {
+                from: header.from,
+                entries: rows("Learned", header.count, ACCEPTED_ROW, tail, take_accepted)?,
+                chosen: header.chosen,
+            })
+        }
+        kind::FORWARD => {
+            let header: Forward = fields("Forward", &header)?;
+            if header.first.checked_add(u64::from(header.count)).is_none() {
+                return Err(malformed("Forward", "its sequence numbers overflow"));
+            }
+            Ok(Message::Forward {
+                incarnation: header.incarnation,
+                first: header.first,
+                commands: rows("Forward", header.count, COMMAND_ROW, tail, take_value)?,
+            })
+        }
+        unknown => Err(WireError::UnknownKind(unknown)),
+    }
+}
+
+/// The fields of a header; all of it has to be used.
+fn fields<T: DeserializeOwned>(message: &'static str, header: &[u8]) -> Result<T, WireError> {
+    // Holds one field name at a time.
+    let mut scratch = [0; 128];
+    let mut rest = header;
+    let fields = ciborium::de::from_reader_with_buffer(&mut rest, &mut scratch)
+        .map_err(|error| malformed(message, &format!("its header cannot be read: {error}")))?;
+    if !rest.is_empty() {
+        return Err(malformed(message, "bytes follow the header's fields"));
+    }
+    Ok(fields)
+}
+
+fn nothing_left(message: &'static str, tail: &Bytes) -> Result<(), WireError> {
+    if tail.is_empty() {
+        return Ok(());
+    }
+    Err(malformed(message, "bytes follow the message"))
+}
+
+fn run_of_slots(message: &'static str, first: Slot, count: u32) -> Result<(), WireError> {
+    match first.0.checked_add(u64::from(count)) {
+        Some(_) => Ok(()),
+        None => Err(malformed(message, "its slots overflow")),
+    }
+}
+
+/// Reads a table of `count` rows and the values after it; all of `tail` has to be used.
+fn rows<T>(
+    message: &'static str,
+    count: u32,
+    row_bytes: usize,
+    mut tail: Bytes,
+    mut take: impl FnMut(&mut &[u8], &mut Bytes) -> Result<T, &'static str>,
+) -> Result<Vec<T>, WireError> {
+    let table_bytes = (count as usize)
+        .checked_mul(row_bytes)
+        .filter(|bytes| *bytes <= tail.len())
+        .ok_or_else(|| malformed(message, &format!("a table of {count} rows exceeds the frame")))?;
+    let table = tail.split_to(table_bytes);
+    // The rows are in the frame, so their number is no more than its length.
+    let mut items = Vec::with_capacity(count as usize);
+    for mut row in table.chunks_exact(row_bytes) {
+        items.push(take(&mut row, &mut tail).map_err(|detail| malformed(message, detail))?);
+    }
+    nothing_left(message, &tail)?;
+    Ok(items)
+}
+
+fn take_accepted(row: &mut &[u8], values: &mut Bytes) -> Result<AcceptedEntry, &'static str> {
+    let ballot = Ballot {
+        round: row.get_u64_le(),
+        node: NodeId(row.get_u64_le()),
+    };
+    let entry = take_entry(row, values)?;
+    Ok(AcceptedEntry { ballot, entry })
+}
+
+fn take_entry(row: &mut &[u8], values: &mut Bytes) -> Result<Entry, &'static str> {
+    let kind = EntryKind::from_byte(row.get_u8()).ok_or("an entry is of unknown kind")?;
+    let payload = take_value(row, values)?;
+    Ok(Entry { kind, payload })
+}
+
+fn take_value(row: &mut &[u8], values: &mut Bytes) -> Result<Bytes, &'static str> {
+    let length = row.get_u32_le() as usize;
+    if length > values.len() {
+        return Err("a value exceeds the frame");
+    }
+    Ok(values.split_to(length))
+}
+
+fn malformed(message: &'static str, detail: &str) -> WireError {
+    WireError::Malformed {
+        message,
+        detail: detail.to_string(),
+    }
+}
