@@ -66,9 +66,12 @@ pub enum ReadError {
         /// How long to wait before the next try.
         retry_after: Duration,
     },
-    /// No quorum confirmed a leader before the deadline.
-    #[error("no quorum answered before the deadline")]
+    /// No quorum confirmed a leader before the deadline, or the slot to wait for was not applied here by then.
+    #[error("the read was not confirmed before its deadline")]
     Expired,
+    /// The state machine panicked while it answered; its state is as it was.
+    #[error("the state machine could not answer: {0}")]
+    Failed(String),
     /// The node is stopping or has halted.
     #[error("the node has stopped: {0}")]
     Stopped(String),

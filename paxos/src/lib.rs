@@ -12,6 +12,8 @@ mod error;
 mod types;
 
 #[cfg(feature = "runtime")]
+pub mod metrics;
+#[cfg(feature = "runtime")]
 pub mod node;
 #[cfg(feature = "std")]
 pub mod record;
@@ -27,7 +29,7 @@ pub mod transport;
 pub mod wire;
 
 #[cfg(feature = "runtime")]
-pub use self::node::Node;
+pub use self::node::{Group, Node, NodeError, Read};
 pub use self::{error::*, types::*};
 #[cfg(feature = "std")]
 pub use self::{

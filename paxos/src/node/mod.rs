@@ -1,48 +1,25 @@
 //! The tokio driver: runs replicas on real storage, a real network and a real clock.
 
-use std::time::Duration;
-use std::{boxed::Box, string::String, sync::Arc};
+mod config;
+mod group;
 
-use bytes::Bytes;
-use tokio::sync::watch;
+use std::{string::String, sync::Arc, vec::Vec};
 
+pub use self::{
+    config::Config,
+    group::{Group, GroupStatus, Read},
+};
 use crate::{
-    core::{self, Status},
-    error::{ProposeError, ReadError},
+    metrics::NodeMetrics,
     state_machine::{MachineError, StateMachine},
-    storage::{Storage, StorageError},
+    storage::{Finding, Storage, StorageError},
     transport::{Transport, TransportError},
-    types::{Ballot, GroupId, Membership, Slot},
+    types::{GroupId, Identity, Incarnation, Membership},
 };
 
 /// A running node. Dropping it stops it without waiting; [`Node::shutdown`] waits.
 #[derive(Debug)]
 pub struct Node {}
-
-/// A handle to one group of a node. Cloned freely; used from any task.
-#[derive(Clone, Debug)]
-pub struct Group {}
-
-/// How a node runs.
-#[derive(Clone, Debug, Default)]
-pub struct Config {
-    /// Bounds and times of every replica.
-    pub replica: core::Config,
-}
-
-/// How fresh a read must be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Read {
-    /// Sees every write acknowledged before the read began, on any node.
-    #[default]
-    Linearizable,
-    /// Answered locally once this slot has been applied here: sees at least that.
-    Stale {
-        /// Wait for this slot.
-        at_least: Slot,
-    },
-}
 
 /// Why a node did not start, or a group could not be added.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -65,22 +42,10 @@ pub enum NodeError {
     Stopped(String),
 }
 
-/// What a group's state is now.
-#[derive(Clone, Debug)]
-pub struct GroupStatus {
-    /// The replica's view.
-    pub replica: Status,
-    /// The last slot that the state machine has applied.
-    pub applied: Slot,
-    /// The state machine's digest at `applied`, if it has one.
-    pub digest: Option<u64>,
-    /// Why the group halted, if it did.
-    pub halted: Option<String>,
-}
-
 #[allow(unused_variables, reason = "to be filled in")]
 impl Node {
-    /// Opens the store, starts the transport, and serves groups from then on.
+    /// Opens the store, starts the transport, and serves groups from then on. Called inside a tokio runtime, which the
+    /// node's tasks then use.
     pub async fn spawn<S: Storage, T: Transport>(
         config: Config,
         storage: S,
@@ -90,7 +55,8 @@ impl Node {
     }
 
     /// Begins to serve a group: brings its machine up to date from the store, then takes part. `membership` is the
-    /// group's first membership, the same on every node.
+    /// group's first membership, the same on every node. Groups may be added in any order and at any time; until then
+    /// peers' messages for the group are dropped.
     pub async fn add_group<M: StateMachine>(
         &self,
         group: GroupId,
@@ -105,6 +71,36 @@ impl Node {
         todo!()
     }
 
+    /// The handles of all groups that were added, by id.
+    pub fn groups(&self) -> Vec<Group> {
+        todo!()
+    }
+
+    /// Cluster, node and disk, as the store says.
+    pub fn identity(&self) -> Identity {
+        todo!()
+    }
+
+    /// Which life of the node this is.
+    pub fn incarnation(&self) -> Incarnation {
+        todo!()
+    }
+
+    /// What the store noticed about itself when it was opened.
+    pub fn findings(&self) -> &[Finding] {
+        todo!()
+    }
+
+    /// What the node has counted over all groups.
+    pub fn metrics(&self) -> &Arc<NodeMetrics> {
+        todo!()
+    }
+
+    /// Everything that the node, its groups and its transport have counted, in Prometheus' text format.
+    pub fn prometheus(&self) -> String {
+        todo!()
+    }
+
     /// Waits until the node halts by itself (a failed disk, as a rule), and says why.
     pub async fn halted(&self) -> String {
         todo!()
@@ -115,51 +111,3 @@ impl Node {
         todo!()
     }
 }
-
-#[allow(unused_variables, reason = "to be filled in")]
-impl Group {
-    /// Replicates a command and returns the state machine's reply. The command keeps its place in the order of the
-    /// *calls* (not of the first polls): proposals of one node to one group are applied in that order.
-    pub fn propose(
-        &self,
-        command: Bytes,
-    ) -> impl Future<Output = Result<Bytes, ProposeError>> + Send + use<> {
-        async { todo!() }
-    }
-
-    /// As [`propose`](Self::propose), for at most `timeout`; then the outcome is `Expired` or `Unknown`.
-    pub fn propose_within(
-        &self,
-        command: Bytes,
-        timeout: Duration,
-    ) -> impl Future<Output = Result<Bytes, ProposeError>> + Send + use<> {
-        async { todo!() }
-    }
-
-    /// As [`propose`](Self::propose), with a callback that is called exactly once, from the group's task.
-    pub fn propose_with(&self, command: Bytes, done: Box<dyn FnOnce(Result<Bytes, ProposeError>) + Send>) {
-        todo!()
-    }
-
-    /// Answers a read from the state machine of this node.
-    pub async fn query(&self, read: Read, query: Bytes) -> Result<Bytes, ReadError> {
-        todo!()
-    }
-
-    /// What the group is now.
-    pub async fn status(&self) -> Result<GroupStatus, ReadError> {
-        todo!()
-    }
-
-    /// The leader's ballot as this node knows it; changes only when it changes. The ballot is the fencing token.
-    pub fn leader(&self) -> watch::Receiver<Option<Ballot>> {
-        todo!()
-    }
-
-    /// Whether this node leads the group, as far as it knows.
-    pub fn is_leader(&self) -> bool {
-        todo!()
-    }
-}
-
-const _: fn(Arc<()>) = drop;

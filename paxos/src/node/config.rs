@@ -1,0 +1,90 @@
+//! How a node runs.
+
+use std::{format, string::String, time::Duration};
+
+use crate::core;
+
+/// How a node runs. Every bound is per group unless it says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Bounds and times of every replica.
+    pub replica: core::Config,
+    /// How many commands and reads of this node's users may wait for the group's task. Beyond it (as beyond
+    /// [`max_pending_commands`](core::Config::max_pending_commands)) they are refused as overloaded.
+    pub max_queued_requests: usize,
+    /// How many bytes of commands and queries of this node's users may wait for the group's task.
+    pub max_queued_bytes: usize,
+    /// How many bytes of peers' messages may wait for the group's task.
+    pub max_inbox_bytes: usize,
+    /// How long a transport is kept waiting for a group whose inbox is full, before the group's messages are dropped
+    /// until it has caught up.
+    pub max_inbox_wait: Duration,
+    /// How many requests and messages (each) the group's task takes in before it acts on them.
+    pub max_turn_inputs: usize,
+    /// How many bytes of entries one merged write of the store may hold, over all groups (a single larger write goes
+    /// alone).
+    pub max_write_bytes: usize,
+    /// A read that is not answered within this time ends [`Expired`](crate::ReadError::Expired).
+    pub read_timeout: Duration,
+    /// A write of the store that takes longer is logged.
+    pub slow_sync: Duration,
+    /// Seeds the randomness of all replicas (election timeouts); `None` draws a seed.
+    pub seed: Option<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            replica: core::Config::default(),
+            max_queued_requests: 16_384,
+            max_queued_bytes: 64 << 20,
+            max_inbox_bytes: 64 << 20,
+            max_inbox_wait: Duration::from_millis(50),
+            max_turn_inputs: 1_024,
+            max_write_bytes: 8 << 20,
+            read_timeout: Duration::from_secs(5),
+            slow_sync: Duration::from_secs(1),
+            seed: None,
+        }
+    }
+}
+
+impl Config {
+    /// What is wrong with this configuration, and what to write instead.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let replica = &self.replica;
+        let counts = [
+            ("max_queued_requests", self.max_queued_requests),
+            ("max_queued_bytes", self.max_queued_bytes),
+            ("max_inbox_bytes", self.max_inbox_bytes),
+            ("max_turn_inputs", self.max_turn_inputs),
+            ("max_write_bytes", self.max_write_bytes),
+            ("replica.max_window_entries", replica.max_window_entries),
+            ("replica.max_window_bytes", replica.max_window_bytes),
+            ("replica.max_batch_commands", replica.max_batch_commands),
+            ("replica.max_batch_bytes", replica.max_batch_bytes),
+            ("replica.max_command_bytes", replica.max_command_bytes),
+            ("replica.max_pending_commands", replica.max_pending_commands),
+            ("replica.max_pending_bytes", replica.max_pending_bytes),
+            ("replica.max_pending_reads", replica.max_pending_reads),
+            ("replica.max_message_bytes", replica.max_message_bytes),
+            ("replica.max_peer_inflight_bytes", replica.max_peer_inflight_bytes),
+        ];
+        if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
+            return Err(format!(
+                "{name} is 0: nothing could ever be done; set it to at least 1"
+            ));
+        }
+        if replica.heartbeat_interval.is_zero() {
+            return Err("replica.heartbeat_interval is 0: set it to 100 ms, say".into());
+        }
+        if replica.election_timeout < 2 * replica.heartbeat_interval {
+            return Err(format!(
+                "replica.election_timeout ({:?}) must be at least twice replica.heartbeat_interval ({:?}), or one lost \
+                 heartbeat deposes a leader",
+                replica.election_timeout, replica.heartbeat_interval
+            ));
+        }
+        Ok(())
+    }
+}
