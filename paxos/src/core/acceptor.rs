@@ -13,6 +13,8 @@ use crate::types::{Accepted, Ballot, Entry, HardState, NodeId, Slot, WriteOp};
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Following {
     pub(super) ballot: Ballot,
+    /// The first slot that the leader proposed for; of those below, this node may hold anything or nothing.
+    pub(super) start: Slot,
     pub(super) received: Slot,
     pub(super) durable: Slot,
 }

@@ -23,6 +23,8 @@ pub(super) struct Gate {
     sync: bool,
     /// The number that the collected changes will get.
     building: PersistId,
+    /// The last write on which something may depend.
+    needed: PersistId,
     durable: PersistId,
     held: VecDeque<(PersistId, After)>,
 }
@@ -33,6 +35,7 @@ impl Gate {
             ops: Vec::new(),
             sync: false,
             building: PersistId(1),
+            needed: PersistId(0),
             durable: PersistId(0),
             held: VecDeque::new(),
         }
@@ -41,6 +44,7 @@ impl Gate {
     /// Adds a change to the write of this round; returns the number of that write.
     pub(super) fn write(&mut self, op: WriteOp) -> PersistId {
         self.sync = true;
+        self.needed = self.building;
         self.ops.push(op);
         self.building
     }
@@ -73,9 +77,9 @@ impl Gate {
         self.durable
     }
 
-    /// Whether nothing is collected and nothing is on its way to the disk.
+    /// Whether nothing that matters is collected or on its way to the disk.
     pub(super) const fn is_idle(&self) -> bool {
-        self.last().0 <= self.durable.0
+        self.needed.0 <= self.durable.0
     }
 
     pub(super) const fn has_ops(&self) -> bool {

@@ -88,7 +88,8 @@ impl Learner {
 impl Replica {
     /// A leader announced its watermark: what was accepted at its ballot up to there is chosen.
     pub(super) fn note_leader_watermark(&mut self, from: NodeId, ballot: crate::types::Ballot, chosen: Slot) {
-        if self.following.ballot == ballot {
+        // What is missing below the leader's start must be learned: the cursor says nothing of it.
+        if self.following.ballot == ballot && self.chosen.next() >= self.following.start {
             let upto = chosen.min(self.following.received);
             while self.chosen < upto {
                 self.advance_chosen(self.chosen.next());

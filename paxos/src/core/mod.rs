@@ -75,7 +75,7 @@ pub struct Config {
     /// A follower that has heard nothing from its leader for this long, and up to twice as long (drawn at random),
     /// canvasses; a leader that has heard no quorum for this long steps down.
     pub election_timeout: Duration,
-    /// How many slots may be in flight, above the chosen watermark.
+    /// How many slots may be in flight, above the chosen watermark, beside those that a new leader inherits.
     pub max_window_entries: usize,
     /// How many bytes of entries may be in flight, above the chosen watermark.
     pub max_window_bytes: usize,
@@ -171,7 +171,8 @@ pub enum Input {
         /// What it said.
         message: Message,
     },
-    /// This write, and all before it, are durable.
+    /// This write, and all before it, are durable. A write that did not ask for a sync may be reported once the store
+    /// has taken it, or never.
     Persisted(PersistId),
     /// A user of this node proposes a command. Ends in exactly one of [`Output::Apply`] with its token,
     /// [`Output::Rejected`] or [`Output::Unknown`].
