@@ -176,6 +176,7 @@ impl Replica {
             let upto = start.previous().max(self.chosen);
             self.following = Following {
                 ballot,
+                start,
                 received: upto,
                 durable: upto,
             };

@@ -466,6 +466,7 @@ impl Replica {
             leader: None,
             following: Following {
                 ballot: Ballot::ZERO,
+                start: Slot::MAX,
                 received: chosen,
                 durable: chosen,
             },

@@ -139,6 +139,7 @@ impl Replica {
         };
         self.following = Following {
             ballot,
+            start,
             received: self.chosen,
             durable: self.chosen,
         };
