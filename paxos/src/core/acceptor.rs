@@ -204,6 +204,9 @@ impl Replica {
             received: upto,
             ..
         } = self.following;
+        if self.leader != Some(ballot) {
+            return;
+        }
         let released = self.gate.after(After::Accepted { ballot, upto });
         self.release(released);
     }

@@ -196,6 +196,7 @@ impl Replica {
             self.write_hard_state();
             self.learner.asked = None;
             self.advance_received();
+            self.acknowledge();
         }
         match &self.role {
             Role::Leader(_) if overruled => self.become_follower(None),

@@ -475,7 +475,7 @@ impl Replica {
             election_at: now,
             learner: Learner::new(applied, chosen),
             proposals: Proposals::new(),
-            reads: Reads::default(),
+            reads: Reads::new(incarnation),
             told_now: BTreeSet::new(),
             outputs: VecDeque::new(),
         };

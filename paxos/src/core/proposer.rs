@@ -390,6 +390,11 @@ impl Replica {
         }
         self.follow(ballot, start);
         self.note_leader_watermark(from, ballot, chosen);
+        if self.following.received > self.following.durable {
+            // Entries of this ballot that a restart found on the disk, or that were learned, are nowhere else
+            // acknowledged.
+            self.acknowledge();
+        }
         let Some(round) = round else { return };
         let Following {
             received,

@@ -8,7 +8,7 @@ use alloc::{
 };
 
 use super::{Message, Output, Rejection, Replica, Token, election::Role, proposer::Leadership};
-use crate::types::{NodeId, Slot, Time};
+use crate::types::{Incarnation, NodeId, Slot, Time};
 
 /// How many questions to the leader may be open; further reads share the next one.
 const MAX_OPEN_QUESTIONS: usize = 8;
@@ -21,6 +21,7 @@ pub(super) struct Reads {
     /// Those that have not been asked for.
     waiting: Vec<Token>,
     questions: VecDeque<Question>,
+    /// Larger than in every earlier life: an answer to a question of that life is old.
     last_question: u64,
     /// The leader said that it is none: ask again then.
     hold_until: Time,
@@ -52,6 +53,15 @@ struct Round {
     heartbeat: u64,
     index: Slot,
     askers: Vec<Asker>,
+}
+
+impl Reads {
+    pub(super) fn new(incarnation: Incarnation) -> Self {
+        Self {
+            last_question: incarnation.0 << 32,
+            ..Self::default()
+        }
+    }
 }
 
 impl Replica {

@@ -51,7 +51,7 @@ macro_rules! plain_messages {
                     to.header(&$name { $($field: $field.into()),* });
                     Some($kind)
                 })*
-                _ => None,
+                Message::Promise { .. } | Message::Accept { .. } | Message::Learned { .. } | Message::Forward { .. } => None,
             }
         }
 
@@ -80,6 +80,7 @@ plain_messages! {
     13 Forwarded { incarnation: Incarnation, expected: u64 }
     14 ReadIndex { token: u64 }
     15 ReadIndexReply { token: u64, slot: Option<Slot> }
+    16 Chosen { ballot: Pair, start: Slot, chosen: Slot }
 }
 
 /// What a message with entries or commands says beside them. `count` is the number of rows in the table.
