@@ -385,7 +385,7 @@ fn message_of_users() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|token| Message::ReadIndex { token }),
         (any::<u64>(), proptest::option::of(any_slot()))
             .prop_map(|(token, slot)| Message::ReadIndexReply { token, slot }),
-        (ballot(), slot(), slot()).prop_map(|(ballot, start, chosen)| Message::Chosen {
+        (any_ballot(), any_slot(), any_slot()).prop_map(|(ballot, start, chosen)| Message::Chosen {
             ballot,
             start,
             chosen
