@@ -1,1 +1,3 @@
 //! Conformance suites for the plug-in traits, and a seeded simulator of whole clusters.
+
+pub mod sim;

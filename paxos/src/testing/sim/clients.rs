@@ -1,0 +1,123 @@
+//! Clients: they propose and read at any node, lose patience, and try again elsewhere.
+
+use bytes::Bytes;
+
+use super::{
+    cluster::{Cluster, Event},
+    faults::{Fault, MS},
+    history::Request,
+    machine::Workload,
+};
+use crate::{
+    core::{Input, Token},
+    types::{Incarnation, NodeId},
+};
+
+/// A client with one operation at a time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Client {
+    waits_for: Option<Token>,
+    /// Where to go next, if somebody gave a hint.
+    hint: Option<usize>,
+}
+
+impl<W: Workload> Cluster<'_, W> {
+    pub(super) fn clients_begin(&mut self) {
+        self.clients_active = true;
+        for client in 0..self.clients.len() {
+            self.clients[client] = Client::default();
+            let delay = self.random.exponential(self.plan.think_mean);
+            self.after(delay, Event::Client(client));
+        }
+    }
+
+    pub(super) fn client_acts(&mut self, client: usize) {
+        if !self.clients_active || self.clients[client].waits_for.is_some() {
+            return;
+        }
+        let hint = self.clients[client].hint.take();
+        let node = hint.unwrap_or_else(|| self.random.index(self.nodes.len()));
+        if self.nodes[node].life.is_none() {
+            let delay = self.random.exponential(self.plan.think_mean);
+            self.after(delay, Event::Client(client));
+            return;
+        }
+        if self.plan.faults.has(Fault::Overload) && self.random.chance(20) {
+            for _ in 0..self.random.between(10, 100) {
+                let command = self.command();
+                self.request(node, Request::Write(command));
+            }
+        }
+        let request = if self.random.chance(self.plan.reads_permille) {
+            Request::Read
+        } else {
+            Request::Write(self.command())
+        };
+        if let Some(token) = self.request(node, request) {
+            self.clients[client].waits_for = Some(token);
+            self.after(self.plan.patience, Event::Impatient(token));
+        }
+    }
+
+    fn command(&mut self) -> Bytes {
+        if self.plan.faults.has(Fault::Oddities) {
+            match self.random.below(60) {
+                0 => return Bytes::new(),
+                1 => return Bytes::from(std::vec![0; self.plan.config.max_command_bytes + 1]),
+                _ => {}
+            }
+        }
+        let unique = self.last_token + 1;
+        self.workload.command(&mut self.random, unique)
+    }
+
+    /// A new operation at a node, if that lives.
+    pub(super) fn request(&mut self, node: usize, request: Request) -> Option<Token> {
+        let life = self.nodes[node].life.as_ref()?.number;
+        self.last_token += 1;
+        let token = Token(self.last_token);
+        let input = match &request {
+            Request::Write(command) => Input::Propose {
+                token,
+                command: command.clone(),
+            },
+            Request::Read => Input::Read { token },
+        };
+        let id = self.nodes[node].id;
+        self.history.begin(token, id, Incarnation(life), request);
+        self.input(node, input);
+        if self.plan.faults.has(Fault::Oddities) && self.random.chance(30) {
+            let delay = self.random.exponential(20 * MS);
+            let cancel = Input::Cancel { token };
+            self.after(
+                delay,
+                Event::Hint {
+                    node,
+                    input: cancel,
+                },
+            );
+        }
+        Some(token)
+    }
+
+    /// An operation has ended; whoever waits for it goes on.
+    pub(super) fn client_hears(&mut self, token: Token, hint: Option<NodeId>) {
+        let waiting = |client: &Client| client.waits_for == Some(token);
+        let Some(client) = self.clients.iter().position(waiting) else { return };
+        self.clients[client].waits_for = None;
+        self.clients[client].hint = hint.and_then(|node| usize::try_from(node.0 - 1).ok());
+        let delay = self.random.exponential(self.plan.think_mean);
+        self.after(delay, Event::Client(client));
+    }
+
+    /// A client waits no longer for this operation, and says so to the node.
+    pub(super) fn client_gives_up(&mut self, token: Token) {
+        if self.history.is_open(token) && !self.random.chance(100) {
+            let node = self.history.operation(token).map(|operation| operation.node);
+            if let Some(node) = node.and_then(|node| usize::try_from(node.0 - 1).ok()) {
+                self.input(node, Input::Cancel { token });
+            }
+        }
+        self.client_hears(token, None);
+    }
+}

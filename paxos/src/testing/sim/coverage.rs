@@ -1,0 +1,126 @@
+//! "Sometimes" events: what a set of runs must have met, or it has proved less than it seems.
+
+use std::{string::String, vec::Vec};
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// Something rare that a good set of runs meets often.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Event {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Event {
+            /// All events, in the order of their declaration.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// What happened, in words.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+events! {
+    LeaderWithPendingSlots = "a new leader inherited slots that were not chosen yet",
+    LeaderBehind = "a candidate was promised by a node that knew more chosen slots",
+    LeaderSteppedDown = "a leader stepped down in mid-life",
+    LeaderCrashed = "a leader crashed",
+    LeaderPaused = "a leader was paused",
+    AllCrashed = "all nodes crashed at once",
+    NoopFilled = "a no-op was chosen",
+    TwoBallots = "a slot was accepted at two ballots",
+    TwoValues = "a slot was accepted with two values",
+    RefusedLeader = "a leader was refused",
+    CanvassDenied = "a canvass was denied",
+    PromiseInChunks = "a promise came in several chunks",
+    AcceptedOverwritten = "an acceptor replaced a value that it had accepted",
+    Learned = "a replica learned entries from a peer",
+    Loaded = "entries were read back from the disk",
+    WritesLost = "a crash lost unsynced writes",
+    WritesKept = "a crash kept unsynced writes",
+    WritesCut = "a crash kept some unsynced writes and lost others",
+    RestartedWithTail = "a replica restarted with entries above its watermark",
+    SyncFailed = "a sync failed",
+    GroupCommit = "several writes shared a sync",
+    ReplayAcrossElection = "a late message arrived after a higher ballot",
+    Duplicated = "a message was delivered twice",
+    Lost = "a message was lost",
+    Cut = "a message ran into a cut",
+    Refused = "the transport refused a message",
+    Disconnected = "a broken connection was noticed",
+    Forwarded = "a command was forwarded to the leader",
+    ForwardedAgain = "a command was forwarded again",
+    ChosenTwice = "a command was chosen in two slots and applied once",
+    BatchOfMany = "an entry held several commands",
+    WindowOfMany = "a leader had several slots in flight",
+    WindowFull = "a leader's window was full",
+    EmptyCommand = "an empty command was applied",
+    ProposalUnknown = "a proposal ended unknown",
+    ProposalExpired = "a cancelled proposal certainly did not happen",
+    Overloaded = "a proposal was rejected for overload",
+    TooLarge = "a command was rejected for its size",
+    NotLeader = "a proposal was rejected with a hint",
+    ReadOnFollower = "a follower answered a read",
+    ReadWaited = "a read waited for a slot to be applied",
+    ReadAtNewLeader = "a leader was asked to read before its inherited slots were chosen",
+    SnapshotSwapped = "a machine was replaced by a copy restored from its snapshot",
+}
+
+/// How often each event was met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coverage {
+    counts: Vec<u64>,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self {
+            counts: std::vec![0; Event::ALL.len()],
+        }
+    }
+}
+
+impl Coverage {
+    pub(super) fn meet(&mut self, event: Event) {
+        self.counts[event as usize] += 1;
+    }
+
+    pub(super) fn meet_if(&mut self, condition: bool, event: Event) {
+        if condition {
+            self.meet(event);
+        }
+    }
+
+    /// How often this event was met.
+    pub fn count(&self, event: Event) -> u64 {
+        self.counts[event as usize]
+    }
+
+    /// Adds the events of another run.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+    }
+
+    /// The events that were met less often than this.
+    pub fn below(&self, limit: u64) -> Vec<Event> {
+        Event::ALL
+            .iter()
+            .copied()
+            .filter(|event| self.count(*event) < limit)
+            .collect()
+    }
+
+    /// One line for each event.
+    pub fn table(&self) -> String {
+        Event::ALL
+            .iter()
+            .map(|event| std::format!("{:>12}  {}\n", self.count(*event), event.name()))
+            .collect()
+    }
+}

@@ -1,0 +1,364 @@
+//! How a simulated node carries out what its replica wants: the part that the tokio driver plays in production.
+
+use std::{format, vec::Vec};
+
+use super::{
+    cluster::{Cluster, Event},
+    coverage::Event as Sometimes,
+    disk::Write,
+    faults::{Fault, MS},
+    history::reply_hash,
+    machine::Workload,
+    network::{Arrival, Fate},
+    oracle::{Violation, alarm, ensure},
+    trace,
+};
+use crate::{
+    core::{ChosenEntry, Input, Message, Output, PersistId, Rejection, Token},
+    state_machine::{ApplyCommand, Chosen, MachineError, StateMachine},
+    types::{EntryKind, HardState, Incarnation, NodeId, Slot, WriteOp},
+};
+
+type Check = Result<(), Violation>;
+
+impl<W: Workload> Cluster<'_, W> {
+    pub(super) fn carry_out(&mut self, node: usize, output: Output) -> Check {
+        if self.is_traced() {
+            self.say(|| format!("n{}   {}", node + 1, trace::output(&output)));
+        }
+        match output {
+            Output::Send { to, message } => self.send(node, &to, &message),
+            Output::Persist { id, ops, sync } => self.persist(node, id, ops, sync),
+            Output::Apply(chosen) => self.apply(node, &chosen),
+            Output::Load {
+                from,
+                upto,
+                max_bytes,
+            } => {
+                self.coverage.meet(Sometimes::Loaded);
+                let delay = self.random.exponential(self.plan.sync_mean);
+                let life = self.life_of(node).0;
+                let loaded = Event::Loaded {
+                    node,
+                    life,
+                    from,
+                    upto,
+                    max_bytes,
+                };
+                self.after(delay, loaded);
+                Ok(())
+            }
+            Output::ReadReady { token, slot } => self.read_ready(node, token, slot),
+            Output::Rejected { token, reason } => self.reject(node, token, reason),
+            Output::Unknown { token } => {
+                self.coverage.meet(Sometimes::ProposalUnknown);
+                let id = self.nodes[node].id;
+                self.history.unknown(id, token)?;
+                self.client_hears(token, None);
+                Ok(())
+            }
+            Output::Leader(_) => Ok(()),
+            Output::Alarm(what) => Err(alarm(self.nodes[node].id, &what)),
+        }
+    }
+
+    fn life_of(&self, node: usize) -> Incarnation {
+        Incarnation(self.nodes[node].disk.incarnation)
+    }
+
+    fn send(&mut self, node: usize, to: &[NodeId], message: &Message) -> Check {
+        let (id, life) = (self.nodes[node].id, self.life_of(node));
+        ensure!(
+            !to.is_empty() && !to.contains(&id),
+            "contract",
+            "{id} sends {} to nobody or to itself",
+            message.name()
+        );
+        self.oracle.sent(id, life, message, &self.nodes[node].disk.durable)?;
+        self.observe_send(id, message);
+        for receiver in to {
+            let index = usize::try_from(receiver.0)
+                .ok()
+                .and_then(|id| id.checked_sub(1))
+                .filter(|index| *index < self.nodes.len());
+            let Some(index) = index else {
+                return Err(Violation::new("contract", format!("{id} sends to {receiver}, which is no member")));
+            };
+            self.transmit(node, index, message);
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, from: usize, to: usize, message: &Message) {
+        self.messages += 1;
+        let down = self.nodes[to].life.is_none();
+        let refuses = down && self.plan.faults.has(Fault::Refusal) && self.random.chance(500);
+        let fate = if refuses {
+            Fate::Refused
+        } else {
+            self.network.fate(&self.plan, &mut self.random, self.now, from, to)
+        };
+        match fate {
+            Fate::Lost => self.coverage.meet(Sometimes::Lost),
+            Fate::Cut => self.coverage.meet(Sometimes::Cut),
+            Fate::Refused => {
+                self.coverage.meet(Sometimes::Refused);
+                let refused = Input::SendRefused(self.nodes[to].id);
+                self.after(
+                    1,
+                    Event::Hint {
+                        node: from,
+                        input: refused,
+                    },
+                );
+            }
+            Fate::Delivered(arrivals) => {
+                self.coverage.meet_if(arrivals.len() > 1, Sometimes::Duplicated);
+                for arrival in arrivals {
+                    let (at, sent_under) = match arrival {
+                        Arrival::At(at) => (at, None),
+                        Arrival::Replay(at) => (at, Some(self.oracle.highest_ballot())),
+                    };
+                    let message = message.clone();
+                    self.at(
+                        at,
+                        Event::Deliver {
+                            to,
+                            from,
+                            message,
+                            sent_under,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    fn observe_send(&mut self, node: NodeId, message: &Message) {
+        match message {
+            Message::CanvassReply { granted: false, .. } => self.coverage.meet(Sometimes::CanvassDenied),
+            Message::Promise { to, .. } => {
+                self.coverage.meet_if(*to != Slot::MAX, Sometimes::PromiseInChunks);
+            }
+            Message::Forward {
+                incarnation, first, ..
+            } => {
+                let new = self.forwarded.insert((node, *incarnation, *first));
+                let event = if new { Sometimes::Forwarded } else { Sometimes::ForwardedAgain };
+                self.coverage.meet(event);
+            }
+            _ => {}
+        }
+    }
+
+    fn persist(&mut self, node: usize, id: PersistId, ops: Vec<WriteOp>, sync: bool) -> Check {
+        let node_id = self.nodes[node].id;
+        let mut overwritten = false;
+        let view = &self.nodes[node].disk.view;
+        let mut after = view.hard;
+        for op in &ops {
+            self.oracle.submitted(node_id, view, op)?;
+            match op {
+                WriteOp::HardState { state, .. } => {
+                    ensure!(state.promised >= after.promised, "I6", "{node_id} lowers its promise in one write");
+                    after = *state;
+                }
+                WriteOp::Accept { slot, entry, .. } => {
+                    overwritten |= view.entries.get(slot).is_some_and(|held| held.entry != *entry);
+                }
+                WriteOp::Trim { .. } | WriteOp::RemoveGroup { .. } => {}
+            }
+        }
+        self.coverage.meet_if(overwritten, Sometimes::AcceptedOverwritten);
+        self.nodes[node].disk.submit(id, ops, sync);
+        self.sync(node);
+        Ok(())
+    }
+
+    fn sync(&mut self, node: usize) {
+        if !self.nodes[node].disk.begin_sync() {
+            return;
+        }
+        self.coverage.meet_if(self.nodes[node].disk.unsynced() > 1, Sometimes::GroupCommit);
+        let mean = self.plan.sync_mean * if self.nodes[node].slow_disk { 20 } else { 1 };
+        let delay = (50 + self.random.exponential(mean)).min(500 * MS);
+        let life = self.life_of(node).0;
+        self.after(delay, Event::Synced { node, life });
+    }
+
+    /// A sync ends, well or not.
+    pub(super) fn synced(&mut self, node: usize) -> Check {
+        if !self.network.calm && self.random.chance(self.plan.sync_failure_permille) {
+            self.coverage.meet(Sometimes::SyncFailed);
+            let id = self.nodes[node].id;
+            self.say(|| format!("n{id} sync fails"));
+            return self.crash_for_a_while(node);
+        }
+        let before = self.nodes[node].disk.durable.hard;
+        let writes = self.nodes[node].disk.finish_sync();
+        self.now_durable(node, &writes, before)?;
+        if let Some(last) = writes.last() {
+            self.input(node, Input::Persisted(last.id));
+        }
+        self.sync(node);
+        Ok(())
+    }
+
+    /// Tells the oracles of writes that have just become durable.
+    pub(super) fn now_durable(&mut self, node: usize, writes: &[Write], mut before: HardState) -> Check {
+        let id = self.nodes[node].id;
+        for op in writes.iter().flat_map(|write| &write.ops) {
+            self.oracle.durable(id, op, &self.nodes[node].disk.durable, before)?;
+            if let WriteOp::HardState { state, .. } = op {
+                before = *state;
+            }
+            if let WriteOp::Accept { slot, .. } = op {
+                let (ballots, values) = self.oracle.contention(*slot);
+                self.coverage.meet_if(ballots > 1, Sometimes::TwoBallots);
+                self.coverage.meet_if(values > 1, Sometimes::TwoValues);
+            }
+        }
+        while let Some(entry) = self.oracle.decided(self.history.upto().next()) {
+            let entry = entry.clone();
+            let duplicates = self.history.duplicates();
+            self.history.decided(&entry)?;
+            let slot = self.history.upto();
+            let commands = self.history.commands(slot).len();
+            self.say(|| format!("-- slot {slot} is chosen ({commands} new commands)"));
+            self.coverage.meet_if(self.history.duplicates() > duplicates, Sometimes::ChosenTwice);
+            self.coverage.meet_if(entry.kind == EntryKind::Noop, Sometimes::NoopFilled);
+            self.coverage.meet_if(commands > 1, Sometimes::BatchOfMany);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, node: usize, chosen: &ChosenEntry) -> Check {
+        let (id, incarnation) = (self.nodes[node].id, self.life_of(node));
+        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        ensure!(
+            chosen.slot == life.applied.next(),
+            "I4",
+            "{id} applies slot {} after {}",
+            chosen.slot,
+            life.applied
+        );
+        let commands: Vec<ApplyCommand> = chosen
+            .commands
+            .iter()
+            .map(|chosen_command| ApplyCommand {
+                slot: chosen.slot,
+                ballot: chosen.ballot,
+                id: chosen_command.command.id,
+                payload: chosen_command.command.payload.clone(),
+            })
+            .collect();
+        let mut replies = Vec::with_capacity(commands.len());
+        let run = Chosen {
+            upto: chosen.slot,
+            commands: &commands,
+        };
+        life.machine.apply(run, &mut replies).map_err(|error| failed(id, &error))?;
+        life.applied = chosen.slot;
+        ensure!(
+            replies.len() == commands.len() && life.machine.applied() == chosen.slot,
+            "machine",
+            "{id}: {} replies to {} commands, applied {} instead of {}",
+            replies.len(),
+            commands.len(),
+            life.machine.applied(),
+            chosen.slot
+        );
+        let digest = life.machine.digest();
+        self.history.applied(id, chosen, reply_hash(&replies), digest)?;
+        for (offset, command) in chosen.commands.iter().enumerate() {
+            self.coverage.meet_if(command.command.payload.is_empty(), Sometimes::EmptyCommand);
+            if let Some(token) = command.token {
+                self.history.write_answered(id, incarnation, token, chosen.slot, offset)?;
+                self.client_hears(token, None);
+            }
+        }
+        self.swap_snapshot(node)?;
+        self.answer_reads(node)
+    }
+
+    /// Replaces a machine by a copy restored from its snapshot: nothing may differ afterwards.
+    fn swap_snapshot(&mut self, node: usize) -> Check {
+        if !self.plan.faults.has(Fault::SnapshotSwap) || !self.random.chance(5) {
+            return Ok(());
+        }
+        self.coverage.meet(Sometimes::SnapshotSwapped);
+        let id = self.nodes[node].id;
+        let mut copy = self.workload.machine();
+        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        let mut bytes = Vec::new();
+        let source = life.machine.snapshot().map_err(|error| failed(id, &error))?;
+        let written = source.write_to(&mut bytes);
+        ensure!(written.is_ok(), "machine", "{id} cannot write its snapshot: {written:?}");
+        copy.restore(life.applied, &mut &bytes[..]).map_err(|error| failed(id, &error))?;
+        ensure!(
+            copy.applied() == life.applied && copy.digest() == life.machine.digest(),
+            "I8",
+            "{id}: a machine restored from the snapshot at {} differs",
+            life.applied
+        );
+        life.machine = copy;
+        Ok(())
+    }
+
+    fn read_ready(&mut self, node: usize, token: Token, slot: Slot) -> Check {
+        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        self.coverage.meet_if(slot > life.applied, Sometimes::ReadWaited);
+        life.reads.push((slot, token));
+        self.answer_reads(node)
+    }
+
+    fn answer_reads(&mut self, node: usize) -> Check {
+        let id = self.nodes[node].id;
+        let leads = self.is_leader(node);
+        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        if life.reads.is_empty() {
+            return Ok(());
+        }
+        let applied = life.applied;
+        let ready = |(slot, _): &mut (Slot, Token)| *slot <= applied;
+        let tokens: Vec<(Slot, Token)> = life.reads.extract_if(.., ready).collect();
+        for (_, token) in tokens {
+            let query = self.workload.query(&mut self.random);
+            let Some(life) = &self.nodes[node].life else { return Ok(()) };
+            let _answer = life.machine.query(query);
+            self.history.read_answered(id, token, applied)?;
+            self.coverage.meet_if(!leads, Sometimes::ReadOnFollower);
+            self.client_hears(token, None);
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, node: usize, token: Token, reason: Rejection) -> Check {
+        let id = self.nodes[node].id;
+        self.history.rejected(id, token)?;
+        let hint = match reason {
+            Rejection::NotLeader { leader } => {
+                self.coverage.meet(Sometimes::NotLeader);
+                leader
+            }
+            Rejection::Overloaded => {
+                self.coverage.meet(Sometimes::Overloaded);
+                None
+            }
+            Rejection::TooLarge => {
+                self.coverage.meet(Sometimes::TooLarge);
+                None
+            }
+            Rejection::Expired => {
+                self.coverage.meet(Sometimes::ProposalExpired);
+                None
+            }
+        };
+        self.client_hears(token, hint);
+        Ok(())
+    }
+}
+
+fn failed(node: NodeId, error: &MachineError) -> Violation {
+    Violation::new("machine", format!("{node}: {error}"))
+}

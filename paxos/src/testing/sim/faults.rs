@@ -1,0 +1,173 @@
+//! What a run is like: drawn once from its seed.
+
+use core::time::Duration;
+use std::vec::Vec;
+
+use super::random::Random;
+use crate::core::Config;
+
+macro_rules! faults {
+    ($($name:ident = $text:literal,)*) => {
+        /// A class of faults. Each is absent from a good part of the runs, so that no class hides what another
+        /// would show.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Fault {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Fault {
+            /// All classes.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The name for the command line.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+        }
+    };
+}
+
+faults! {
+    Loss = "Messages are lost.",
+    Duplication = "Messages arrive twice.",
+    Replay = "Messages arrive again, seconds later.",
+    Reordering = "Messages overtake each other.",
+    Clog = "A link delivers nothing for a while, then everything.",
+    Partition = "The nodes fall into two sides.",
+    Cut = "Two nodes cannot reach each other.",
+    OneWayCut = "One node's messages do not reach another.",
+    Isolation = "The leader is cut off from everybody else.",
+    Crash = "A minority of the nodes crashes and comes back.",
+    CrashAll = "All nodes crash at once and come back.",
+    Pause = "A node stands still for a while.",
+    SlowDisk = "A disk takes long for a while.",
+    FailedSync = "A sync fails, which stops its node.",
+    Drift = "Clocks run up to 5 % fast or slow.",
+    Refusal = "The transport refuses messages to nodes that it cannot reach.",
+    Hangup = "Broken connections are noticed.",
+    Overload = "Clients propose in bursts.",
+    Oddities = "Clients propose empty and oversized commands, and cancel.",
+    SnapshotSwap = "Machines are replaced by copies restored from their snapshots.",
+}
+
+/// A set of fault classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultSet(u64);
+
+impl FaultSet {
+    /// No faults at all.
+    pub const NONE: Self = Self(0);
+    /// Every class may be drawn.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// Whether this class is in the set.
+    pub const fn has(self, fault: Fault) -> bool {
+        self.0 & 1 << fault as u64 != 0
+    }
+
+    /// The set with this class too.
+    #[must_use]
+    pub const fn with(self, fault: Fault) -> Self {
+        Self(self.0 | 1 << fault as u64)
+    }
+
+    /// The set without this class.
+    #[must_use]
+    pub const fn without(self, fault: Fault) -> Self {
+        Self(self.0 & !(1 << fault as u64))
+    }
+}
+
+pub(super) const MS: u64 = 1_000;
+pub(super) const SECOND: u64 = 1_000 * MS;
+
+/// Everything about a run that is decided before it begins. Times are in microseconds of virtual time.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) nodes: usize,
+    pub(super) config: Config,
+    pub(super) faults: FaultSet,
+    pub(super) clients: usize,
+    pub(super) reads_permille: u64,
+    pub(super) think_mean: u64,
+    pub(super) patience: u64,
+    pub(super) storms: u32,
+    pub(super) storm_mean: u64,
+    pub(super) fault_gap_mean: u64,
+    pub(super) loss_permille: u64,
+    pub(super) duplication_permille: u64,
+    pub(super) replay_permille: u64,
+    pub(super) delay_mean: u64,
+    pub(super) sync_mean: u64,
+    pub(super) sync_failure_permille: u64,
+    /// Each node's clock, in thousandths of true speed.
+    pub(super) clock_rates: Vec<u64>,
+    /// How much later than its deadline a tick may come.
+    pub(super) tick_lateness: u64,
+}
+
+impl Plan {
+    pub(super) fn draw(random: &mut Random, nodes: Option<usize>, allowed: FaultSet) -> Self {
+        let nodes = nodes.unwrap_or_else(|| random.pick(&[1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 4, 5, 5, 5, 5]));
+        let absent = random.between(150, 500);
+        let mut faults = FaultSet::NONE;
+        for fault in Fault::ALL {
+            if !random.chance(absent) && allowed.has(*fault) {
+                faults = faults.with(*fault);
+            }
+        }
+        let rate = |random: &mut Random, fault, most: u64| {
+            let rate = random.below(most + 1) * random.below(1_001) / 1_000;
+            if faults.has(fault) { rate } else { 0 }
+        };
+        let loss_permille = rate(random, Fault::Loss, 300);
+        let duplication_permille = rate(random, Fault::Duplication, 300);
+        let replay_permille = rate(random, Fault::Replay, 50);
+        let clock_rates = (0..nodes)
+            .map(|_| if faults.has(Fault::Drift) { random.between(950, 1_050) } else { 1_000 })
+            .collect();
+        Self {
+            nodes,
+            config: draw_config(random),
+            faults,
+            clients: random.between(1, 6) as usize,
+            reads_permille: random.pick(&[100, 300, 500]),
+            think_mean: random.between(20, 150) * MS,
+            patience: random.between(300, 3_000) * MS,
+            storms: random.between(1, 2) as u32,
+            storm_mean: random.between(1, 4) * SECOND,
+            fault_gap_mean: random.between(100, 1_000) * MS,
+            loss_permille,
+            duplication_permille,
+            replay_permille,
+            delay_mean: random.between(500, 10 * MS) * random.between(1, 3),
+            sync_mean: random.pick(&[100, MS, MS, 5 * MS, 20 * MS]),
+            sync_failure_permille: if faults.has(Fault::FailedSync) { random.between(1, 5) } else { 0 },
+            clock_rates,
+            tick_lateness: random.pick(&[0, 100, 5 * MS]),
+        }
+    }
+}
+
+fn draw_config(random: &mut Random) -> Config {
+    let (heartbeat, election) = random.pick(&[(50, 300), (100, 500), (100, 500), (100, 1_000)]);
+    Config {
+        heartbeat_interval: Duration::from_millis(heartbeat),
+        election_timeout: Duration::from_millis(election),
+        max_window_entries: random.pick(&[1, 4, 32, 1_024]),
+        max_window_bytes: random.pick(&[4 << 10, 32 << 20]),
+        max_batch_commands: random.pick(&[1, 3, 1_024]),
+        max_batch_bytes: random.pick(&[256, 1 << 20]),
+        max_command_bytes: 2 << 10,
+        max_pending_commands: random.pick(&[8, 64, 16_384]),
+        max_pending_bytes: random.pick(&[8 << 10, 64 << 20]),
+        max_pending_reads: random.pick(&[4, 65_536]),
+        max_message_bytes: random.pick(&[256, 4 << 10, 1 << 20]),
+        max_peer_inflight_bytes: random.pick(&[2 << 10, 16 << 20]),
+        max_cache_bytes: random.pick(&[1 << 10, 16 << 20]),
+        max_watermark_delay: Duration::from_millis(random.pick(&[0, 2, 20])),
+        forward: random.chance(800),
+    }
+}

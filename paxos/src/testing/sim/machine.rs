@@ -1,0 +1,162 @@
+//! What a simulated cluster replicates: your state machine, or the default one, which is made for checking.
+
+use std::{boxed::Box, io, vec::Vec};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::random::Random;
+use crate::{
+    state_machine::{Chosen, MachineError, SnapshotSource, StateMachine},
+    types::Slot,
+};
+
+/// A service for the simulator to run: how to make its machine and what its clients ask.
+pub trait Workload: Sync {
+    /// The state machine; every replica has one, and a restarted replica gets a new one.
+    type Machine: StateMachine;
+
+    /// A new, empty machine.
+    fn machine(&self) -> Self::Machine;
+
+    /// A command of a client. Put `unique` into it if you can: the checks of order are sharper for commands that
+    /// occur only once.
+    fn command(&self, random: &mut Random, unique: u64) -> Bytes;
+
+    /// A query of a client.
+    fn query(&self, random: &mut Random) -> Bytes;
+}
+
+/// The default workload: clients that set registers and add to counters of a [`Ledger`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Checking;
+
+impl Workload for Checking {
+    type Machine = Ledger;
+
+    fn machine(&self) -> Ledger {
+        Ledger::default()
+    }
+
+    fn command(&self, random: &mut Random, unique: u64) -> Bytes {
+        let mut command = BytesMut::new();
+        command.put_u8(random.below(2) as u8);
+        command.put_u8(random.below(KEYS as u64) as u8);
+        command.put_u64_le(unique);
+        if random.chance(100) {
+            command.put_bytes(0xee, random.index(600));
+        }
+        command.freeze()
+    }
+
+    fn query(&self, random: &mut Random) -> Bytes {
+        Bytes::copy_from_slice(&[random.below(KEYS as u64) as u8])
+    }
+}
+
+const KEYS: usize = 8;
+
+/// Registers and counters, and a running hash over everything that was ever applied, so that two replicas with one
+/// digest have seen the same commands in the same order.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    applied: Slot,
+    count: u64,
+    hash: u64,
+    registers: [u64; KEYS],
+    counters: [u64; KEYS],
+}
+
+impl Ledger {
+    fn one(&mut self, payload: &Bytes) -> Bytes {
+        self.count += 1;
+        for byte in payload {
+            self.hash = (self.hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        self.hash = self.hash.rotate_left(17) ^ self.count;
+        let mut reply = BytesMut::new();
+        reply.put_u64_le(self.count);
+        if payload.len() >= 10 {
+            let value = (&payload[2..10]).get_u64_le();
+            let key = usize::from(payload[1]) % KEYS;
+            let cell = match payload[0] {
+                0 => &mut self.registers[key],
+                _ => &mut self.counters[key],
+            };
+            reply.put_u64_le(*cell);
+            *cell = match payload[0] {
+                0 => value,
+                _ => cell.wrapping_add(value),
+            };
+        }
+        reply.freeze()
+    }
+
+    fn encode(&self) -> Bytes {
+        let mut state = BytesMut::new();
+        for word in [self.count, self.hash]
+            .iter()
+            .chain(&self.registers)
+            .chain(&self.counters)
+        {
+            state.put_u64_le(*word);
+        }
+        state.freeze()
+    }
+}
+
+struct Frozen(Bytes);
+
+impl SnapshotSource for Frozen {
+    fn write_to(self: Box<Self>, to: &mut dyn io::Write) -> io::Result<()> {
+        to.write_all(&self.0)
+    }
+}
+
+impl StateMachine for Ledger {
+    fn applied(&self) -> Slot {
+        self.applied
+    }
+
+    fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
+        for command in chosen.commands {
+            replies.push(self.one(&command.payload));
+        }
+        self.applied = chosen.upto;
+        Ok(())
+    }
+
+    fn query(&self, query: Bytes) -> Bytes {
+        let key = query.first().map_or(0, |key| usize::from(*key) % KEYS);
+        let mut reply = BytesMut::new();
+        reply.put_u64_le(self.count);
+        reply.put_u64_le(self.registers[key]);
+        reply.put_u64_le(self.counters[key]);
+        reply.freeze()
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+        Ok(Box::new(Frozen(self.encode())))
+    }
+
+    fn restore(&mut self, upto: Slot, from: &mut dyn io::Read) -> Result<(), MachineError> {
+        let mut state = Vec::new();
+        from.read_to_end(&mut state)
+            .map_err(|error| MachineError::new(std::format!("cannot read the snapshot: {error}")))?;
+        if state.len() != 8 * (2 + 2 * KEYS) {
+            return Err(MachineError::new("the snapshot has the wrong length"));
+        }
+        let mut rest = &state[..];
+        self.applied = upto;
+        self.count = rest.get_u64_le();
+        self.hash = rest.get_u64_le();
+        for cell in self.registers.iter_mut().chain(&mut self.counters) {
+            *cell = rest.get_u64_le();
+        }
+        Ok(())
+    }
+
+    fn digest(&self) -> Option<u64> {
+        let words = self.registers.iter().chain(&self.counters);
+        Some(words.fold(self.hash, |hash, word| hash.rotate_left(5) ^ word))
+    }
+}

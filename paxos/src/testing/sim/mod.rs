@@ -1,0 +1,165 @@
+//! A seeded simulator of whole clusters.
+//!
+//! It runs the protocol core under a network that loses, repeats, delays, reorders and cuts, on disks that forget what
+//! was not synced, on clocks that drift, with nodes that crash, pause and come back, and checks the invariants of the
+//! protocol from the inside: after every write, every message and every applied slot. One seed is one run, always the
+//! same. Virtual time costs nothing, so a second of a CPU is minutes of a cluster's life.
+//!
+//! It runs your state machine as well as the default one: implement [`Workload`] and call [`run`] for as many seeds as
+//! you have patience for. Beside the protocol it checks that your machine is deterministic (equal replies and, if it
+//! has a [digest](crate::StateMachine::digest), equal states on all replicas) and that a machine restored from a
+//! snapshot goes on like the one that wrote it.
+//!
+//! ```
+//! use paxos::testing::sim::{Checking, Options, run};
+//!
+//! let report = run(7, &Options::default(), &Checking);
+//! assert!(report.failure.is_none(), "{}", report.failure.unwrap());
+//! ```
+//!
+//! # What is checked
+//!
+//! | | |
+//! |---|---|
+//! | I1 | at most one value is chosen per slot, for ever |
+//! | I2 | at most one value per slot and ballot |
+//! | I3 | what is chosen was proposed by a client, or is a membership or a no-op |
+//! | I4 | what a replica holds for chosen, or applies, is durably chosen; slots are applied in order |
+//! | I5 | everything a node ever said is on its disk, at once and after every restart |
+//! | I6 | promises never go back; a ballot has one owner, one life and a quorum of promises |
+//! | I8 | equal states and replies at equal slots |
+//! | I10 | linearizable, by log positions |
+//! | I13 | queues keep their bounds |
+//! | L1 | after a while without faults, every node answers writes and reads |
+//! | L2 | at the end all replicas have applied the same |
+//!
+//! and that every proposal ends exactly once, happens once at the most, never after it was rejected, and in the order
+//! of its node.
+
+mod clients;
+mod cluster;
+mod coverage;
+mod disk;
+mod drive;
+mod faults;
+mod history;
+mod machine;
+mod nemesis;
+mod network;
+mod oracle;
+mod random;
+pub mod trace;
+
+use core::fmt;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    string::String,
+};
+
+pub use self::{
+    coverage::{Coverage, Event},
+    disk::DiskState,
+    faults::{Fault, FaultSet},
+    machine::{Checking, Ledger, Workload},
+    oracle::{Oracle, Violation},
+    random::Random,
+};
+
+/// What may differ between two runs of one seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How many nodes; drawn from the seed if `None`.
+    pub nodes: Option<usize>,
+    /// The fault classes that may be drawn.
+    pub faults: FaultSet,
+    /// Gets a line for everything that happens.
+    pub trace: Option<fn(&str)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            nodes: None,
+            faults: FaultSet::ALL,
+            trace: None,
+        }
+    }
+}
+
+/// A run that ended badly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The seed of the run.
+    pub seed: u64,
+    /// What was broken; the oracle `panic` for an assertion of the code itself.
+    pub violation: Violation,
+    /// When, in microseconds of virtual time; `None` after a panic.
+    pub at: Option<u64>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Violation { oracle, detail } = &self.violation;
+        write!(f, "seed {} failed: {oracle}: {detail}", self.seed)?;
+        match self.at {
+            Some(at) => write!(f, " (at {}.{:06} s)", at / 1_000_000, at % 1_000_000),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What came out of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// A fingerprint of everything that happened: equal for equal seeds and options.
+    pub hash: u64,
+    /// How the run failed, if it did.
+    pub failure: Option<Failure>,
+    /// What the run met.
+    pub coverage: Coverage,
+    /// How many messages were sent.
+    pub messages: u64,
+    /// How many slots were chosen.
+    pub chosen: u64,
+    /// How many commands and reads had been answered, counted as commands applied before the last answer.
+    pub answered: u64,
+    /// How long the run was, in microseconds of virtual time.
+    pub virtual_micros: u64,
+}
+
+/// Runs one seed. A panic in the code under test is a failure like any other.
+pub fn run<W: Workload>(seed: u64, options: &Options, workload: &W) -> Report {
+    let attempt = catch_unwind(AssertUnwindSafe(|| {
+        let mut cluster = cluster::Cluster::new(seed, options, workload);
+        let failure = cluster.live().err().map(|violation| Failure {
+            seed,
+            violation,
+            at: Some(cluster.now),
+        });
+        Report {
+            hash: cluster.hash(),
+            failure,
+            coverage: cluster.coverage.clone(),
+            messages: cluster.messages,
+            chosen: cluster.oracle.chosen().0,
+            answered: cluster.history.answered(),
+            virtual_micros: cluster.now,
+        }
+    }));
+    attempt.unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("a panic without a message");
+        let failure = Failure {
+            seed,
+            violation: Violation::new("panic", text),
+            at: None,
+        };
+        Report {
+            failure: Some(failure),
+            ..Report::default()
+        }
+    })
+}

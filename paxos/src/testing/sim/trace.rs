@@ -1,0 +1,180 @@
+//! One readable line for everything that happens.
+
+use std::{format, string::String, vec::Vec};
+
+use crate::{
+    core::{Input, Message, Output},
+    types::{Accepted, Entry, EntryKind, NodeId, Slot, WriteOp},
+};
+
+fn span(first: Slot, count: usize) -> String {
+    match count {
+        0 => format!("{first} (none)"),
+        1 => format!("{first}"),
+        _ => format!("{first}..{}", first.plus(count as u64 - 1)),
+    }
+}
+
+fn slots(entries: &[(Slot, Accepted)]) -> String {
+    let list: Vec<String> = entries
+        .iter()
+        .map(|(slot, accepted)| format!("{slot}@{}", accepted.ballot))
+        .collect();
+    format!("[{}]", list.join(" "))
+}
+
+fn kind(entry: &Entry) -> String {
+    match entry.kind {
+        EntryKind::Noop => String::from("no-op"),
+        EntryKind::Membership => String::from("membership"),
+        EntryKind::Commands => match crate::core::batch::decode(&entry.payload) {
+            Ok(batch) => format!("{} commands", batch.commands.len()),
+            Err(_) => String::from("malformed"),
+        },
+    }
+}
+
+/// A message in one line.
+pub fn message(message: &Message) -> String {
+    let name = message.name();
+    match message {
+        Message::Canvass { ballot } => format!("{name} {ballot}"),
+        Message::CanvassReply {
+            ballot,
+            granted,
+            highest,
+        } => {
+            let answer = if *granted { "yes" } else { "no" };
+            format!("{name} {ballot} {answer}, highest {highest}")
+        }
+        Message::Prepare { ballot, from } => format!("{name} {ballot} from slot {from}"),
+        Message::Promise {
+            ballot,
+            chosen,
+            from,
+            to,
+            entries,
+        } => {
+            let to = if *to == Slot::MAX { String::from("end") } else { format!("{to}") };
+            format!("{name} {ballot} slots {from}..{to} {} chosen {chosen}", slots(entries))
+        }
+        Message::Refuse { ballot, promised } => format!("{name} {ballot}, promised {promised}"),
+        Message::Accept {
+            ballot,
+            start,
+            first,
+            entries,
+            chosen,
+        } => format!(
+            "{name} {ballot} slots {} (start {start}) chosen {chosen}",
+            span(*first, entries.len())
+        ),
+        Message::Accepted { ballot, upto, chosen } => format!("{name} {ballot} up to {upto} chosen {chosen}"),
+        Message::Heartbeat {
+            ballot,
+            start,
+            chosen,
+            round,
+        } => format!("{name} {ballot} round {round} (start {start}) chosen {chosen}"),
+        Message::HeartbeatReply {
+            ballot,
+            round,
+            received,
+            accepted,
+            chosen,
+        } => format!("{name} {ballot} round {round} received {received} accepted {accepted} chosen {chosen}"),
+        Message::Chosen {
+            ballot,
+            start,
+            chosen,
+        } => format!("{name} {ballot} (start {start}) chosen {chosen}"),
+        Message::Learn { from, upto } => format!("{name} {from}..{upto}"),
+        Message::Learned {
+            from,
+            entries,
+            chosen,
+        } => format!("{name} {} chosen {chosen}", span(*from, entries.len())),
+        Message::Forward {
+            incarnation,
+            first,
+            commands,
+        } => format!("{name} life {} commands {first}+{}", incarnation.0, commands.len()),
+        Message::Forwarded {
+            incarnation,
+            expected,
+        } => format!("{name} life {} expects {expected}", incarnation.0),
+        Message::ReadIndex { token } => format!("{name} #{token}"),
+        Message::ReadIndexReply { token, slot } => match slot {
+            Some(slot) => format!("{name} #{token} slot {slot}"),
+            None => format!("{name} #{token} not leader"),
+        },
+    }
+}
+
+/// An input in one line.
+pub fn input(input: &Input) -> String {
+    match input {
+        Input::Tick => String::from("tick"),
+        Input::Message {
+            from, message: said, ..
+        } => format!("<- n{from} {}", message(said)),
+        Input::Persisted(id) => format!("persisted #{}", id.0),
+        Input::Propose { token, command } => format!("propose t{} ({} bytes)", token.0, command.len()),
+        Input::Read { token } => format!("read t{}", token.0),
+        Input::Cancel { token } => format!("cancel t{}", token.0),
+        Input::Loaded { from, entries } => format!("loaded from {from} {}", slots(entries)),
+        Input::Disconnected(peer) => format!("disconnected from n{peer}"),
+        Input::SendRefused(peer) => format!("send refused to n{peer}"),
+        #[allow(unreachable_patterns, reason = "inputs may be added")]
+        other => format!("{other:?}"),
+    }
+}
+
+fn op(op: &WriteOp) -> String {
+    match op {
+        WriteOp::HardState { state, .. } => format!("promise {} chosen {}", state.promised, state.chosen),
+        WriteOp::Accept {
+            slot, ballot, entry, ..
+        } => format!("slot {slot}@{ballot} {}", kind(entry)),
+        WriteOp::Trim { upto, .. } => format!("trim {upto}"),
+        WriteOp::RemoveGroup { .. } => String::from("remove group"),
+    }
+}
+
+/// An output in one line.
+pub fn output(output: &Output) -> String {
+    match output {
+        Output::Send { to, message: said } => {
+            let to: Vec<String> = to.iter().map(|NodeId(node)| format!("n{node}")).collect();
+            format!("-> {} {}", to.join(","), message(said))
+        }
+        Output::Persist { id, ops, sync } => {
+            let ops: Vec<String> = ops.iter().map(op).collect();
+            let how = if *sync { "" } else { " (lazily)" };
+            format!("persist #{}{how}: {}", id.0, ops.join("; "))
+        }
+        Output::Apply(chosen) => {
+            let tokens: Vec<String> = chosen
+                .commands
+                .iter()
+                .filter_map(|command| command.token)
+                .map(|token| format!(" t{}", token.0))
+                .collect();
+            format!(
+                "apply slot {}: {} commands{}",
+                chosen.slot,
+                chosen.commands.len(),
+                tokens.concat()
+            )
+        }
+        Output::Load { from, upto, .. } => format!("load {from}..{upto}"),
+        Output::ReadReady { token, slot } => format!("read t{} ready at slot {slot}", token.0),
+        Output::Rejected { token, reason } => format!("rejected t{}: {reason:?}", token.0),
+        Output::Unknown { token } => format!("unknown t{}", token.0),
+        Output::Leader(Some(ballot)) => format!("leader is n{} ({ballot})", ballot.node),
+        Output::Leader(None) => String::from("leader is unknown"),
+        Output::Alarm(alarm) => format!("ALARM {alarm:?}"),
+        #[allow(unreachable_patterns, reason = "outputs may be added")]
+        other => format!("{other:?}"),
+    }
+}
