@@ -89,13 +89,7 @@ impl<W: Workload> Cluster<'_, W> {
         if self.plan.faults.has(Fault::Oddities) && self.random.chance(30) {
             let delay = self.random.exponential(20 * MS);
             let cancel = Input::Cancel { token };
-            self.after(
-                delay,
-                Event::Hint {
-                    node,
-                    input: cancel,
-                },
-            );
+            self.after(delay, Event::Hint { node, input: cancel });
         }
         Some(token)
     }
@@ -103,7 +97,9 @@ impl<W: Workload> Cluster<'_, W> {
     /// An operation has ended; whoever waits for it goes on.
     pub(super) fn client_hears(&mut self, token: Token, hint: Option<NodeId>) {
         let waiting = |client: &Client| client.waits_for == Some(token);
-        let Some(client) = self.clients.iter().position(waiting) else { return };
+        let Some(client) = self.clients.iter().position(waiting) else {
+            return;
+        };
         self.clients[client].waits_for = None;
         self.clients[client].hint = hint.and_then(|node| usize::try_from(node.0 - 1).ok());
         let delay = self.random.exponential(self.plan.think_mean);

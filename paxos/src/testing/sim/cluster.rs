@@ -10,7 +10,8 @@ use std::{
 };
 
 use super::{
-    Options, clients::Client,
+    Options,
+    clients::Client,
     coverage::{Coverage, Event as Sometimes},
     disk::Disk,
     faults::{Fault, Plan, SECOND},
@@ -24,9 +25,7 @@ use super::{
 };
 use crate::{
     core::{Input, Message, Phase, Replica, Start, Status, Token},
-    types::{
-        ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot, StorageId, Time,
-    },
+    types::{ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot, StorageId, Time},
 };
 
 /// Something that is going to happen.
@@ -40,15 +39,37 @@ pub(super) enum Event {
         sent_under: Option<crate::Ballot>,
     },
     /// A node finds time for what waits in its inbox.
-    Round { node: usize, life: u64 },
-    Tick { node: usize, life: u64, at: u64 },
-    Synced { node: usize, life: u64 },
-    Loaded { node: usize, life: u64, from: Slot, upto: Slot, max_bytes: usize },
-    Hint { node: usize, input: Input },
+    Round {
+        node: usize,
+        life: u64,
+    },
+    Tick {
+        node: usize,
+        life: u64,
+        at: u64,
+    },
+    Synced {
+        node: usize,
+        life: u64,
+    },
+    Loaded {
+        node: usize,
+        life: u64,
+        from: Slot,
+        upto: Slot,
+        max_bytes: usize,
+    },
+    Hint {
+        node: usize,
+        input: Input,
+    },
     Client(usize),
     Impatient(Token),
     Fault,
-    Undo { epoch: u64, undo: Undo },
+    Undo {
+        epoch: u64,
+        undo: Undo,
+    },
 }
 
 /// An event in the queue, ordered by time and then by the order of scheduling.
@@ -105,7 +126,9 @@ pub(super) struct Node<M> {
 
 impl<M> Node<M> {
     pub(super) fn clock(&self, now: u64) -> Time {
-        Time(Duration::from_micros(self.clock_base + now * self.clock_rate / 1_000))
+        Time(Duration::from_micros(
+            self.clock_base + now * self.clock_rate / 1_000,
+        ))
     }
 
     /// The first moment at which this node's clock shows at least `time`.
@@ -209,7 +232,12 @@ impl<'a, W: Workload> Cluster<'a, W> {
 
     pub(super) fn say(&self, line: impl FnOnce() -> String) {
         if let Some(print) = self.trace {
-            print(&format!("{:>4}.{:06} {}", self.now / SECOND, self.now % SECOND, line()));
+            print(&format!(
+                "{:>4}.{:06} {}",
+                self.now / SECOND,
+                self.now % SECOND,
+                line()
+            ));
         }
     }
 
@@ -227,10 +255,16 @@ impl<'a, W: Workload> Cluster<'a, W> {
     pub(super) fn run_for(&mut self, duration: u64) -> Result<(), Violation> {
         let end = self.now + duration;
         while self.queue.peek().is_some_and(|next| next.0.at <= end) {
-            let Some(Reverse(next)) = self.queue.pop() else { break };
+            let Some(Reverse(next)) = self.queue.pop() else {
+                break;
+            };
             self.now = next.at;
             self.events += 1;
-            ensure!(self.events < MAX_EVENTS, "events", "more than {MAX_EVENTS} events: something spins");
+            ensure!(
+                self.events < MAX_EVENTS,
+                "events",
+                "more than {MAX_EVENTS} events: something spins"
+            );
             self.happen(next.event)?;
         }
         self.now = end;
@@ -270,7 +304,10 @@ impl<'a, W: Workload> Cluster<'a, W> {
     }
 
     fn lives(&self, node: usize, life: u64) -> bool {
-        self.nodes[node].life.as_ref().is_some_and(|now| now.number == life)
+        self.nodes[node]
+            .life
+            .as_ref()
+            .is_some_and(|now| now.number == life)
     }
 
     pub(super) fn is_leader(&self, node: usize) -> bool {
@@ -296,7 +333,9 @@ impl<'a, W: Workload> Cluster<'a, W> {
     /// Puts an input into a node's inbox, if it is alive.
     pub(super) fn input(&mut self, node: usize, input: Input) {
         let paused = self.nodes[node].paused;
-        let Some(life) = &mut self.nodes[node].life else { return };
+        let Some(life) = &mut self.nodes[node].life else {
+            return;
+        };
         let droppable = matches!(input, Input::Message { .. });
         if droppable && life.inbox.len() >= MAX_INBOX {
             return;
@@ -325,17 +364,23 @@ impl<'a, W: Workload> Cluster<'a, W> {
             return Ok(());
         }
         let now = self.nodes[node].clock(self.now);
-        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        let Some(life) = &mut self.nodes[node].life else {
+            return Ok(());
+        };
         life.round_due = false;
         let inputs = core::mem::take(&mut life.inbox);
         let mut ticked = false;
         for input in inputs {
             ticked |= matches!(input, Input::Tick);
             self.observe_input(node, &input);
-            let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+            let Some(life) = &mut self.nodes[node].life else {
+                return Ok(());
+            };
             life.replica.step(now, input);
         }
-        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        let Some(life) = &mut self.nodes[node].life else {
+            return Ok(());
+        };
         let outputs: Vec<_> = core::iter::from_fn(|| life.replica.poll()).collect();
         for output in outputs {
             self.carry_out(node, output)?;
@@ -345,14 +390,17 @@ impl<'a, W: Workload> Cluster<'a, W> {
 
     fn observe_input(&mut self, node: usize, input: &Input) {
         self.note(self.now << 3 | node as u64);
-        let Some(life) = &self.nodes[node].life else { return };
+        let Some(life) = &self.nodes[node].life else {
+            return;
+        };
         let phase = life.status.phase;
         match input {
             Input::Message { message, .. } => {
                 let candidate = matches!(phase, Phase::Canvassing | Phase::Candidate);
                 match message {
                     Message::Refuse { .. } => {
-                        self.coverage.meet_if(phase == Phase::Leader, Sometimes::RefusedLeader);
+                        self.coverage
+                            .meet_if(phase == Phase::Leader, Sometimes::RefusedLeader);
                     }
                     Message::Promise { chosen, .. } => {
                         let behind = candidate && *chosen > life.status.chosen;
@@ -379,10 +427,12 @@ impl<'a, W: Workload> Cluster<'a, W> {
     /// Checks what the replica says of itself, and arranges its next tick.
     fn end_round(&mut self, node: usize, now: Time, ticked: bool) -> Result<(), Violation> {
         let (id, lateness) = (self.nodes[node].id, self.plan.tick_lateness);
-        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        let Some(life) = &mut self.nodes[node].life else {
+            return Ok(());
+        };
         let status = life.replica.status(now);
         self.oracle.status(id, &status, Some(&life.status))?;
-        within_bounds(id, &status, &self.plan.config)?;
+        within_bounds(id, &status, &life.status, &self.plan.config)?;
         let before = core::mem::replace(&mut life.status, status);
         let (deadline, tick_at, number) = (life.replica.deadline(), life.tick_at, life.number);
         self.observe_status(node, &before);
@@ -397,19 +447,31 @@ impl<'a, W: Workload> Cluster<'a, W> {
             if let Some(life) = &mut self.nodes[node].life {
                 life.tick_at = Some(at);
             }
-            self.at(at, Event::Tick { node, life: number, at });
+            self.at(
+                at,
+                Event::Tick {
+                    node,
+                    life: number,
+                    at,
+                },
+            );
         }
         Ok(())
     }
 
     fn observe_status(&mut self, node: usize, before: &Status) {
-        let Some(life) = &self.nodes[node].life else { return };
+        let Some(life) = &self.nodes[node].life else {
+            return;
+        };
         let now = &life.status;
         let fingerprint = now.chosen.0 << 32 ^ now.promised.round << 8 ^ now.phase as u64;
         let leads = now.phase == Phase::Leader;
         let led = before.phase == Phase::Leader;
         let coverage = &mut self.coverage;
-        coverage.meet_if(leads && !led && now.last > now.chosen, Sometimes::LeaderWithPendingSlots);
+        coverage.meet_if(
+            leads && !led && now.last > now.chosen,
+            Sometimes::LeaderWithPendingSlots,
+        );
         coverage.meet_if(led && !leads, Sometimes::LeaderSteppedDown);
         coverage.meet_if(leads && now.window_entries > 1, Sometimes::WindowOfMany);
         let full = now.window_entries == self.plan.config.max_window_entries;
@@ -425,11 +487,14 @@ impl<'a, W: Workload> Cluster<'a, W> {
         let now = self.nodes[node].clock(self.now);
         let machine = self.workload.machine();
         let seed = self.random.bits();
-        let Node { id, storage, disk, .. } = &mut self.nodes[node];
+        let Node {
+            id, storage, disk, ..
+        } = &mut self.nodes[node];
         self.oracle.restarted(*id, &disk.durable)?;
         disk.incarnation += 1;
         let tail = disk.durable.tail();
-        self.coverage.meet_if(!tail.is_empty(), Sometimes::RestartedWithTail);
+        self.coverage
+            .meet_if(!tail.is_empty(), Sometimes::RestartedWithTail);
         let start = Start {
             group: GROUP,
             identity: Identity {
@@ -480,7 +545,8 @@ impl<'a, W: Workload> Cluster<'a, W> {
         let keep = self.random.index(unsynced + 1);
         self.coverage.meet_if(keep < unsynced, Sometimes::WritesLost);
         self.coverage.meet_if(keep > 0, Sometimes::WritesKept);
-        self.coverage.meet_if(keep > 0 && keep < unsynced, Sometimes::WritesCut);
+        self.coverage
+            .meet_if(keep > 0 && keep < unsynced, Sometimes::WritesCut);
         let id = self.nodes[node].id;
         self.say(|| format!("n{id} crashes, keeps {keep} of {unsynced} unsynced writes"));
         let before = self.nodes[node].disk.durable.hard;

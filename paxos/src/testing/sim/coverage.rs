@@ -54,7 +54,7 @@ events! {
     Disconnected = "a broken connection was noticed",
     Forwarded = "a command was forwarded to the leader",
     ForwardedAgain = "a command was forwarded again",
-    ChosenTwice = "a command was chosen in two slots and applied once",
+    CopySkipped = "a copy of a command was chosen and skipped",
     BatchOfMany = "an entry held several commands",
     WindowOfMany = "a leader had several slots in flight",
     WindowFull = "a leader's window was full",

@@ -74,7 +74,8 @@ impl<W: Workload> Cluster<'_, W> {
             "{id} sends {} to nobody or to itself",
             message.name()
         );
-        self.oracle.sent(id, life, message, &self.nodes[node].disk.durable)?;
+        self.oracle
+            .sent(id, life, message, &self.nodes[node].disk.durable)?;
         self.observe_send(id, message);
         for receiver in to {
             let index = usize::try_from(receiver.0)
@@ -82,7 +83,10 @@ impl<W: Workload> Cluster<'_, W> {
                 .and_then(|id| id.checked_sub(1))
                 .filter(|index| *index < self.nodes.len());
             let Some(index) = index else {
-                return Err(Violation::new("contract", format!("{id} sends to {receiver}, which is no member")));
+                return Err(Violation::new(
+                    "contract",
+                    format!("{id} sends to {receiver}, which is no member"),
+                ));
             };
             self.transmit(node, index, message);
         }
@@ -96,7 +100,8 @@ impl<W: Workload> Cluster<'_, W> {
         let fate = if refuses {
             Fate::Refused
         } else {
-            self.network.fate(&self.plan, &mut self.random, self.now, from, to)
+            self.network
+                .fate(&self.plan, &mut self.random, self.now, from, to)
         };
         match fate {
             Fate::Lost => self.coverage.meet(Sometimes::Lost),
@@ -138,13 +143,18 @@ impl<W: Workload> Cluster<'_, W> {
         match message {
             Message::CanvassReply { granted: false, .. } => self.coverage.meet(Sometimes::CanvassDenied),
             Message::Promise { to, .. } => {
-                self.coverage.meet_if(*to != Slot::MAX, Sometimes::PromiseInChunks);
+                self.coverage
+                    .meet_if(*to != Slot::MAX, Sometimes::PromiseInChunks);
             }
             Message::Forward {
                 incarnation, first, ..
             } => {
                 let new = self.forwarded.insert((node, *incarnation, *first));
-                let event = if new { Sometimes::Forwarded } else { Sometimes::ForwardedAgain };
+                let event = if new {
+                    Sometimes::Forwarded
+                } else {
+                    Sometimes::ForwardedAgain
+                };
                 self.coverage.meet(event);
             }
             _ => {}
@@ -160,7 +170,11 @@ impl<W: Workload> Cluster<'_, W> {
             self.oracle.submitted(node_id, view, op)?;
             match op {
                 WriteOp::HardState { state, .. } => {
-                    ensure!(state.promised >= after.promised, "I6", "{node_id} lowers its promise in one write");
+                    ensure!(
+                        state.promised >= after.promised,
+                        "I6",
+                        "{node_id} lowers its promise in one write"
+                    );
                     after = *state;
                 }
                 WriteOp::Accept { slot, entry, .. } => {
@@ -179,7 +193,8 @@ impl<W: Workload> Cluster<'_, W> {
         if !self.nodes[node].disk.begin_sync() {
             return;
         }
-        self.coverage.meet_if(self.nodes[node].disk.unsynced() > 1, Sometimes::GroupCommit);
+        self.coverage
+            .meet_if(self.nodes[node].disk.unsynced() > 1, Sometimes::GroupCommit);
         let mean = self.plan.sync_mean * if self.nodes[node].slow_disk { 20 } else { 1 };
         let delay = (50 + self.random.exponential(mean)).min(500 * MS);
         let life = self.life_of(node).0;
@@ -208,7 +223,8 @@ impl<W: Workload> Cluster<'_, W> {
     pub(super) fn now_durable(&mut self, node: usize, writes: &[Write], mut before: HardState) -> Check {
         let id = self.nodes[node].id;
         for op in writes.iter().flat_map(|write| &write.ops) {
-            self.oracle.durable(id, op, &self.nodes[node].disk.durable, before)?;
+            self.oracle
+                .durable(id, op, &self.nodes[node].disk.durable, before)?;
             if let WriteOp::HardState { state, .. } = op {
                 before = *state;
             }
@@ -225,8 +241,10 @@ impl<W: Workload> Cluster<'_, W> {
             let slot = self.history.upto();
             let commands = self.history.commands(slot).len();
             self.say(|| format!("-- slot {slot} is chosen ({commands} new commands)"));
-            self.coverage.meet_if(self.history.duplicates() > duplicates, Sometimes::ChosenTwice);
-            self.coverage.meet_if(entry.kind == EntryKind::Noop, Sometimes::NoopFilled);
+            self.coverage
+                .meet_if(self.history.duplicates() > duplicates, Sometimes::CopySkipped);
+            self.coverage
+                .meet_if(entry.kind == EntryKind::Noop, Sometimes::NoopFilled);
             self.coverage.meet_if(commands > 1, Sometimes::BatchOfMany);
         }
         Ok(())
@@ -234,7 +252,9 @@ impl<W: Workload> Cluster<'_, W> {
 
     fn apply(&mut self, node: usize, chosen: &ChosenEntry) -> Check {
         let (id, incarnation) = (self.nodes[node].id, self.life_of(node));
-        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        let Some(life) = &mut self.nodes[node].life else {
+            return Ok(());
+        };
         ensure!(
             chosen.slot == life.applied.next(),
             "I4",
@@ -257,7 +277,9 @@ impl<W: Workload> Cluster<'_, W> {
             upto: chosen.slot,
             commands: &commands,
         };
-        life.machine.apply(run, &mut replies).map_err(|error| failed(id, &error))?;
+        life.machine
+            .apply(run, &mut replies)
+            .map_err(|error| failed(id, &error))?;
         life.applied = chosen.slot;
         ensure!(
             replies.len() == commands.len() && life.machine.applied() == chosen.slot,
@@ -271,9 +293,11 @@ impl<W: Workload> Cluster<'_, W> {
         let digest = life.machine.digest();
         self.history.applied(id, chosen, reply_hash(&replies), digest)?;
         for (offset, command) in chosen.commands.iter().enumerate() {
-            self.coverage.meet_if(command.command.payload.is_empty(), Sometimes::EmptyCommand);
+            self.coverage
+                .meet_if(command.command.payload.is_empty(), Sometimes::EmptyCommand);
             if let Some(token) = command.token {
-                self.history.write_answered(id, incarnation, token, chosen.slot, offset)?;
+                self.history
+                    .write_answered(id, incarnation, token, chosen.slot, offset)?;
                 self.client_hears(token, None);
             }
         }
@@ -289,12 +313,19 @@ impl<W: Workload> Cluster<'_, W> {
         self.coverage.meet(Sometimes::SnapshotSwapped);
         let id = self.nodes[node].id;
         let mut copy = self.workload.machine();
-        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        let Some(life) = &mut self.nodes[node].life else {
+            return Ok(());
+        };
         let mut bytes = Vec::new();
         let source = life.machine.snapshot().map_err(|error| failed(id, &error))?;
         let written = source.write_to(&mut bytes);
-        ensure!(written.is_ok(), "machine", "{id} cannot write its snapshot: {written:?}");
-        copy.restore(life.applied, &mut &bytes[..]).map_err(|error| failed(id, &error))?;
+        ensure!(
+            written.is_ok(),
+            "machine",
+            "{id} cannot write its snapshot: {written:?}"
+        );
+        copy.restore(life.applied, &mut &bytes[..])
+            .map_err(|error| failed(id, &error))?;
         ensure!(
             copy.applied() == life.applied && copy.digest() == life.machine.digest(),
             "I8",
@@ -306,7 +337,9 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     fn read_ready(&mut self, node: usize, token: Token, slot: Slot) -> Check {
-        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        let Some(life) = &mut self.nodes[node].life else {
+            return Ok(());
+        };
         self.coverage.meet_if(slot > life.applied, Sometimes::ReadWaited);
         life.reads.push((slot, token));
         self.answer_reads(node)
@@ -315,7 +348,9 @@ impl<W: Workload> Cluster<'_, W> {
     fn answer_reads(&mut self, node: usize) -> Check {
         let id = self.nodes[node].id;
         let leads = self.is_leader(node);
-        let Some(life) = &mut self.nodes[node].life else { return Ok(()) };
+        let Some(life) = &mut self.nodes[node].life else {
+            return Ok(());
+        };
         if life.reads.is_empty() {
             return Ok(());
         }
@@ -324,7 +359,9 @@ impl<W: Workload> Cluster<'_, W> {
         let tokens: Vec<(Slot, Token)> = life.reads.extract_if(.., ready).collect();
         for (_, token) in tokens {
             let query = self.workload.query(&mut self.random);
-            let Some(life) = &self.nodes[node].life else { return Ok(()) };
+            let Some(life) = &self.nodes[node].life else {
+                return Ok(());
+            };
             let _answer = life.machine.query(query);
             self.history.read_answered(id, token, applied)?;
             self.coverage.meet_if(!leads, Sometimes::ReadOnFollower);

@@ -126,7 +126,13 @@ impl Plan {
         let duplication_permille = rate(random, Fault::Duplication, 300);
         let replay_permille = rate(random, Fault::Replay, 50);
         let clock_rates = (0..nodes)
-            .map(|_| if faults.has(Fault::Drift) { random.between(950, 1_050) } else { 1_000 })
+            .map(|_| {
+                if faults.has(Fault::Drift) {
+                    random.between(950, 1_050)
+                } else {
+                    1_000
+                }
+            })
             .collect();
         Self {
             nodes,
@@ -144,7 +150,11 @@ impl Plan {
             replay_permille,
             delay_mean: random.between(500, 10 * MS) * random.between(1, 3),
             sync_mean: random.pick(&[100, MS, MS, 5 * MS, 20 * MS]),
-            sync_failure_permille: if faults.has(Fault::FailedSync) { random.between(1, 5) } else { 0 },
+            sync_failure_permille: if faults.has(Fault::FailedSync) {
+                random.between(1, 5)
+            } else {
+                0
+            },
             clock_rates,
             tick_lateness: random.pick(&[0, 100, 5 * MS]),
         }

@@ -66,7 +66,8 @@ pub(super) struct History {
     open: BTreeSet<Token>,
     proposals: BTreeMap<Bytes, Proposals>,
     slots: Vec<Reference>,
-    applied: BTreeSet<ProposalId>,
+    /// Each node's latest life in the log, and its last command there.
+    origins: BTreeMap<NodeId, (Incarnation, u64)>,
     last_of_origin: BTreeMap<(NodeId, Incarnation), (u64, Token)>,
     answered: u64,
     duplicates: u64,
@@ -107,7 +108,7 @@ impl History {
         self.open.first().copied()
     }
 
-    /// How many commands were chosen in a second slot so far.
+    /// How many copies of commands were skipped so far.
     pub(super) const fn duplicates(&self) -> u64 {
         self.duplicates
     }
@@ -124,7 +125,10 @@ impl History {
 
     fn end(&mut self, token: Token, node: NodeId, outcome: Outcome) -> Result<&Operation, Violation> {
         let Some(operation) = self.operations.get_mut(&token) else {
-            return Err(Violation::new("exactly once", std::format!("{node} ends {token:?}, which nobody began")));
+            return Err(Violation::new(
+                "exactly once",
+                std::format!("{node} ends {token:?}, which nobody began"),
+            ));
         };
         ensure!(
             operation.outcome == Outcome::Open && operation.node == node,
@@ -150,7 +154,11 @@ impl History {
 
     pub(super) fn unknown(&mut self, node: NodeId, token: Token) -> Check {
         let operation = self.end(token, node, Outcome::Unknown)?;
-        ensure!(operation.request != Request::Read, "exactly once", "the read {token:?} ends unknown");
+        ensure!(
+            operation.request != Request::Read,
+            "exactly once",
+            "the read {token:?} ends unknown"
+        );
         Ok(())
     }
 
@@ -177,7 +185,7 @@ impl History {
         let mut position = self.slots.last().map_or(0, |last| last.position);
         let mut fresh = Vec::new();
         for command in commands {
-            if self.applied.insert(command.id) {
+            if self.is_next(command.id) {
                 position += 1;
                 self.new_command(slot, position, &command)?;
                 fresh.push(command);
@@ -193,10 +201,24 @@ impl History {
         Ok(())
     }
 
+    /// A command takes effect if it is the next one of its origin's latest life; every other copy is skipped.
+    fn is_next(&mut self, id: ProposalId) -> bool {
+        let (life, last) = self.origins.get(&id.node).copied().unwrap_or_default();
+        let expected = if id.incarnation > life { 1 } else { last + 1 };
+        let next = id.incarnation >= life && id.sequence == expected;
+        if next {
+            self.origins.insert(id.node, (id.incarnation, id.sequence));
+        }
+        next
+    }
+
     fn new_command(&mut self, slot: Slot, position: u64, command: &Command) -> Check {
         let id = command.id;
         let Some(proposals) = self.proposals.get_mut(&command.payload) else {
-            return Err(Violation::new("I3", std::format!("slot {slot} holds a command that nobody proposed")));
+            return Err(Violation::new(
+                "I3",
+                std::format!("slot {slot} holds a command that nobody proposed"),
+            ));
         };
         proposals.chosen += 1;
         at_most_once(proposals, "chosen")?;
@@ -207,7 +229,10 @@ impl History {
                 .is_some_and(|operation| operation.node == id.node && operation.life == id.incarnation)
         };
         let Some(token) = proposals.tokens.iter().find(of_origin).copied() else {
-            return Err(Violation::new("I3", std::format!("slot {slot} holds {id:?}, proposed elsewhere")));
+            return Err(Violation::new(
+                "I3",
+                std::format!("slot {slot} holds {id:?}, proposed elsewhere"),
+            ));
         };
         if proposals.tokens.len() > 1 {
             return Ok(());
@@ -252,25 +277,48 @@ impl History {
         digest: Option<u64>,
     ) -> Check {
         let slot = chosen.slot;
-        let index = slot.0.checked_sub(1).and_then(|index| usize::try_from(index).ok());
+        let index = slot
+            .0
+            .checked_sub(1)
+            .and_then(|index| usize::try_from(index).ok());
         let Some(reference) = index.and_then(|index| self.slots.get_mut(index)) else {
-            return Err(Violation::new("I4", std::format!("{node} applies slot {slot}, which is not chosen")));
+            return Err(Violation::new(
+                "I4",
+                std::format!("{node} applies slot {slot}, which is not chosen"),
+            ));
         };
         let same = chosen
             .commands
             .iter()
             .map(|command| &command.command)
             .eq(&reference.commands);
-        ensure!(same, "I4", "{node} applies something else at slot {slot} than what was chosen");
+        ensure!(
+            same,
+            "I4",
+            "{node} applies something else at slot {slot} than what was chosen"
+        );
         let mut seen = chosen.clone();
         for command in &mut seen.commands {
             command.token = None;
         }
-        let (first, first_replies, first_digest) =
-            reference.first_seen.get_or_insert_with(|| (seen.clone(), replies, digest));
-        ensure!(*first == seen, "I8", "{node} applies {seen:?}, another node {first:?}");
-        ensure!(*first_replies == replies, "I8", "{node} replies differently at slot {slot}");
-        ensure!(*first_digest == digest, "I8", "{node} has another state after slot {slot}");
+        let (first, first_replies, first_digest) = reference
+            .first_seen
+            .get_or_insert_with(|| (seen.clone(), replies, digest));
+        ensure!(
+            *first == seen,
+            "I8",
+            "{node} applies {seen:?}, another node {first:?}"
+        );
+        ensure!(
+            *first_replies == replies,
+            "I8",
+            "{node} replies differently at slot {slot}"
+        );
+        ensure!(
+            *first_digest == digest,
+            "I8",
+            "{node} has another state after slot {slot}"
+        );
         Ok(())
     }
 

@@ -105,10 +105,7 @@ impl<W: Workload> Cluster<'_, W> {
                 let what = if is_write { "write" } else { "read" };
                 let operation = self.history.operation(token);
                 let detail = format!("no fault for a while, but the {what} {operation:?} is not answered");
-                return Err(Violation {
-                    oracle,
-                    detail,
-                });
+                return Err(Violation { oracle, detail });
             }
         }
         let progress = answered.iter().all(|count| *count > 0) || self.plan.faults.has(Fault::Oddities);
@@ -162,7 +159,8 @@ impl<W: Workload> Cluster<'_, W> {
             Fault::Crash => return self.crash_minority(victim),
             Fault::CrashAll => return self.crash_all(),
             Fault::Pause => {
-                self.coverage.meet_if(self.is_leader(victim), Sometimes::LeaderPaused);
+                self.coverage
+                    .meet_if(self.is_leader(victim), Sometimes::LeaderPaused);
                 self.nodes[victim].paused = true;
                 self.undo_after(duration, Undo::Resume(victim));
             }
@@ -191,7 +189,11 @@ impl<W: Workload> Cluster<'_, W> {
     fn victim(&mut self) -> usize {
         let leader = (0..self.nodes.len()).find(|node| self.is_leader(*node));
         let anybody = self.random.index(self.nodes.len());
-        if self.random.chance(400) { leader.unwrap_or(anybody) } else { anybody }
+        if self.random.chance(400) {
+            leader.unwrap_or(anybody)
+        } else {
+            anybody
+        }
     }
 
     fn links_to_cut(&mut self, fault: Fault, victim: usize) -> Vec<(usize, usize)> {
@@ -200,7 +202,9 @@ impl<W: Workload> Cluster<'_, W> {
         match fault {
             Fault::Cut => vec![(victim, other), (other, victim)],
             Fault::OneWayCut => vec![(victim, other)],
-            Fault::Isolation => (0..count).flat_map(|peer| [(victim, peer), (peer, victim)]).collect(),
+            Fault::Isolation => (0..count)
+                .flat_map(|peer| [(victim, peer), (peer, victim)])
+                .collect(),
             _ => {
                 let sides: Vec<bool> = (0..count).map(|_| self.random.chance(500)).collect();
                 (0..count)
@@ -244,7 +248,11 @@ impl<W: Workload> Cluster<'_, W> {
     fn crash_minority(&mut self, victim: usize) -> Check {
         let down = self.nodes.iter().filter(|node| node.life.is_none()).count();
         let most = ((self.nodes.len() - 1) / 2).max(1);
-        if down < most { self.crash_for_a_while(victim) } else { Ok(()) }
+        if down < most {
+            self.crash_for_a_while(victim)
+        } else {
+            Ok(())
+        }
     }
 
     fn crash_all(&mut self) -> Check {
@@ -259,7 +267,8 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     pub(super) fn crash_for_a_while(&mut self, node: usize) -> Check {
-        self.coverage.meet_if(self.is_leader(node), Sometimes::LeaderCrashed);
+        self.coverage
+            .meet_if(self.is_leader(node), Sometimes::LeaderCrashed);
         self.crash(node)?;
         let delay = 10 * MS + self.random.exponential(SECOND / 2);
         self.undo_after(delay, Undo::Restart(node));

@@ -82,12 +82,23 @@ impl Network {
     }
 
     /// Decides when, and how often, a message sent now arrives.
-    pub(super) fn fate(&mut self, plan: &Plan, random: &mut Random, now: u64, from: usize, to: usize) -> Fate {
+    pub(super) fn fate(
+        &mut self,
+        plan: &Plan,
+        random: &mut Random,
+        now: u64,
+        from: usize,
+        to: usize,
+    ) -> Fate {
         let calm = self.calm;
         let refuses = plan.faults.has(Fault::Refusal);
         let link = self.link(from, to);
         if link.cuts > 0 {
-            return if refuses && random.chance(300) { Fate::Refused } else { Fate::Cut };
+            return if refuses && random.chance(300) {
+                Fate::Refused
+            } else {
+                Fate::Cut
+            };
         }
         if refuses && link.clogged_until > now && random.chance(200) {
             return Fate::Refused;

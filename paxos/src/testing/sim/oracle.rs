@@ -9,7 +9,7 @@ use std::{
 
 use super::disk::DiskState;
 use crate::{
-    core::{Message, Status},
+    core::{Message, Phase, Status},
     types::{Accepted, Ballot, Entry, HardState, Incarnation, Membership, NodeId, Slot, WriteOp},
 };
 
@@ -136,7 +136,11 @@ impl Oracle {
                 if state.promised > view.hard.promised {
                     let held = view.entries.range(view.hard.chosen.next()..);
                     let held = held.map(|(slot, _)| *slot).collect();
-                    self.said.entry(node).or_default().held.insert(state.promised, held);
+                    self.said
+                        .entry(node)
+                        .or_default()
+                        .held
+                        .insert(state.promised, held);
                 }
             }
             WriteOp::Accept {
@@ -155,7 +159,13 @@ impl Oracle {
     }
 
     /// A change has become durable; `disk` shows the disk after it.
-    pub(super) fn durable(&mut self, node: NodeId, op: &WriteOp, disk: &DiskState, before: HardState) -> Check {
+    pub(super) fn durable(
+        &mut self,
+        node: NodeId,
+        op: &WriteOp,
+        disk: &DiskState,
+        before: HardState,
+    ) -> Check {
         match op {
             WriteOp::Accept {
                 slot, ballot, entry, ..
@@ -181,11 +191,12 @@ impl Oracle {
 
     /// I2: at most one value per slot and ballot, wherever it is seen.
     fn one_value(&mut self, slot: Slot, ballot: Ballot, entry: &Entry) -> Check {
-        let known = self
-            .values
-            .entry((slot, ballot))
-            .or_insert_with(|| entry.clone());
-        ensure!(known == entry, "I2", "two values for slot {slot} at ballot {ballot}");
+        let known = self.values.entry((slot, ballot)).or_insert_with(|| entry.clone());
+        ensure!(
+            known == entry,
+            "I2",
+            "two values for slot {slot} at ballot {ballot}"
+        );
         Ok(())
     }
 
@@ -266,7 +277,11 @@ impl Oracle {
 
     /// I6: a ballot belongs to one node and one life of it, and is on its owner's disk before it is used.
     fn owned(&mut self, node: NodeId, life: Incarnation, ballot: Ballot, disk: &DiskState) -> Check {
-        ensure!(ballot.node == node, "I6", "{node} uses ballot {ballot} of another node");
+        ensure!(
+            ballot.node == node,
+            "I6",
+            "{node} uses ballot {ballot} of another node"
+        );
         let facts = self.ballots.entry(ballot).or_default();
         let first = *facts.incarnation.get_or_insert(life);
         ensure!(
@@ -480,18 +495,25 @@ impl Oracle {
     }
 }
 
-/// Checks that a replica keeps its own bounds (I13).
-pub(super) fn within_bounds(node: NodeId, status: &Status, config: &crate::core::Config) -> Check {
-    let within = status.pending_commands <= config.max_pending_commands
-        && status.pending_bytes <= config.max_pending_bytes
-        && status.window_entries <= config.max_window_entries;
+/// Checks that a replica keeps its own bounds (I13). What a new leader inherits may exceed its window; it must not add
+/// to that.
+pub(super) fn within_bounds(
+    node: NodeId,
+    now: &Status,
+    before: &Status,
+    config: &crate::core::Config,
+) -> Check {
+    let inherited = before.phase != Phase::Leader || now.window_entries <= before.window_entries;
+    let within = now.pending_commands <= config.max_pending_commands
+        && now.pending_bytes <= config.max_pending_bytes
+        && (now.window_entries <= config.max_window_entries || inherited);
     ensure!(
         within,
         "I13",
         "{node} exceeds a bound: {} commands, {} bytes pending, {} entries in flight",
-        status.pending_commands,
-        status.pending_bytes,
-        status.window_entries
+        now.pending_commands,
+        now.pending_bytes,
+        now.window_entries
     );
     Ok(())
 }

@@ -55,8 +55,15 @@ pub fn message(message: &Message) -> String {
             to,
             entries,
         } => {
-            let to = if *to == Slot::MAX { String::from("end") } else { format!("{to}") };
-            format!("{name} {ballot} slots {from}..{to} {} chosen {chosen}", slots(entries))
+            let to = if *to == Slot::MAX {
+                String::from("end")
+            } else {
+                format!("{to}")
+            };
+            format!(
+                "{name} {ballot} slots {from}..{to} {} chosen {chosen}",
+                slots(entries)
+            )
         }
         Message::Refuse { ballot, promised } => format!("{name} {ballot}, promised {promised}"),
         Message::Accept {
@@ -98,7 +105,11 @@ pub fn message(message: &Message) -> String {
             incarnation,
             first,
             commands,
-        } => format!("{name} life {} commands {first}+{}", incarnation.0, commands.len()),
+        } => format!(
+            "{name} life {} commands {first}+{}",
+            incarnation.0,
+            commands.len()
+        ),
         Message::Forwarded {
             incarnation,
             expected,
