@@ -36,7 +36,7 @@ impl<W: Workload> Cluster<'_, W> {
                 max_bytes,
             } => {
                 self.coverage.meet(Sometimes::Loaded);
-                let delay = self.random.exponential(self.plan.sync_mean);
+                let delay = 10 + self.random.below(2 * MS);
                 let life = self.life_of(node).0;
                 let loaded = Event::Loaded {
                     node,

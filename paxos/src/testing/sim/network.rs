@@ -72,8 +72,7 @@ impl Network {
 
     pub(super) fn mend_all(&mut self) {
         for link in &mut self.links {
-            link.cuts = 0;
-            link.clogged_until = 0;
+            *link = Link::default();
         }
     }
 
