@@ -9,6 +9,10 @@ extern crate std;
 
 pub mod core;
 mod error;
+#[cfg(paxos_planted)]
+pub mod planted;
+#[cfg(not(paxos_planted))]
+mod planted;
 mod types;
 
 #[cfg(feature = "runtime")]

@@ -4,6 +4,7 @@ use alloc::{vec, vec::Vec};
 use core::mem;
 
 use super::{Alarm, Message, Output, Replica, gate::After};
+use crate::planted;
 use crate::types::{Accepted, Ballot, Entry, HardState, NodeId, Slot, WriteOp};
 
 /// How far this node has followed one leader.
@@ -101,7 +102,11 @@ impl Replica {
                 to: upto,
                 entries,
             };
-            self.send_when_durable(to, message);
+            if planted::is("promise_before_sync") {
+                self.send(to, message);
+            } else {
+                self.send_when_durable(to, message);
+            }
         }
     }
 
@@ -130,10 +135,10 @@ impl Replica {
         if ballot.node != from {
             return;
         }
-        if ballot < self.floor() {
+        if ballot < self.floor() && !planted::is("accept_below_promise") {
             return self.refuse(from, ballot);
         }
-        if ballot > self.promised {
+        if ballot > self.promised && !planted::is("accept_keeps_promise") {
             self.promise(ballot);
         }
         self.follow(ballot, start);
@@ -206,6 +211,9 @@ impl Replica {
         } = self.following;
         if self.leader != Some(ballot) {
             return;
+        }
+        if planted::is("accepted_before_sync") {
+            return self.on_accepted_durable(ballot, upto);
         }
         let released = self.gate.after(After::Accepted { ballot, upto });
         self.release(released);

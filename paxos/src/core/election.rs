@@ -7,6 +7,7 @@ use alloc::{
 };
 
 use super::{Message, Output, Phase, Replica, gate::After, proposer::Leadership};
+use crate::planted;
 use crate::types::{Accepted, Ballot, NodeId, Role as MemberRole, Slot, Time};
 
 /// The replica's part in its group, with what belongs to that part only.
@@ -209,7 +210,11 @@ impl Replica {
     fn stand(&mut self) {
         self.postpone_election();
         let ballot = self.next_ballot();
-        self.promise(ballot);
+        if planted::is("own_ballot_not_durable") {
+            self.promised = ballot;
+        } else {
+            self.promise(ballot);
+        }
         self.role = Role::Candidate(Candidacy {
             ballot,
             reports: BTreeMap::new(),
@@ -285,11 +290,11 @@ impl Replica {
         }
         report.covered = report.covered.max(last);
         for (slot, accepted) in entries {
-            if slot < first || slot > last {
+            if slot < first || slot > last || planted::is("promise_entries_dropped") {
                 continue;
             }
             match candidacy.found.get(&slot) {
-                Some(known) if known.ballot >= accepted.ballot => {}
+                Some(known) if (known.ballot >= accepted.ballot) != planted::is("wrong_ballot_adopted") => {}
                 _ => {
                     candidacy.found.insert(slot, accepted);
                 }

@@ -7,6 +7,7 @@ use alloc::{
 };
 
 use super::{Alarm, ChosenCommand, ChosenEntry, Message, Output, Replica, batch, election::Role};
+use crate::planted;
 use crate::types::{Accepted, EntryKind, Incarnation, Membership, NodeId, ProposalId, Slot, Time, WriteOp};
 
 /// How many peers' requests for old entries wait for the store at once; one per peer, further ones are dropped and
@@ -89,6 +90,11 @@ impl Replica {
     /// A leader announced its watermark: what was accepted at its ballot up to there is chosen.
     pub(super) fn note_leader_watermark(&mut self, from: NodeId, ballot: crate::types::Ballot, chosen: Slot) {
         // What is missing below the leader's start must be learned: the cursor says nothing of it.
+        if planted::is("watermark_of_any_ballot") {
+            while self.chosen < chosen && self.window.get(self.chosen.next()).is_some() {
+                self.advance_chosen(self.chosen.next());
+            }
+        }
         if self.following.ballot == ballot && self.chosen.next() >= self.following.start {
             let upto = chosen.min(self.following.received);
             while self.chosen < upto {

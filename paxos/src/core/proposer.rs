@@ -15,6 +15,7 @@ use super::{
     progress::Progress,
     reads::LeaderReads,
 };
+use crate::planted;
 use crate::types::{Ballot, Entry, Membership, NodeId, Slot, Time};
 
 /// How many heartbeats without an answer are remembered.
@@ -92,7 +93,8 @@ impl Leadership {
                 self.peers.get(voter).is_some_and(|peer| peer.voted(slot))
             }
         };
-        membership.voters().filter(voted).count() >= membership.quorum()
+        let quorum = membership.quorum() - usize::from(planted::is("quorum_too_small"));
+        membership.voters().filter(voted).count() >= quorum
     }
 }
 
@@ -144,6 +146,10 @@ impl Replica {
             durable: self.chosen,
         };
         while leadership.next <= inherited {
+            if planted::is("hole_not_filled") && !found.contains_key(&leadership.next) {
+                leadership.next = leadership.next.next();
+                continue;
+            }
             let entry = found
                 .remove(&leadership.next)
                 .map_or(Entry::NOOP, |accepted| accepted.entry);
@@ -447,7 +453,7 @@ impl Replica {
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
-        if leadership.ballot != ballot {
+        if leadership.ballot != ballot && !planted::is("accepted_of_any_ballot") {
             return;
         }
         let Some(peer) = leadership.peers.get_mut(&from) else {

@@ -8,6 +8,7 @@ use alloc::{
 };
 
 use super::{Message, Output, Rejection, Replica, Token, election::Role, proposer::Leadership};
+use crate::planted;
 use crate::types::{Incarnation, NodeId, Slot, Time};
 
 /// How many questions to the leader may be open; further reads share the next one.
@@ -123,7 +124,7 @@ impl Replica {
             .extend(self.reads.waiting.drain(..).map(Asker::Own));
         if leadership.reads.waiting.is_empty()
             || leadership.reads.round.is_some()
-            || index < leadership.inherited
+            || (index < leadership.inherited && !planted::is("read_before_inherited"))
         {
             return;
         }
@@ -146,7 +147,9 @@ impl Replica {
         let Some(open) = &leadership.reads.round else {
             return;
         };
-        if !leadership.is_confirmed(open.heartbeat, self.memberships.current(), own) {
+        if !leadership.is_confirmed(open.heartbeat, self.memberships.current(), own)
+            && !planted::is("read_without_quorum")
+        {
             return;
         }
         let Some(Round { index, askers, .. }) = leadership.reads.round.take() else {

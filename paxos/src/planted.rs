@@ -1,0 +1,52 @@
+//! Bugs for the simulator to find. They exist in builds with `--cfg paxos_planted` only, and one of them is switched on
+//! by name; in every other build [`is`] is a constant and the bugs compile to nothing.
+
+#[cfg(paxos_planted)]
+mod switch {
+    use alloc::{format, string::String};
+    use core::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Every bug that can be planted.
+    pub const NAMES: &[&str] = &[
+        "accepted_before_sync",
+        "promise_before_sync",
+        "accept_keeps_promise",
+        "accept_below_promise",
+        "own_ballot_not_durable",
+        "wrong_ballot_adopted",
+        "promise_entries_dropped",
+        "watermark_of_any_ballot",
+        "hole_not_filled",
+        "read_without_quorum",
+        "read_before_inherited",
+        "quorum_too_small",
+        "accepted_of_any_ballot",
+    ];
+
+    static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+    /// Switches one bug on, for the whole process.
+    pub fn plant(name: &str) -> Result<(), String> {
+        let place = NAMES.iter().position(|known| *known == name);
+        let place = place.ok_or_else(|| format!("unknown bug {name:?}; known are {}", NAMES.join(", ")))?;
+        PLANTED.store(place, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn is(name: &str) -> bool {
+        NAMES
+            .get(PLANTED.load(Ordering::Relaxed))
+            .is_some_and(|planted| *planted == name)
+    }
+}
+
+#[cfg(paxos_planted)]
+pub(crate) use self::switch::is;
+#[cfg(paxos_planted)]
+pub use self::switch::{NAMES, plant};
+
+/// Whether this bug is planted: never.
+#[cfg(not(paxos_planted))]
+pub(crate) const fn is(_name: &str) -> bool {
+    false
+}
