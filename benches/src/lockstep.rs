@@ -44,7 +44,6 @@ impl Lockstep {
                 hard_state: HardState::default(),
                 trimmed: Slot::ZERO,
                 tail: Vec::new(),
-                applied: Slot::ZERO,
             };
             (NodeId(node), Replica::new(config.clone(), start, Time::default()))
         };

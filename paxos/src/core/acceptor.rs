@@ -142,8 +142,8 @@ impl Replica {
             self.promise(ballot);
         }
         self.follow(ballot, start);
-        let limit = self.acceptable();
-        for (slot, entry) in (first.0..).map(Slot).zip(entries) {
+        let limit = self.chosen.plus(self.max_ahead());
+        for (entry, slot) in entries.into_iter().zip((first.0..).map(Slot)) {
             if slot > limit {
                 break;
             }
@@ -166,9 +166,9 @@ impl Replica {
         self.acknowledge();
     }
 
-    /// The last slot for which this node accepts entries now: memory is bounded by it.
-    fn acceptable(&self) -> Slot {
-        self.chosen.plus(2 * self.config.max_window_entries as u64)
+    /// How many slots above its watermark a node accepts entries: memory is bounded by it.
+    pub(super) const fn max_ahead(&self) -> u64 {
+        2 * self.config.max_window_entries as u64
     }
 
     /// `ballot` is a live leader's, and not too low.

@@ -19,6 +19,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::types::{Ballot, Entry, EntryKind, Incarnation, NodeId, ProposalId};
 
+/// No more room than for so many commands is reserved because a payload claims to have them.
+const MAX_RESERVED: usize = 4_096;
 const BALLOT: usize = 8 + 8;
 const RUN_HEADER: usize = 8 + 8 + 8 + 4;
 
@@ -111,7 +113,7 @@ pub fn decode(payload: &Bytes) -> Result<Batch, MalformedBatch> {
             .filter(|bytes| *bytes <= rest.len())
             .ok_or(MalformedBatch)?;
         let mut lengths = rest.split_to(lengths_bytes);
-        commands.reserve(count);
+        commands.reserve(count.min(MAX_RESERVED));
         for index in 0..count as u64 {
             let length = lengths.get_u32_le() as usize;
             if length > rest.len() {

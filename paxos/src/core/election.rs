@@ -6,9 +6,13 @@ use alloc::{
     vec::Vec,
 };
 
-use super::{Message, Output, Phase, Replica, gate::After, proposer::Leadership};
+use super::{Alarm, Message, Output, Phase, Replica, gate::After, proposer::Leadership};
 use crate::planted;
 use crate::types::{Accepted, Ballot, NodeId, Role as MemberRole, Slot, Time};
+
+/// How far above its watermark a replica may plausibly hold entries, beside its window: the watermark on a disk lags
+/// behind after a crash.
+const MAX_PLAUSIBLE_TAIL: u64 = 1 << 20;
 
 /// The replica's part in its group, with what belongs to that part only.
 #[derive(Debug)]
@@ -91,11 +95,16 @@ impl Replica {
         self.highest = self.highest.max(ballot);
     }
 
-    fn next_ballot(&self) -> Ballot {
-        Ballot {
-            round: self.highest.max(self.promised).round.saturating_add(1),
-            node: self.identity.node,
+    /// The ballot to stand with: above every ballot seen.
+    fn next_ballot(&mut self) -> Option<Ballot> {
+        let round = self.highest.max(self.promised).round.checked_add(1);
+        if round.is_none() {
+            self.outputs.push_back(Output::Alarm(Alarm::NoBallotLeft));
         }
+        Some(Ballot {
+            round: round?,
+            node: self.identity.node,
+        })
     }
 
     /// Gives the present leader, or a candidate that asks, time.
@@ -152,6 +161,8 @@ impl Replica {
                     self.heartbeat();
                 }
             }
+            // A new ballot would not become durable any sooner.
+            Role::Candidate(candidacy) if !candidacy.reports.contains_key(&self.identity.node) => {}
             _ if self.now >= self.election_at => self.canvass(),
             Role::Candidate(candidacy) if self.now >= candidacy.ask_again_at => self.ask_for_promises(),
             _ => {}
@@ -161,10 +172,11 @@ impl Replica {
     fn canvass(&mut self) {
         self.postpone_election();
         self.become_follower(None);
-        if !self.is_voter() {
+        // A node that still replays its log could not take commands; one that cannot read it must never lead.
+        if !self.is_voter() || self.is_replaying() {
             return;
         }
-        let ballot = self.next_ballot();
+        let Some(ballot) = self.next_ballot() else { return };
         self.role = Role::Canvassing(Canvass {
             ballot,
             granted: BTreeSet::from([self.identity.node]),
@@ -209,7 +221,9 @@ impl Replica {
     /// Begins phase 1 at a new ballot.
     fn stand(&mut self) {
         self.postpone_election();
-        let ballot = self.next_ballot();
+        let Some(ballot) = self.next_ballot() else {
+            return;
+        };
         if planted::is("own_ballot_not_durable") {
             self.promised = ballot;
         } else {
@@ -273,10 +287,17 @@ impl Replica {
         entries: Vec<(Slot, Accepted)>,
     ) {
         let own_chosen = self.chosen;
+        let plausible = chosen.plus(MAX_PLAUSIBLE_TAIL + 4 * self.config.max_window_entries as u64);
         let Role::Candidate(candidacy) = &mut self.role else {
             return;
         };
         if candidacy.ballot != ballot {
+            return;
+        }
+        if let Some((slot, _)) = entries.iter().find(|(slot, _)| *slot > plausible) {
+            let slot = *slot;
+            self.outputs
+                .push_back(Output::Alarm(Alarm::Implausible { from, slot }));
             return;
         }
         let (first, last) = chunk;
@@ -288,7 +309,12 @@ impl Replica {
         if first > report.covered.next() {
             return;
         }
-        report.covered = report.covered.max(last);
+        if last > report.covered {
+            report.covered = last;
+            candidacy.ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
+            let timeout = self.config.election_timeout;
+            self.election_at = self.now.plus(timeout + self.rng.up_to(timeout));
+        }
         for (slot, accepted) in entries {
             if slot < first || slot > last || planted::is("promise_entries_dropped") {
                 continue;
@@ -354,11 +380,12 @@ impl Replica {
         }
     }
 
-    pub(super) fn election_deadline(&self) -> Time {
+    pub(super) fn election_deadline(&self) -> Option<Time> {
         match &self.role {
-            Role::Leader(leadership) => leadership.heartbeat_at,
-            Role::Candidate(candidacy) => candidacy.ask_again_at.min(self.election_at),
-            Role::Follower | Role::Canvassing(_) => self.election_at,
+            Role::Leader(leadership) => Some(leadership.heartbeat_at),
+            Role::Candidate(candidacy) if !candidacy.reports.contains_key(&self.identity.node) => None,
+            Role::Candidate(candidacy) => Some(candidacy.ask_again_at.min(self.election_at)),
+            Role::Follower | Role::Canvassing(_) => Some(self.election_at),
         }
     }
 }

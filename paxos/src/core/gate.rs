@@ -54,23 +54,14 @@ impl Gate {
         self.ops.push(op);
     }
 
-    /// Holds `what` back until everything written so far is durable. Returns it if that is so already.
+    /// Holds `what` back until everything written so far, lazy changes aside, is durable. Returns it if that is so
+    /// already.
     pub(super) fn after(&mut self, what: After) -> Option<After> {
-        let last = self.last();
-        if last <= self.durable {
+        if self.needed <= self.durable {
             return Some(what);
         }
-        self.held.push_back((last, what));
+        self.held.push_back((self.needed, what));
         None
-    }
-
-    /// The last write that has changes in it.
-    const fn last(&self) -> PersistId {
-        if self.ops.is_empty() {
-            PersistId(self.building.0 - 1)
-        } else {
-            self.building
-        }
     }
 
     pub(super) const fn durable(&self) -> PersistId {

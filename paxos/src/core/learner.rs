@@ -2,13 +2,13 @@
 
 use alloc::{
     collections::{BTreeMap, VecDeque},
-    string::ToString,
+    string::{String, ToString},
     vec::Vec,
 };
 
 use super::{Alarm, ChosenCommand, ChosenEntry, Message, Output, Replica, batch, election::Role};
 use crate::planted;
-use crate::types::{Accepted, EntryKind, Incarnation, Membership, NodeId, ProposalId, Slot, Time, WriteOp};
+use crate::types::{Accepted, EntryKind, Incarnation, NodeId, ProposalId, Slot, Time, WriteOp};
 
 /// How many peers' requests for old entries wait for the store at once; one per peer, further ones are dropped and
 /// asked again.
@@ -72,9 +72,9 @@ pub(super) struct Learner {
 }
 
 impl Learner {
-    pub(super) fn new(applied: Slot, known: Slot) -> Self {
+    pub(super) fn new(trimmed: Slot, known: Slot) -> Self {
         Self {
-            applied,
+            applied: trimmed,
             origins: Origins::default(),
             known,
             source: None,
@@ -115,20 +115,11 @@ impl Replica {
     /// The entry that the window holds at the next slot is chosen.
     pub(super) fn advance_chosen(&mut self, slot: Slot) {
         assert!(slot == self.chosen.next(), "the watermark moves without holes");
-        let held = self
-            .window
-            .get(slot)
-            .expect("a slot is marked chosen only where its entry is held");
-        if held.entry.kind == EntryKind::Membership {
-            match ciborium::from_reader::<Membership, _>(held.entry.payload.as_ref()) {
-                Ok(membership) => self.memberships.chosen(slot, membership),
-                Err(error) => {
-                    let detail = error.to_string();
-                    self.outputs
-                        .push_back(Output::Alarm(Alarm::Malformed { slot, detail }));
-                }
-            }
-        }
+        assert!(
+            self.window.get(slot).is_some(),
+            "a slot is marked chosen only where its entry is held"
+        );
+        self.window.mark_chosen(slot);
         self.chosen = slot;
         self.learner.known = self.learner.known.max(slot);
         self.following.received = self.following.received.max(slot);
@@ -171,8 +162,8 @@ impl Replica {
 
     pub(super) fn on_learned(&mut self, from: NodeId, first: Slot, entries: Vec<Accepted>, chosen: Slot) {
         let before = self.chosen;
-        let mut overruled = false;
-        for (slot, accepted) in (first.0..).map(Slot).zip(entries) {
+        let mut changed = false;
+        for (accepted, slot) in entries.into_iter().zip((first.0..).map(Slot)) {
             if slot <= self.chosen {
                 continue;
             }
@@ -183,7 +174,7 @@ impl Replica {
                 .window
                 .get(slot)
                 .is_some_and(|held| held.entry == accepted.entry);
-            overruled |= !same;
+            changed |= !same;
             if !same {
                 let Accepted { ballot, entry } = accepted.clone();
                 let persist = self.gate.write(WriteOp::Accept {
@@ -199,13 +190,16 @@ impl Replica {
         self.note_watermark(from, chosen);
         if self.chosen > before {
             // In the same write as the entries: what was learned must never look like an accept of this node's own.
-            self.write_hard_state();
+            if changed {
+                self.write_hard_state();
+            }
             self.learner.asked = None;
+            self.learner.source = Some(from);
             self.advance_received();
             self.acknowledge();
         }
         match &self.role {
-            Role::Leader(_) if overruled => self.become_follower(None),
+            Role::Leader(_) if changed => self.become_follower(None),
             Role::Candidate(_) if self.chosen > before => {
                 self.postpone_election();
                 self.finish_candidacy();
@@ -217,11 +211,8 @@ impl Replica {
     /// Applies what is chosen, and asks peers or the store for what is missing.
     pub(super) fn learn_and_apply(&mut self) {
         self.apply_chosen();
-        self.window.evict(
-            self.learner.applied,
-            self.gate.durable(),
-            self.config.max_cache_bytes,
-        );
+        self.window
+            .evict(self.gate.durable(), self.config.max_cache_bytes);
         self.ask_peers();
         self.load_from_store();
     }
@@ -241,12 +232,13 @@ impl Replica {
             slot,
             ballot: crate::types::Ballot::ZERO,
             commands: Vec::new(),
-            membership: None,
         };
         match accepted.entry.kind {
             EntryKind::Noop => {}
             EntryKind::Membership => {
-                chosen.membership = ciborium::from_reader(accepted.entry.payload.as_ref()).ok();
+                let detail = String::from("this version does not know membership changes");
+                self.outputs
+                    .push_back(Output::Alarm(Alarm::Malformed { slot, detail }));
             }
             EntryKind::Commands => match batch::decode(&accepted.entry.payload) {
                 Ok(batch) => {
@@ -282,6 +274,11 @@ impl Replica {
         } else {
             None
         }
+    }
+
+    /// Whether old entries are still on their way from the store to the state machine, or will never come.
+    pub(super) const fn is_replaying(&self) -> bool {
+        self.learner.stuck || matches!(self.learner.load, Some((_, Purpose::Apply)))
     }
 
     /// The duplicate filter as it will be when everything up to `upto` is applied; `None` while part of that is not in

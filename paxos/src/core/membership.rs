@@ -33,38 +33,10 @@ impl Memberships {
         self.at(Slot::MAX)
     }
 
-    /// The entry at `slot`, a membership, is chosen.
-    pub(super) fn chosen(&mut self, slot: Slot, membership: Membership) {
-        if self.history.last().is_some_and(|(last, _)| *last < slot) {
-            self.history.push((slot, membership));
-        }
-    }
-
     /// Whether `node`, with this disk, belongs to the group now.
     pub(super) fn is_member(&self, node: NodeId, storage: StorageId) -> bool {
         self.current()
             .member(node)
             .is_some_and(|member| member.storage.is_none_or(|admitted| admitted == storage))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::Member;
-
-    #[test]
-    fn a_membership_is_in_force_above_its_own_slot() {
-        let one = Membership::new([Member::voter(NodeId(1), "a")]);
-        let two = Membership {
-            version: 2,
-            ..Membership::new([Member::voter(NodeId(2), "b")])
-        };
-        let mut memberships = Memberships::new(one.clone());
-        memberships.chosen(Slot(10), two.clone());
-        assert_eq!(memberships.at(Slot(1)), &one);
-        assert_eq!(memberships.at(Slot(10)), &one);
-        assert_eq!(memberships.at(Slot(11)), &two);
-        assert_eq!(memberships.current(), &two);
     }
 }

@@ -9,7 +9,7 @@ use crate::types::{Accepted, Ballot, Entry, Incarnation, Slot};
 /// A message of the protocol. The sender (node and disk) and the group travel around it, in
 /// [`Envelope`](crate::wire::Envelope).
 ///
-/// A reply names the ballot that it answers and counts for that ballot only.
+/// A reply names the ballot, or the question, that it answers and counts for that only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// "Would you promise to me?" Asked before a ballot is raised, so that a node that cannot win disturbs nobody.
@@ -21,7 +21,7 @@ pub enum Message {
     CanvassReply {
         /// The ballot of the question.
         ballot: Ballot,
-        /// False when the answering node hears a live leader.
+        /// False when the answering node hears a live leader, or has promised as high a ballot.
         granted: bool,
         /// The highest ballot that the answering node has seen, so that the next question is high enough.
         highest: Ballot,
@@ -130,6 +130,8 @@ pub enum Message {
     },
     /// Commands of a node that is not leader, in order.
     Forward {
+        /// The leader's ballot: it takes commands in this leadership only.
+        ballot: Ballot,
         /// The sender's life.
         incarnation: Incarnation,
         /// The sequence number of the first command; the others follow without a gap.
@@ -139,6 +141,8 @@ pub enum Message {
     },
     /// Answers [`Message::Forward`]: which command the leader takes next.
     Forwarded {
+        /// The leader's ballot.
+        ballot: Ballot,
         /// The life that the answer is for.
         incarnation: Incarnation,
         /// The leader has all commands below this sequence number.
@@ -146,7 +150,8 @@ pub enum Message {
     },
     /// "From which slot on may I read linearizably?"
     ReadIndex {
-        /// Chosen by the asking node, larger each time.
+        /// Chosen by the asking node, larger for each new question of all its lives. The same question may be asked
+        /// again; any answer that was given after it was first asked is right.
         token: u64,
     },
     /// Answers [`Message::ReadIndex`].

@@ -23,6 +23,10 @@
 //! **Time** is monotonic. A driver that was held up steps what came in meanwhile before it polls, so that a pause is not
 //! taken for silence.
 //!
+//! **Replay**: a new replica hands out [`Output::Apply`] for every entry of the log from the first one held, because what
+//! earlier entries held decides which later commands are duplicates. A driver whose state machine is ahead skips what
+//! the machine has.
+//!
 //! **Crash**: a replica is made anew from what the store holds, [`Replica::new`].
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -100,7 +104,8 @@ pub struct Config {
     /// How long the leader may wait for a message that carries an advanced watermark before it sends it alone. Nodes
     /// whose users wait for it are told at once.
     pub max_watermark_delay: Duration,
-    /// Whether commands proposed on a node that is not leader are forwarded (or rejected with a hint).
+    /// Whether commands proposed, and reads begun, on a node that is not leader are forwarded (or rejected with a
+    /// hint). What a leader took is forwarded in any case when it is deposed.
     pub forward: bool,
 }
 
@@ -126,6 +131,53 @@ impl Default for Config {
     }
 }
 
+/// A bound or interval that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} must be {expected}")]
+pub struct ConfigError {
+    /// The field of [`Config`].
+    pub field: &'static str,
+    /// What it must be.
+    pub expected: &'static str,
+}
+
+impl Config {
+    /// Whether a replica can work with these bounds.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let bounds = [
+            ("max_window_entries", self.max_window_entries),
+            ("max_window_bytes", self.max_window_bytes),
+            ("max_batch_commands", self.max_batch_commands),
+            ("max_batch_bytes", self.max_batch_bytes),
+            ("max_command_bytes", self.max_command_bytes),
+            ("max_pending_commands", self.max_pending_commands),
+            ("max_pending_bytes", self.max_pending_bytes),
+            ("max_pending_reads", self.max_pending_reads),
+            ("max_message_bytes", self.max_message_bytes),
+            ("max_peer_inflight_bytes", self.max_peer_inflight_bytes),
+        ];
+        if let Some((field, _)) = bounds.into_iter().find(|(_, bound)| *bound == 0) {
+            return Err(ConfigError {
+                field,
+                expected: "at least 1",
+            });
+        }
+        if self.heartbeat_interval.is_zero() {
+            return Err(ConfigError {
+                field: "heartbeat_interval",
+                expected: "longer than nothing",
+            });
+        }
+        if self.election_timeout < self.heartbeat_interval * 2 {
+            return Err(ConfigError {
+                field: "election_timeout",
+                expected: "at least twice heartbeat_interval",
+            });
+        }
+        Ok(())
+    }
+}
+
 /// What a replica is made from: who it is and what its store holds.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -145,8 +197,6 @@ pub struct Start {
     pub trimmed: Slot,
     /// All entries held above `hard_state.chosen`, in order.
     pub tail: Vec<(Slot, Accepted)>,
-    /// The state machine already holds the effects of all slots up to this one. Not above `hard_state.chosen`.
-    pub applied: Slot,
 }
 
 /// Numbers the writes of one replica, from 1.
@@ -226,7 +276,7 @@ pub enum Output {
         /// False when nothing waits for it: it may ride along with a later write.
         sync: bool,
     },
-    /// Apply the next chosen entry. Slots come in order, without gaps, once per life.
+    /// Apply the next chosen entry. Slots come in order, without gaps, once per life, from the first one held.
     Apply(ChosenEntry),
     /// Read the entries of these slots from the store and step [`Input::Loaded`]. One load is open at a time.
     Load {
@@ -294,6 +344,15 @@ pub enum Alarm {
         /// Where.
         slot: Slot,
     },
+    /// A peer reported an entry that cannot be: the report was ignored.
+    Implausible {
+        /// Who said so.
+        from: NodeId,
+        /// Where it claims to have accepted something.
+        slot: Slot,
+    },
+    /// No ballot is left that is above all that were seen, so this node cannot lead any more.
+    NoBallotLeft,
     /// A chosen entry cannot be decoded; it is treated as a no-op, the same on every replica.
     Malformed {
         /// Where.
@@ -312,8 +371,6 @@ pub struct ChosenEntry {
     pub ballot: Ballot,
     /// The commands to apply, in order: none for a no-op or a membership, and none that an earlier slot already held.
     pub commands: Vec<ChosenCommand>,
-    /// A membership that is in force from the next slot on.
-    pub membership: Option<Membership>,
 }
 
 /// A command on its way to the state machine.
@@ -424,7 +481,15 @@ pub struct Replica {
 
 impl Replica {
     /// A replica as its store remembers it, at this time. It follows nobody yet.
+    ///
+    /// # Panics
+    ///
+    /// If a bound or interval of the configuration is zero ([`Config::check`]), or the recovered state contradicts
+    /// itself.
     pub fn new(config: Config, start: Start, now: Time) -> Self {
+        if let Err(error) = config.check() {
+            panic!("{error}");
+        }
         let Start {
             group,
             identity,
@@ -434,13 +499,8 @@ impl Replica {
             hard_state,
             trimmed,
             tail,
-            applied,
         } = start;
         let HardState { promised, chosen } = hard_state;
-        assert!(
-            applied <= chosen,
-            "a state machine cannot be ahead of the chosen watermark"
-        );
         assert!(trimmed <= chosen, "only chosen slots are trimmed");
         let mut window = Window::new(chosen.next());
         for (slot, accepted) in tail {
@@ -473,7 +533,7 @@ impl Replica {
             acknowledgement_due: false,
             heard_at: now,
             election_at: now,
-            learner: Learner::new(applied, chosen),
+            learner: Learner::new(trimmed, chosen),
             proposals: Proposals::new(),
             reads: Reads::new(incarnation),
             told_now: BTreeSet::new(),
@@ -576,14 +636,20 @@ impl Replica {
                 chosen,
             } => self.on_learned(from, first, entries, chosen),
             Message::Forward {
+                ballot,
                 incarnation,
                 first,
                 commands,
-            } => self.on_forward(from, incarnation, first, commands),
+            } => {
+                self.on_forward(from, ballot, incarnation, first, commands);
+            }
             Message::Forwarded {
+                ballot,
                 incarnation,
                 expected,
-            } => self.on_forwarded(from, incarnation, expected),
+            } => {
+                self.on_forwarded(ballot, incarnation, expected);
+            }
             Message::ReadIndex { token } => self.on_read_index(from, token),
             Message::ReadIndexReply { token, slot } => self.on_read_index_reply(token, slot),
         }
@@ -657,7 +723,7 @@ impl Replica {
             _ => None,
         };
         [
-            Some(self.election_deadline()),
+            self.election_deadline(),
             tell_at,
             self.learner_deadline(),
             self.forward_deadline(),

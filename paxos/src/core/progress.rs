@@ -21,13 +21,13 @@ pub(super) struct Progress {
     /// What is on the way: the last slot and the bytes of each message.
     in_flight: VecDeque<(Slot, usize)>,
     in_flight_bytes: usize,
-    /// Heartbeats that were sent, each with `next` at that time.
+    /// The oldest heartbeats that were sent and not answered, each with `next` at that time.
     probes: VecDeque<(u64, Slot)>,
     /// The highest heartbeat round answered.
     pub(super) answered: u64,
-    /// When the last heartbeat that was answered was sent.
+    /// When it was last heard, or when this leadership began.
     pub(super) contact: Time,
-    /// Whether any heartbeat was answered.
+    /// Whether it was heard in this leadership.
     pub(super) heard: bool,
     /// The highest watermark that was sent.
     pub(super) told: Slot,
@@ -69,10 +69,15 @@ impl Progress {
     }
 
     pub(super) fn probe(&mut self, round: u64) {
-        if self.probes.len() == MAX_PROBES {
-            self.probes.pop_front();
+        if self.probes.len() < MAX_PROBES {
+            self.probes.push_back((round, self.next));
         }
-        self.probes.push_back((round, self.next));
+    }
+
+    /// The peer has said something to this leader.
+    pub(super) const fn heard_at(&mut self, now: Time) {
+        self.contact = now;
+        self.heard = true;
     }
 
     /// Sends nothing more until the peer has said what it has.
@@ -97,12 +102,11 @@ impl Progress {
     /// The peer answered a heartbeat: everything up to `received` has arrived there; what was sent before that
     /// heartbeat and has not arrived is lost, and is sent again.
     pub(super) fn heartbeat_answered(&mut self, round: u64, received: Slot) {
-        let sent_before = self
-            .probes
-            .iter()
-            .find(|(probe, _)| *probe == round)
-            .map(|(_, next)| *next);
-        while self.probes.front().is_some_and(|(probe, _)| *probe <= round) {
+        let mut sent_before = None;
+        while let Some((probe, next)) = self.probes.front().copied()
+            && probe <= round
+        {
+            sent_before = Some(next);
             self.probes.pop_front();
         }
         let lost = sent_before.is_some_and(|next| received.next() < next);

@@ -5,7 +5,10 @@ use alloc::{collections::VecDeque, vec::Vec};
 use bytes::Bytes;
 
 use super::{Command, Message, Output, Rejection, Replica, Token};
-use crate::types::{Incarnation, NodeId, ProposalId, Time};
+use crate::types::{Ballot, Entry, Incarnation, NodeId, ProposalId, Time};
+
+/// How many full messages of forwarded commands may be on the way without an answer.
+const MAX_FORWARDS: usize = 4;
 
 #[derive(Debug)]
 struct Pending {
@@ -13,6 +16,13 @@ struct Pending {
     command: Bytes,
     /// The user waits no longer.
     cancelled: bool,
+}
+
+impl Pending {
+    /// What it counts for on its way to the leader.
+    fn size(&self) -> usize {
+        self.command.len() + Entry::OVERHEAD
+    }
 }
 
 /// All pending commands, oldest first: those that have a number may be on their way, those that wait have none.
@@ -28,6 +38,9 @@ pub(super) struct Proposals {
     forward_next: u64,
     /// The present leader has all below.
     forward_acked: u64,
+    /// Bytes of the commands from `forward_acked` up to `forward_next`.
+    forwarding_bytes: usize,
+    /// When those are sent again.
     forward_again_at: Time,
     bytes: usize,
 }
@@ -41,6 +54,7 @@ impl Proposals {
             propose_next: 1,
             forward_next: 1,
             forward_acked: 1,
+            forwarding_bytes: 0,
             forward_again_at: Time::default(),
             bytes: 0,
         }
@@ -112,17 +126,35 @@ impl Proposals {
         self.propose_next += 1;
     }
 
+    /// The leader has all commands below `expected`.
+    fn forwarded_upto(&mut self, expected: u64) {
+        while self.forward_acked < expected.min(self.forward_next) {
+            let bytes = self.numbered(self.forward_acked).map_or(0, Pending::size);
+            self.forwarding_bytes -= bytes;
+            self.forward_acked += 1;
+        }
+    }
+
+    /// Nothing is on its way to a leader.
+    fn rewind_forwards(&mut self, to: u64) {
+        self.forward_next = to;
+        self.forward_acked = to;
+        self.forwarding_bytes = 0;
+    }
+
     /// The own command with this number is applied: it is the oldest one.
     pub(super) fn applied(&mut self, sequence: u64) -> Option<Token> {
         if sequence != self.first {
             return None;
         }
+        self.forwarded_upto(sequence + 1);
         let pending = self.numbered.pop_front()?;
         self.first += 1;
         self.bytes -= pending.command.len();
         self.propose_next = self.propose_next.max(self.first);
-        self.forward_next = self.forward_next.max(self.first);
-        self.forward_acked = self.forward_acked.max(self.first);
+        if self.forward_next < self.first {
+            self.rewind_forwards(self.first);
+        }
         (!pending.cancelled).then_some(pending.token)
     }
 }
@@ -175,27 +207,28 @@ impl Replica {
 
     /// A new leader knows nothing of what the old one was sent.
     pub(super) fn rewind_forwards(&mut self) {
-        let proposals = &mut self.proposals;
-        proposals.forward_next = proposals.first;
-        proposals.forward_acked = proposals.first;
+        self.proposals.rewind_forwards(self.proposals.first);
     }
 
     /// Sends the leader what it has not been sent, and again what it does not acknowledge.
     pub(super) fn forward_waiting(&mut self) {
-        let Some(leader) = self
-            .leader
-            .map(|ballot| ballot.node)
-            .filter(|leader| *leader != self.identity.node)
-        else {
+        let Some(ballot) = self.leader.filter(|ballot| ballot.node != self.identity.node) else {
             return;
         };
         let again_at = self.now.plus(self.config.heartbeat_interval * 2);
+        let max_message_bytes = self.config.max_message_bytes;
         let proposals = &mut self.proposals;
         if proposals.forward_next > proposals.forward_acked && self.now >= proposals.forward_again_at {
-            proposals.forward_next = proposals.forward_acked;
+            proposals.rewind_forwards(proposals.forward_acked);
         }
         loop {
             let proposals = &mut self.proposals;
+            if proposals.forwarding_bytes >= max_message_bytes * MAX_FORWARDS {
+                return;
+            }
+            if proposals.forward_next == proposals.forward_acked {
+                proposals.forward_again_at = again_at;
+            }
             let first = proposals.forward_next;
             let mut commands = Vec::new();
             let mut bytes = 0;
@@ -206,8 +239,8 @@ impl Replica {
                 let Some(pending) = proposals.numbered(proposals.forward_next) else {
                     break;
                 };
-                let size = pending.command.len() + crate::types::Entry::OVERHEAD;
-                if !commands.is_empty() && bytes + size > self.config.max_message_bytes {
+                let size = pending.size();
+                if !commands.is_empty() && bytes + size > max_message_bytes {
                     break;
                 }
                 bytes += size;
@@ -217,11 +250,13 @@ impl Replica {
             if commands.is_empty() {
                 return;
             }
-            proposals.forward_again_at = again_at;
+            proposals.forwarding_bytes += bytes;
+            let incarnation = self.incarnation;
             self.send(
-                leader,
+                ballot.node,
                 Message::Forward {
-                    incarnation: self.incarnation,
+                    ballot,
+                    incarnation,
                     first,
                     commands,
                 },
@@ -229,15 +264,14 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_forwarded(&mut self, from: NodeId, incarnation: Incarnation, expected: u64) {
+    pub(super) fn on_forwarded(&mut self, ballot: Ballot, incarnation: Incarnation, expected: u64) {
         let again_at = self.now.plus(self.config.heartbeat_interval * 2);
         let proposals = &mut self.proposals;
         if incarnation == self.incarnation
-            && self.leader.is_some_and(|ballot| ballot.node == from)
+            && self.leader == Some(ballot)
             && expected > proposals.forward_acked
-            && expected <= proposals.forward_next
         {
-            proposals.forward_acked = expected;
+            proposals.forwarded_upto(expected);
             proposals.forward_again_at = again_at;
         }
     }

@@ -6,6 +6,8 @@ use alloc::{
     vec::Vec,
 };
 
+use bytes::Bytes;
+
 use super::{
     Command, Message, Replica,
     acceptor::Following,
@@ -16,10 +18,7 @@ use super::{
     reads::LeaderReads,
 };
 use crate::planted;
-use crate::types::{Ballot, Entry, Membership, NodeId, Slot, Time};
-
-/// How many heartbeats without an answer are remembered.
-const MAX_ROUNDS: usize = 1_024;
+use crate::types::{Ballot, Entry, Incarnation, Membership, NodeId, ProposalId, Slot, Time};
 
 /// Phase 2: what a leader holds beside what every replica holds.
 #[derive(Debug)]
@@ -38,10 +37,9 @@ pub(super) struct Leadership {
     in_flight_bytes: usize,
     /// Counts heartbeats.
     pub(super) round: u64,
-    /// When each of the last heartbeats was sent.
-    rounds: VecDeque<(u64, Time)>,
     pub(super) heartbeat_at: Time,
-    /// Which command of each node comes next; `None` until everything inherited is known.
+    /// Which command of each other node comes next, behind all that is in the log or waits in `forwarded`; `None` until
+    /// everything inherited is known.
     origins: Option<Origins>,
     /// Commands that other nodes forwarded.
     forwarded: VecDeque<Command>,
@@ -130,7 +128,6 @@ impl Replica {
             own_matched: self.chosen,
             in_flight_bytes: 0,
             round: 0,
-            rounds: VecDeque::new(),
             heartbeat_at: self.now,
             origins: None,
             forwarded: VecDeque::new(),
@@ -241,11 +238,6 @@ impl Replica {
                 }
             }
         }
-        if let Some(origins) = &mut leadership.origins {
-            for command in &room.taken {
-                origins.admit(command.id);
-            }
-        }
         room.taken
     }
 
@@ -253,53 +245,42 @@ impl Replica {
     pub(super) fn on_forward(
         &mut self,
         from: NodeId,
-        incarnation: crate::types::Incarnation,
+        ballot: Ballot,
+        incarnation: Incarnation,
         first: u64,
-        commands: Vec<bytes::Bytes>,
+        commands: Vec<Bytes>,
     ) {
         let max_bytes = self.config.max_pending_bytes;
         let max_commands = self.config.max_pending_commands;
-        let max_command_bytes = self.config.max_command_bytes;
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
-        let Some(origins) = &leadership.origins else {
+        let Some(origins) = leadership
+            .origins
+            .as_mut()
+            .filter(|_| leadership.ballot == ballot)
+        else {
             return;
         };
-        // What waits in `forwarded` is not in the log yet, so the log's count does not have it.
-        let queued = leadership
-            .forwarded
-            .iter()
-            .rev()
-            .find(|command| command.id.node == from && command.id.incarnation == incarnation)
-            .map(|command| command.id.sequence.saturating_add(1));
-        let mut expected = queued.unwrap_or_else(|| origins.next(from, incarnation));
-        if expected == 0 {
-            return;
-        }
-        for (sequence, payload) in (first..).zip(commands) {
-            if sequence < expected {
-                continue;
-            }
-            if sequence > expected
-                || leadership.forwarded.len() >= max_commands
-                || leadership.forwarded_bytes >= max_bytes
-                || payload.len() > max_command_bytes
-            {
+        for (payload, sequence) in commands.into_iter().zip(first..) {
+            if leadership.forwarded.len() >= max_commands || leadership.forwarded_bytes >= max_bytes {
                 break;
             }
-            expected = sequence.saturating_add(1);
-            leadership.forwarded_bytes += payload.len();
-            let id = crate::types::ProposalId {
+            let id = ProposalId {
                 node: from,
                 incarnation,
                 sequence,
             };
-            leadership.forwarded.push_back(Command { id, payload });
+            if origins.admit(id) {
+                leadership.forwarded_bytes += payload.len();
+                leadership.forwarded.push_back(Command { id, payload });
+            }
         }
+        let expected = origins.next(from, incarnation);
         self.send(
             from,
             Message::Forwarded {
+                ballot,
                 incarnation,
                 expected,
             },
@@ -308,7 +289,7 @@ impl Replica {
 
     /// Sends every peer what it lacks and may be sent. Peers that are in step share one message.
     pub(super) fn replicate(&mut self) {
-        let chosen = self.chosen;
+        let (chosen, max_ahead) = (self.chosen, self.max_ahead());
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
@@ -318,7 +299,10 @@ impl Replica {
         loop {
             let mut in_step: BTreeMap<Slot, Vec<NodeId>> = BTreeMap::new();
             for (node, peer) in &leadership.peers {
-                if peer.next < end && peer.next >= oldest.max(start) && peer.may_send(max_in_flight) {
+                // Further above its watermark a peer accepts nothing: it must learn first.
+                let acceptable = !peer.heard || peer.next <= peer.unclaimed.plus(max_ahead);
+                let sendable = peer.next < end && peer.next >= oldest.max(start);
+                if sendable && acceptable && peer.may_send(max_in_flight) {
                     in_step.entry(peer.next).or_default().push(*node);
                 }
             }
@@ -361,10 +345,6 @@ impl Replica {
             return;
         };
         leadership.round += 1;
-        if leadership.rounds.len() == MAX_ROUNDS {
-            leadership.rounds.pop_front();
-        }
-        leadership.rounds.push_back((leadership.round, now));
         leadership.heartbeat_at = now.plus(self.config.heartbeat_interval);
         for peer in leadership.peers.values_mut() {
             peer.probe(leadership.round);
@@ -437,13 +417,8 @@ impl Replica {
         };
         peer.acknowledged(accepted, chosen);
         peer.heartbeat_answered(round, received);
-        if round > peer.answered && round <= leadership.round {
-            peer.answered = round;
-            peer.heard = true;
-            if let Some((_, sent)) = leadership.rounds.iter().find(|(sent, _)| *sent == round) {
-                peer.contact = peer.contact.max(*sent);
-            }
-        }
+        peer.heard_at(self.now);
+        peer.answered = peer.answered.max(round);
         self.count_votes();
         self.note_watermark(from, chosen);
         self.confirm_reads();
@@ -460,6 +435,7 @@ impl Replica {
             return;
         };
         peer.acknowledged(upto, chosen);
+        peer.heard_at(self.now);
         self.count_votes();
         self.note_watermark(from, chosen);
     }

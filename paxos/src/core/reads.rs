@@ -24,8 +24,6 @@ pub(super) struct Reads {
     questions: VecDeque<Question>,
     /// Larger than in every earlier life: an answer to a question of that life is old.
     last_question: u64,
-    /// The leader said that it is none: ask again then.
-    hold_until: Time,
 }
 
 #[derive(Debug)]
@@ -83,6 +81,10 @@ impl Replica {
 
     pub(super) fn cancel_read(&mut self, token: Token) {
         if self.reads.open.remove(&token) {
+            // Without a leader nothing else drops cancelled reads.
+            if self.reads.waiting.len() > 2 * self.reads.open.len() {
+                self.reads.waiting.retain(|token| self.reads.open.contains(token));
+            }
             self.outputs.push_back(Output::Rejected {
                 token,
                 reason: Rejection::Expired,
@@ -98,10 +100,9 @@ impl Replica {
 
     /// The leader has changed: what was asked of the old one is asked again.
     pub(super) fn ask_reads_again(&mut self) {
-        for question in self.reads.questions.drain(..) {
-            self.reads.waiting.extend(question.reads);
+        for question in &mut self.reads.questions {
+            question.again_at = self.now;
         }
-        self.reads.hold_until = self.now;
     }
 
     /// Begins rounds and asks questions for the reads that wait.
@@ -118,10 +119,9 @@ impl Replica {
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
-        leadership
-            .reads
-            .waiting
-            .extend(self.reads.waiting.drain(..).map(Asker::Own));
+        let asked = self.reads.questions.drain(..).flat_map(|question| question.reads);
+        let own = asked.chain(self.reads.waiting.drain(..)).map(Asker::Own);
+        leadership.reads.waiting.extend(own);
         if leadership.reads.waiting.is_empty()
             || leadership.reads.round.is_some()
             || (index < leadership.inherited && !planted::is("read_before_inherited"))
@@ -196,38 +196,37 @@ impl Replica {
         }
     }
 
+    /// Asks for all reads that wait, and again for what has not been answered.
     fn ask_leader(&mut self) {
         let Some(leader) = self.leader.map(|ballot| ballot.node) else {
             return;
         };
-        if self
+        let now = self.now;
+        let again_at = now.plus(self.config.heartbeat_interval * 2);
+        let mut numbers = Vec::new();
+        for question in self
             .reads
             .questions
-            .front()
-            .is_some_and(|question| question.again_at <= self.now)
+            .iter_mut()
+            .filter(|question| question.again_at <= now)
         {
-            self.ask_reads_again();
+            question.again_at = again_at;
+            numbers.push(question.number);
         }
-        if self.reads.waiting.is_empty()
-            || self.reads.questions.len() >= MAX_OPEN_QUESTIONS
-            || self.now < self.reads.hold_until
-        {
-            return;
+        if !self.reads.waiting.is_empty() && self.reads.questions.len() < MAX_OPEN_QUESTIONS {
+            self.reads.last_question += 1;
+            let number = self.reads.last_question;
+            let reads = core::mem::take(&mut self.reads.waiting);
+            self.reads.questions.push_back(Question {
+                number,
+                reads,
+                again_at,
+            });
+            numbers.push(number);
         }
-        let mut reads = core::mem::take(&mut self.reads.waiting);
-        reads.retain(|token| self.reads.open.contains(token));
-        if reads.is_empty() {
-            return;
+        for token in numbers {
+            self.send(leader, Message::ReadIndex { token });
         }
-        self.reads.last_question += 1;
-        let number = self.reads.last_question;
-        let again_at = self.now.plus(self.config.heartbeat_interval * 2);
-        self.reads.questions.push_back(Question {
-            number,
-            reads,
-            again_at,
-        });
-        self.send(leader, Message::ReadIndex { token: number });
     }
 
     pub(super) fn on_read_index(&mut self, from: NodeId, number: u64) {
@@ -248,36 +247,27 @@ impl Replica {
     }
 
     pub(super) fn on_read_index_reply(&mut self, number: u64, slot: Option<Slot>) {
-        let Some(at) = self
-            .reads
-            .questions
-            .iter()
-            .position(|question| question.number == number)
-        else {
+        let questions = &mut self.reads.questions;
+        let Some(at) = questions.iter().position(|question| question.number == number) else {
             return;
         };
-        let Some(question) = self.reads.questions.remove(at) else {
+        let Some(slot) = slot else {
+            questions[at].again_at = self.now.plus(self.config.heartbeat_interval);
             return;
         };
-        if let Some(slot) = slot {
+        if let Some(question) = questions.remove(at) {
             for token in question.reads {
                 self.read_ready(token, slot);
             }
-        } else {
-            self.reads.waiting.extend(question.reads);
-            self.reads.hold_until = self.now.plus(self.config.heartbeat_interval);
         }
     }
 
     pub(super) fn reads_deadline(&self) -> Option<Time> {
-        self.leader?;
-        if self.is_leader() {
-            return None;
-        }
-        let again = self.reads.questions.front().map(|question| question.again_at);
-        let held = (!self.reads.waiting.is_empty())
-            .then_some(self.reads.hold_until)
-            .filter(|at| *at > self.now);
-        again.into_iter().chain(held).min()
+        self.leader.filter(|ballot| ballot.node != self.identity.node)?;
+        self.reads
+            .questions
+            .iter()
+            .map(|question| question.again_at)
+            .min()
     }
 }

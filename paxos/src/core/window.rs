@@ -17,7 +17,9 @@ struct Held {
 pub(super) struct Window {
     first: Slot,
     entries: VecDeque<Option<Held>>,
-    bytes: usize,
+    /// Entries up to this slot are chosen, and count for the bound on what is kept.
+    chosen: Slot,
+    chosen_bytes: usize,
 }
 
 impl Window {
@@ -26,7 +28,8 @@ impl Window {
         Self {
             first,
             entries: VecDeque::new(),
-            bytes: 0,
+            chosen: first.previous(),
+            chosen_bytes: 0,
         }
     }
 
@@ -59,10 +62,14 @@ impl Window {
         while self.entries.len() <= index {
             self.entries.push_back(None);
         }
-        self.bytes += accepted.entry.size();
-        if let Some(old) = self.entries[index].replace(Held { accepted, persist }) {
-            self.bytes -= old.accepted.entry.size();
-        }
+        debug_assert!(slot > self.chosen, "a chosen entry never changes");
+        self.entries[index] = Some(Held { accepted, persist });
+    }
+
+    /// The entry at `slot`, the next one, is chosen.
+    pub(super) fn mark_chosen(&mut self, slot: Slot) {
+        self.chosen_bytes += self.get(slot).map_or(0, |accepted| accepted.entry.size());
+        self.chosen = slot;
     }
 
     /// Everything held from `slot` on, in order.
@@ -76,12 +83,14 @@ impl Window {
             .filter_map(move |(index, held)| Some((first.plus(index as u64), &held.as_ref()?.accepted)))
     }
 
-    /// Forgets the oldest entries up to `upto` while the window holds more than `max_bytes`. Entries whose write is
-    /// not durable stay: the store could not give them back.
-    pub(super) fn evict(&mut self, upto: Slot, durable: PersistId, max_bytes: usize) {
-        while self.bytes > max_bytes && self.first <= upto {
+    /// Forgets the oldest chosen entries while they have more than `max_bytes`. Entries whose write is not durable stay:
+    /// the store could not give them back.
+    pub(super) fn evict(&mut self, durable: PersistId, max_bytes: usize) {
+        while self.chosen_bytes > max_bytes && self.first <= self.chosen {
             match self.entries.front() {
-                Some(Some(held)) if held.persist <= durable => self.bytes -= held.accepted.entry.size(),
+                Some(Some(held)) if held.persist <= durable => {
+                    self.chosen_bytes -= held.accepted.entry.size();
+                }
                 _ => return,
             }
             self.entries.pop_front();
@@ -121,14 +130,19 @@ mod tests {
     }
 
     #[test]
-    fn only_durable_entries_are_evicted() {
+    fn only_chosen_and_durable_entries_are_evicted() {
         let mut window = Window::new(Slot(1));
         for slot in 1..=4 {
             window.set(Slot(slot), entry(b"x"), PersistId(slot));
         }
-        window.evict(Slot(4), PersistId(2), 0);
-        assert_eq!(window.first(), Slot(3));
-        window.evict(Slot(3), PersistId(9), 0);
-        assert_eq!(window.first(), Slot(4));
+        window.evict(PersistId(9), 0);
+        assert_eq!(window.first(), Slot(1), "nothing is chosen");
+        for slot in 1..=3 {
+            window.mark_chosen(Slot(slot));
+        }
+        window.evict(PersistId(2), 0);
+        assert_eq!(window.first(), Slot(3), "3 is not durable");
+        window.evict(PersistId(9), 0);
+        assert_eq!(window.first(), Slot(4), "4 is not chosen");
     }
 }

@@ -77,7 +77,7 @@ plain_messages! {
     8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64 }
     9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot }
     10 Learn { from: Slot, upto: Slot }
-    13 Forwarded { incarnation: Incarnation, expected: u64 }
+    13 Forwarded { ballot: Pair, incarnation: Incarnation, expected: u64 }
     14 ReadIndex { token: u64 }
     15 ReadIndexReply { token: u64, slot: Option<Slot> }
     16 Chosen { ballot: Pair, start: Slot, chosen: Slot }
@@ -111,6 +111,7 @@ struct Learned {
 
 #[derive(Serialize, Deserialize)]
 struct Forward {
+    ballot: Pair,
     incarnation: Incarnation,
     first: u64,
     count: u32,
@@ -220,11 +221,13 @@ pub(super) fn encode(message: &Message, to: &mut FrameWriter) -> u8 {
             kind::LEARNED
         }
         Message::Forward {
+            ballot,
             incarnation,
             first,
             commands,
         } => {
             to.header(&Forward {
+                ballot: (*ballot).into(),
                 incarnation: *incarnation,
                 first: *first,
                 count: commands.len() as u32,
@@ -307,6 +310,7 @@ pub(super) fn decode(kind: u8, header_bytes: usize, rest: Bytes) -> Result<Messa
                 return Err(malformed("Forward", "its sequence numbers overflow"));
             }
             Ok(Message::Forward {
+                ballot: header.ballot.into(),
                 incarnation: header.incarnation,
                 first: header.first,
                 commands: rows("Forward", header.count, COMMAND_ROW, tail, take_value)?,

@@ -70,6 +70,7 @@ fn the_size_of_frames_is_pinned() {
 fn large_values_are_not_copied() {
     let payload = Bytes::from(vec![7; 100_000]);
     let message = Message::Forward {
+        ballot: Ballot::ZERO,
         incarnation: Incarnation(1),
         first: 1,
         commands: vec![Bytes::from_static(b"small"), payload.clone(), payload.clone()],
@@ -371,14 +372,22 @@ fn message_of_the_log() -> impl Strategy<Value = Message> {
 
 fn message_of_users() -> impl Strategy<Value = Message> {
     prop_oneof![
-        (any::<u64>(), 0..u64::MAX - 10, many(any_value(), 0..6)).prop_map(|(life, first, commands)| {
-            Message::Forward {
-                incarnation: Incarnation(life),
-                first,
-                commands,
-            }
-        }),
-        (any::<u64>(), any::<u64>()).prop_map(|(life, expected)| Message::Forwarded {
+        (
+            any_ballot(),
+            any::<u64>(),
+            0..u64::MAX - 10,
+            many(any_value(), 0..6)
+        )
+            .prop_map(|(ballot, life, first, commands)| {
+                Message::Forward {
+                    ballot,
+                    incarnation: Incarnation(life),
+                    first,
+                    commands,
+                }
+            }),
+        (any_ballot(), any::<u64>(), any::<u64>()).prop_map(|(ballot, life, expected)| Message::Forwarded {
+            ballot,
             incarnation: Incarnation(life),
             expected
         }),

@@ -508,7 +508,6 @@ impl<'a, W: Workload> Cluster<'a, W> {
             hard_state: disk.durable.hard,
             trimmed: disk.durable.trimmed,
             tail,
-            applied: Slot::ZERO,
         };
         let replica = Replica::new(self.plan.config.clone(), start, now);
         let status = replica.status(now);

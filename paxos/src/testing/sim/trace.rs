@@ -102,6 +102,7 @@ pub fn message(message: &Message) -> String {
             chosen,
         } => format!("{name} {} chosen {chosen}", span(*from, entries.len())),
         Message::Forward {
+            ballot: _,
             incarnation,
             first,
             commands,
@@ -111,6 +112,7 @@ pub fn message(message: &Message) -> String {
             commands.len()
         ),
         Message::Forwarded {
+            ballot: _,
             incarnation,
             expected,
         } => format!("{name} life {} expects {expected}", incarnation.0),
