@@ -1,3 +1,4 @@
 //! Conformance suites for the plug-in traits, and a seeded simulator of whole clusters.
 
 pub mod sim;
+pub mod transport;
