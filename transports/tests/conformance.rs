@@ -148,7 +148,7 @@ impl Deliver for FaultyInbox {
                 } else if self.bulk_seen.load(Ordering::SeqCst) {
                     let inner = self.inner.clone();
                     tokio::spawn(async move {
-                        tokio::time::sleep(Duration::from_millis(300)).await;
+                        tokio::time::sleep(Duration::from_secs(1)).await;
                         inner.deliver(incoming).await
                     });
                     return Ok(());
@@ -256,7 +256,7 @@ async fn noticed_by(fault: Fault) -> &'static str {
     let network = Network::new();
     // Small, so that the faults that wait for something in vain end soon.
     network.set_queue_bytes(2 << 20);
-    let violation = conformance_within(Duration::from_millis(700), |node, _| {
+    let violation = conformance_within(Duration::from_secs(3), |node, _| {
         (Faulty::new(network.transport(node), fault), String::new())
     })
     .await
@@ -269,7 +269,7 @@ async fn noticed_by(fault: Fault) -> &'static str {
 async fn planted_faults_are_noticed() {
     let whole = "frames_arrive_whole_and_in_order";
     let full = "a_peer_that_reads_nothing_fills_its_queue_and_nothing_waits";
-    for (fault, scenario) in [
+    let expected = [
         (Fault::SwapsFrames, whole),
         (Fault::LosesFrames, whole),
         (Fault::RepeatsFrames, whole),
@@ -289,7 +289,9 @@ async fn planted_faults_are_noticed() {
         (Fault::KeepsFormerPeers, "peers_come_and_go"),
         (Fault::DeliversAfterClose, "close_stops_deliveries"),
         (Fault::AcceptsSecondStart, "misuse_is_an_error"),
-    ] {
-        assert_eq!(noticed_by(fault).await, scenario, "{fault:?}");
+    ];
+    let running = expected.map(|(fault, scenario)| (fault, scenario, tokio::spawn(noticed_by(fault))));
+    for (fault, scenario, noticed) in running {
+        assert_eq!(noticed.await.unwrap(), scenario, "{fault:?}");
     }
 }

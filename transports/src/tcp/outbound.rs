@@ -129,7 +129,8 @@ async fn dial(
         handshake::call(&mut stream, inbox.identity, peer.node, lane).await?;
         Ok(stream)
     };
-    let both = async { tokio::try_join!(lane(Lane::Control), lane(Lane::Bulk)) };
+    // One after the other, so that a node that does not want us has to say so once only.
+    let both = async { Ok((lane(Lane::Control).await?, lane(Lane::Bulk).await?)) };
     match timeout(shared.config.handshake_timeout, both).await {
         Ok(Ok((control, bulk))) => Ok([control, bulk]),
         Ok(Err(HandshakeError::Refused(why))) => Err(why),

@@ -4,12 +4,13 @@ use std::{
     boxed::Box,
     format,
     string::{String, ToString},
+    time::Duration,
     vec::Vec,
 };
 
 use super::{Lab, MAX_QUEUE_BYTES, Outcome, Scenario, TestNode, frame, introduce};
 use crate::{
-    transport::{Lane, SendError},
+    transport::{Lane, Outgoing, SendError},
     types::NodeId,
 };
 
@@ -52,12 +53,13 @@ fn sent(result: Result<(), SendError>) -> Outcome {
 }
 
 /// Sends one frame to a connected peer; tries again while it is refused for lack of room.
-async fn send_patiently(lab: &Lab<'_>, from: &TestNode, to: NodeId, frame: &super::Outgoing) -> Outcome {
+async fn send_patiently(lab: &Lab<'_>, from: &TestNode, to: NodeId, frame: &Outgoing) -> Outcome {
     let started = tokio::time::Instant::now();
     loop {
-        match from.transport.send(to, frame) {
+        let (transport, frame) = (from.transport.clone(), frame.clone());
+        match watched(lab, move || transport.send(to, &frame)).await? {
             Err(SendError::Full) if started.elapsed() < lab.patience => {
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
             result => return sent(result),
         }
@@ -114,7 +116,7 @@ async fn fill(lab: &Lab<'_>, from: &TestNode, to: NodeId, lane: Lane) -> Result<
             None => {}
             Some(SendError::Full) => {
                 refusals = if count == 0 { refusals + 1 } else { 0 };
-                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
             }
             Some(other) => return Err(format!("a full queue was reported as: {other}")),
         }
@@ -190,7 +192,7 @@ async fn concurrent_senders_keep_their_order(lab: &Lab<'_>) -> Outcome {
     let all_sent = watched(lab, move || {
         let runtime = &tokio::runtime::Handle::current();
         std::thread::scope(|scope| {
-            let send_all = |frames: Vec<super::Outgoing>| {
+            let send_all = |frames: Vec<Outgoing>| {
                 let transport = &transport;
                 scope.spawn(move || {
                     let _entered = runtime.enter();
@@ -258,11 +260,8 @@ async fn control_overtakes_bulk(lab: &Lab<'_>) -> Outcome {
     let nodes = lab.nodes(2).await?;
     nodes[1].recorder.shut();
     let bulk = fill(lab, &nodes[0], NodeId(2), Lane::Bulk).await?;
-    sent(
-        nodes[0]
-            .transport
-            .send(NodeId(2), &nodes[0].frame(Lane::Control, 1, 100)),
-    )?;
+    let (transport, urgent) = (nodes[0].transport.clone(), nodes[0].frame(Lane::Control, 1, 100));
+    sent(watched(lab, move || transport.send(NodeId(2), &urgent)).await?)?;
     nodes[1].recorder.open();
     nodes[1]
         .recorder
@@ -390,12 +389,14 @@ async fn a_peer_may_move_to_another_address(lab: &Lab<'_>) -> Outcome {
 
 async fn close_stops_deliveries(lab: &Lab<'_>) -> Outcome {
     let nodes = lab.nodes(2).await?;
-    for number in 1..=2_000 {
-        // Refusals are fine here: there just has to be something under way.
-        let _ = nodes[0]
-            .transport
-            .send(NodeId(2), &nodes[0].frame(Lane::Control, number, 1_000));
-    }
+    let transport = nodes[0].transport.clone();
+    watched(lab, move || {
+        for number in 1..=2_000 {
+            // Refusals are fine here: there just has to be something under way.
+            let _ = transport.send(NodeId(2), &frame(NodeId(1), Lane::Control, number, 1_000));
+        }
+    })
+    .await?;
     nodes[1]
         .recorder
         .until("a first frame", |to| !to.frames().is_empty())
@@ -403,7 +404,7 @@ async fn close_stops_deliveries(lab: &Lab<'_>) -> Outcome {
     nodes[1].transport.close().await;
     let at_close = nodes[1].recorder.frames().len();
     nodes[0].recorder.disconnected(NodeId(2)).await?;
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
     let later = nodes[1].recorder.frames().len();
     ensure(later == at_close, || {
         format!("{} frames were delivered after close", later - at_close)
