@@ -66,9 +66,11 @@ pub enum TransportError {
 pub enum Incoming {
     /// One whole frame, exactly the bytes of an [`Outgoing`] (all parts), from a peer of the same cluster.
     Frame(Bytes),
-    /// A connection to this peer has been made, and frames can be sent to it.
+    /// A connection to this peer has been made, and frames can be sent to it. Frames *of* that peer may arrive earlier.
     Connected(NodeId),
-    /// The last connection to this peer broke.
+    /// The connection to this peer broke, or it is no peer any more: frames to it are refused, and what waited for it
+    /// is lost. Delivered at once when a peer's process ends; the protocol takes it as a hint that it did. Follows a
+    /// `Connected` of the same peer.
     Disconnected(NodeId),
 }
 
@@ -137,8 +139,12 @@ pub struct TransportCounters {
 ///
 /// # Promises
 ///
-/// Frames of one lane to one peer arrive in order as long as one connection lasts; a frame arrives whole or not at
-/// all. Nothing else is promised, and nothing else is needed. Control frames overtake bulk frames.
+/// As long as a connection lasts, accepted frames of one lane arrive whole, once and in order; control frames overtake
+/// bulk frames that wait. What waits for one peer is bounded in bytes, and a peer that reads nothing disturbs no other.
+/// When a connection breaks, what was under way is lost. The protocol needs less: it is safe whatever is lost, repeated
+/// or reordered, but slow.
+///
+/// `paxos::testing::transport` (feature `testing`) checks all of it.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     /// Begins to listen and to deliver. On return this node can be reached.

@@ -17,7 +17,7 @@
 //! Randomness comes from a seed and time from tokio's clock, which a test may pause.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -233,8 +233,8 @@ impl State {
             self.tell(from, Incoming::Disconnected(to));
         }
         for (from, to) in wanted {
-            if !self.links.contains_key(&(from, to)) {
-                self.links.insert((from, to), Link::default());
+            if let Entry::Vacant(link) = self.links.entry((from, to)) {
+                link.insert(Link::default());
                 self.count(from, to, |counters| counters.connects += 1);
                 self.tell(from, Incoming::Connected(to));
             }

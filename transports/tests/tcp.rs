@@ -351,7 +351,7 @@ async fn a_peer_that_answers_in_another_name_is_not_believed() {
 
 #[tokio::test]
 async fn a_peer_that_ends_without_a_word_is_noticed_without_waiting_for_silence() {
-    let (mut one, two) = two_nodes(|config| config.silence_timeout = Duration::from_secs(3_600)).await;
+    let (mut one, two) = two_nodes(|config| config.silence_timeout = Duration::from_hours(1)).await;
     // As with kill -9, the system closes the sockets and nothing else happens.
     drop(two);
     assert_eq!(one.next().await, Incoming::Disconnected(NodeId(2)));
@@ -364,7 +364,7 @@ async fn a_peer_that_ends_without_a_word_is_noticed_without_waiting_for_silence(
 #[tokio::test]
 async fn a_peer_that_vanishes_while_its_connections_stay_is_noticed_by_its_silence() {
     let mut one = Node::start(1, CLUSTER, |config| {
-        config.silence_timeout = Duration::from_millis(400)
+        config.silence_timeout = Duration::from_millis(400);
     })
     .await;
     let vanishing = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -42,6 +42,7 @@ mod kind {
 macro_rules! plain_messages {
     ($($kind:literal $name:ident { $($field:ident: $wire:ty),* })*) => {
         $(#[derive(Serialize, Deserialize)]
+        #[allow(clippy::struct_field_names, reason = "the names are those of the message")]
         struct $name { $($field: $wire),* })*
 
         /// Encodes a message without entries; `None` for the others.

@@ -97,7 +97,7 @@ async fn serve(
     match end {
         End::Stranger(why) => shared.refuse_stranger(remote, &format!("as node {}: {why}", caller.node)),
         End::Broken(why) => {
-            debug!(node = %caller.node, lane = ?caller.lane, %remote, "inbound connection ended: {why}")
+            debug!(node = %caller.node, lane = ?caller.lane, %remote, "inbound connection ended: {why}");
         }
         End::InboxClosed => {}
     }
