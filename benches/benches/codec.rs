@@ -52,7 +52,7 @@ fn heartbeat() -> Message {
 
 fn codec(c: &mut Criterion) {
     for (name, entries, message) in [
-        ("accept 1 x 256 B", 1, accept(1)),
+        ("accept 1 x 256 B", 1_u32, accept(1)),
         ("accept 64 x 256 B", 64, accept(64)),
         ("heartbeat", 1, heartbeat()),
     ] {
