@@ -186,6 +186,7 @@ fn frame(from: NodeId, lane: Lane, number: u64, bytes: usize) -> Outgoing {
     let payload = Bytes::from(payload);
     let message = match lane {
         Lane::Control => Message::Forward {
+            ballot: Ballot::ZERO,
             incarnation: Incarnation(1),
             first: number,
             commands: Vec::from([payload]),
