@@ -169,6 +169,13 @@ pub struct Owner {
 /// inside a tokio runtime, then [`close`](Self::close) unless it crashes. An implementation may block: the thread is
 /// its own. Opening (paths, options, locks, identity checks) is the implementation's constructor's business.
 ///
+/// # Batches
+///
+/// The changes of a batch take effect in order, all or none. Slots may be written with gaps between them, in any order,
+/// and again at a higher ballot. A group's promise never goes down. Whatever is at or below the trimmed mark is gone for good: an
+/// [`WriteOp::Accept`] there changes nothing, and neither does a [`WriteOp::Trim`] below the mark. A group that was
+/// removed may be created anew, and then has nothing of what it had.
+///
 /// # What a crash may leave
 ///
 /// Batches take effect in the order of the calls. After a crash (`kill -9`, power failure) the store holds a prefix of
@@ -188,11 +195,15 @@ pub trait Storage: Send + 'static {
 
     /// Applies a batch atomically, over all groups in it; durable on return if `batch.sync`.
     ///
-    /// One call is one sync at the most, whatever the number of groups and changes.
+    /// One call is one sync at the most, whatever the number of groups and changes (now and then a store that tidies
+    /// up needs more). A batch that breaks the contract (slot 0, a promise that goes down) is refused as a whole with
+    /// [`StorageError::Misuse`] and changes nothing.
     async fn write(&mut self, batch: WriteBatch) -> Result<(), StorageError>;
 
     /// Reads the entries of `slots` that are held, in order, the first in any case and further ones as long as the
-    /// sum of [`Entry::size`](crate::Entry::size) stays within `max_bytes`. Slots without an entry are left out.
+    /// sum of [`Entry::size`](crate::Entry::size) stays within `max_bytes`. Slots without an entry are left out; a
+    /// damaged slot among those asked for, as far as the bound reaches, fails the call with [`StorageError::Corrupt`].
+    /// That error alone does not end the store: the next read may be good, and a write to the slot repairs it.
     async fn read(
         &mut self,
         group: GroupId,
