@@ -1,4 +1,5 @@
 //! Conformance suites for the plug-in traits, and a seeded simulator of whole clusters.
 
 pub mod sim;
+pub mod storage;
 pub mod transport;
