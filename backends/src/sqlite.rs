@@ -151,6 +151,17 @@ impl SqliteEngine {
         Ok(())
     }
 
+    /// Damage of records is dealt with above; writing into damaged trees would make it worse.
+    async fn check_structure(&mut self) -> Result<(), StorageError> {
+        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(self.connection()?).await;
+        let verdict: Result<String, _> = row.and_then(|row| row.try_get(0));
+        match verdict {
+            Ok(verdict) if verdict == "ok" => Ok(()),
+            Ok(verdict) => Err(StorageError::Corrupt(format!("{}: {verdict}", self.path.display()))),
+            Err(error) => Err(storage_error("checking", &self.path, error)),
+        }
+    }
+
     async fn checkpoint(&mut self) -> Result<(), StorageError> {
         self.unchecked_bytes = 0;
         // One row: whether it was blocked, pages in the WAL, pages moved out of it.
@@ -198,7 +209,7 @@ impl Engine for SqliteEngine {
                 }
             }
             if rows.len() < PAGE_ROWS {
-                return Ok(());
+                return self.check_structure().await;
             }
         }
     }

@@ -205,7 +205,7 @@ fn a_sound_copy_reads_unaltered() {
 #[test]
 fn flipped_bits_are_found() {
     for backend in DURABLE {
-        let outcomes = every_file(backend, amount("PAXOS_FLIPS", 40), |bytes, time, times| {
+        let outcomes = every_file(backend, amount("PAXOS_FLIPS", 24), |bytes, time, times| {
             let at = (bytes.len() - 1) * time / (times - 1).max(1);
             bytes[at] ^= 1 << (time % 8);
         });
