@@ -149,7 +149,11 @@ fn check(groups: &Groups, batch: &WriteBatch) -> Result<(), StorageError> {
     for op in &batch.ops {
         match op {
             WriteOp::HardState { group, state } => {
-                let stored = || groups.get(group).map_or(Ballot::ZERO, |group| group.hard_state.promised);
+                let stored = || {
+                    groups
+                        .get(group)
+                        .map_or(Ballot::ZERO, |group| group.hard_state.promised)
+                };
                 let promised = promises.entry(*group).or_insert_with(stored);
                 if state.promised < *promised {
                     let error = format!("group {group}: a promise of {promised} cannot go down");
@@ -176,7 +180,12 @@ fn apply(groups: &mut Groups, ops: &[WriteOp]) {
     for op in ops {
         match op {
             WriteOp::HardState { group, state } => groups.entry(*group).or_default().hard_state = *state,
-            WriteOp::Accept { group, slot, ballot, entry } => {
+            WriteOp::Accept {
+                group,
+                slot,
+                ballot,
+                entry,
+            } => {
                 let group = groups.entry(*group).or_default();
                 if *slot > group.trimmed {
                     let accepted = Accepted {
@@ -227,7 +236,11 @@ impl Storage for Memory {
         Ok(Recovered {
             identity: disk.identity.expect("given when the disk was opened"),
             incarnation: disk.incarnation,
-            groups: disk.groups.iter().map(|(id, group)| (*id, recovered(group))).collect(),
+            groups: disk
+                .groups
+                .iter()
+                .map(|(id, group)| (*id, recovered(group)))
+                .collect(),
             findings: Vec::new(),
         })
     }

@@ -86,15 +86,18 @@ impl SqliteEngine {
         let connected = options.connect().await;
         let connected = connected.map_err(|error| storage_error("opening", &self.path, error))?;
         let connection = self.connection.insert(connected);
-        let settings = sqlx::query("SELECT journal_mode, synchronous FROM pragma_journal_mode, pragma_synchronous")
-            .fetch_one(&mut *connection)
-            .await
-            .and_then(|row| Ok((row.try_get::<String, _>(0)?, row.try_get::<i64, _>(1)?)))
-            .map_err(|error| storage_error("reading the settings of", &self.path, error))?;
+        let settings =
+            sqlx::query("SELECT journal_mode, synchronous FROM pragma_journal_mode, pragma_synchronous")
+                .fetch_one(&mut *connection)
+                .await
+                .and_then(|row| Ok((row.try_get::<String, _>(0)?, row.try_get::<i64, _>(1)?)))
+                .map_err(|error| storage_error("reading the settings of", &self.path, error))?;
         if settings != ("wal".to_owned(), 2) {
             return Err(StorageError::io(
                 format!("opening {}", self.path.display()),
-                io::Error::other(format!("SQLite refuses to be durable: its settings are {settings:?}")),
+                io::Error::other(format!(
+                    "SQLite refuses to be durable: its settings are {settings:?}"
+                )),
             ));
         }
         if is_new {
@@ -153,11 +156,16 @@ impl SqliteEngine {
 
     /// Damage of records is dealt with above; writing into damaged trees would make it worse.
     async fn check_structure(&mut self) -> Result<(), StorageError> {
-        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(self.connection()?).await;
+        let row = sqlx::query("PRAGMA quick_check(1)")
+            .fetch_one(self.connection()?)
+            .await;
         let verdict: Result<String, _> = row.and_then(|row| row.try_get(0));
         match verdict {
             Ok(verdict) if verdict == "ok" => Ok(()),
-            Ok(verdict) => Err(StorageError::Corrupt(format!("{}: {verdict}", self.path.display()))),
+            Ok(verdict) => Err(StorageError::Corrupt(format!(
+                "{}: {verdict}",
+                self.path.display()
+            ))),
             Err(error) => Err(storage_error("checking", &self.path, error)),
         }
     }
@@ -165,7 +173,9 @@ impl SqliteEngine {
     async fn checkpoint(&mut self) -> Result<(), StorageError> {
         self.unchecked_bytes = 0;
         // One row: whether it was blocked, pages in the WAL, pages moved out of it.
-        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(self.connection()?).await;
+        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(self.connection()?)
+            .await;
         let is_blocked = row.and_then(|row| row.try_get::<i64, _>(0));
         match is_blocked {
             Ok(0) => Ok(()),
@@ -192,7 +202,11 @@ impl Engine for SqliteEngine {
         let mut after = (i64::MIN, i64::MIN);
         loop {
             let query = sqlx::query(AssertSqlSafe(std::sync::Arc::clone(&statement.0)));
-            let rows = query.bind(after.0).bind(after.1).fetch_all(self.connection()?).await;
+            let rows = query
+                .bind(after.0)
+                .bind(after.1)
+                .fetch_all(self.connection()?)
+                .await;
             let rows = rows.map_err(|error| storage_error("scanning", &self.path, error))?;
             for row in &rows {
                 let columns = row.try_get(0).and_then(|group| Ok((group, row.try_get(1)?)));
@@ -263,7 +277,8 @@ impl Engine for SqliteEngine {
             .map_err(|error| storage_error("reading", &self.path, error))?;
             let mut rows = rows.into_iter().peekable();
             for slot in run {
-                let is_here = |row: &sqlx::sqlite::SqliteRow| row.try_get(0).is_ok_and(|at: i64| at == slot.0 as i64);
+                let is_here =
+                    |row: &sqlx::sqlite::SqliteRow| row.try_get(0).is_ok_and(|at: i64| at == slot.0 as i64);
                 while rows
                     .peek()
                     .is_some_and(|row| row.try_get(0).is_ok_and(|at: i64| at < slot.0 as i64))
@@ -271,7 +286,10 @@ impl Engine for SqliteEngine {
                     rows.next();
                 }
                 let row = rows.next_if(is_here);
-                records.push(row.and_then(|row| row.try_get::<Vec<u8>, _>(1).ok()).map(Bytes::from));
+                records.push(
+                    row.and_then(|row| row.try_get::<Vec<u8>, _>(1).ok())
+                        .map(Bytes::from),
+                );
             }
         }
         Ok(records)
@@ -292,7 +310,11 @@ impl Engine for SqliteEngine {
 /// How many rows a statement for this many has. The last row is repeated to fill it up, which changes nothing; so there
 /// are few different statements, and all of them stay prepared.
 fn bucket(rows: usize) -> usize {
-    if rows <= 8 { rows } else { rows.next_multiple_of((rows.next_power_of_two() / 8).max(1)) }
+    if rows <= 8 {
+        rows
+    } else {
+        rows.next_multiple_of((rows.next_power_of_two() / 8).max(1))
+    }
 }
 
 fn put_statement(rows: usize) -> String {
@@ -332,7 +354,9 @@ fn storage_error(doing: &str, path: &Path, error: sqlx::Error) -> StorageError {
     const FULL: i32 = 13;
     const NOT_A_DATABASE: i32 = 26;
     let doing = format!("{doing} {}", path.display());
-    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok());
+    let code = error
+        .as_database_error()
+        .and_then(|error| error.code()?.parse::<i32>().ok());
     match code.map(|code| code & 0xff) {
         Some(FULL) => StorageError::io(doing, io::Error::new(io::ErrorKind::StorageFull, error)),
         // The statements are right: if SQLite cannot make sense of one, the schema is damaged.

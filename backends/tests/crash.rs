@@ -29,7 +29,9 @@ fn payload(group: u32, number: u64) -> Bytes {
 
 /// Batch number `number` touches every group, so a batch that is there in part shows.
 fn batch(number: u64) -> Vec<WriteOp> {
-    let mut ops: Vec<_> = (0..GROUPS).map(|group| accept(group, number, number, payload(group, number))).collect();
+    let mut ops: Vec<_> = (0..GROUPS)
+        .map(|group| accept(group, number, number, payload(group, number)))
+        .collect();
     ops.push(hard_state((number % u64::from(GROUPS)) as u32, number, number));
     ops
 }
@@ -41,21 +43,39 @@ fn whole_batches(backend: Backend, directory: &Path) -> u64 {
         assert_eq!(recovered.findings, [], "the store is sound");
         let last = |group| {
             let held = recovered.groups.get(&GroupId(group));
-            held.and_then(|held| held.index.last_key_value()).map_or(0, |(slot, _)| slot.0)
+            held.and_then(|held| held.index.last_key_value())
+                .map_or(0, |(slot, _)| slot.0)
         };
         let count = last(0);
         for group in 0..GROUPS {
-            assert_eq!(last(group), count, "group {group} has another part of the last batch than group 0");
+            assert_eq!(
+                last(group),
+                count,
+                "group {group} has another part of the last batch than group 0"
+            );
             let entries = storage.read(GroupId(group), Slot(1)..Slot::MAX, usize::MAX).await;
             let entries = entries.expect("all entries are readable");
             assert_eq!(entries.len() as u64, count, "group {group} has holes");
             for (slot, accepted) in entries {
                 assert_eq!(accepted.ballot, ballot(slot.0));
-                assert_eq!(accepted.entry.payload, payload(group, slot.0), "group {group}, slot {slot}");
+                assert_eq!(
+                    accepted.entry.payload,
+                    payload(group, slot.0),
+                    "group {group}, slot {slot}"
+                );
             }
-            let newest = (1..=count).rev().find(|number| number % u64::from(GROUPS) == u64::from(group));
-            let promised = recovered.groups.get(&GroupId(group)).map(|held| held.hard_state.promised.round);
-            assert_eq!(promised.unwrap_or(0), newest.unwrap_or(0), "the promise of group {group}");
+            let newest = (1..=count)
+                .rev()
+                .find(|number| number % u64::from(GROUPS) == u64::from(group));
+            let promised = recovered
+                .groups
+                .get(&GroupId(group))
+                .map(|held| held.hard_state.promised.round);
+            assert_eq!(
+                promised.unwrap_or(0),
+                newest.unwrap_or(0),
+                "the promise of group {group}"
+            );
         }
         storage.close().await.expect("the store closes");
         count
@@ -68,15 +88,25 @@ fn writer_process() {
     let Ok(directory) = std::env::var(DIRECTORY) else {
         return;
     };
-    let backend: Backend = std::env::var(BACKEND).expect("a backend").parse().expect("a known backend");
+    let backend: Backend = std::env::var(BACKEND)
+        .expect("a backend")
+        .parse()
+        .expect("a known backend");
     let limit = amount(BATCHES, usize::MAX) as u64;
     block_on(async {
         let say = |word: &str| {
             let mut out = std::io::stdout().lock();
-            writeln!(out, "\n{word}").and_then(|()| out.flush()).expect("somebody listens");
+            writeln!(out, "\n{word}")
+                .and_then(|()| out.flush())
+                .expect("somebody listens");
         };
-        let (mut storage, recovered) = recover(backend, directory.as_ref()).await.expect("the store opens");
-        let last = recovered.groups.get(&GroupId(0)).and_then(|group| group.index.last_key_value());
+        let (mut storage, recovered) = recover(backend, directory.as_ref())
+            .await
+            .expect("the store opens");
+        let last = recovered
+            .groups
+            .get(&GroupId(0))
+            .and_then(|group| group.index.last_key_value());
         let first = last.map_or(0, |(slot, _)| slot.0) + 1;
         say("ready");
         for number in first..first.saturating_add(limit) {
@@ -85,7 +115,10 @@ fn writer_process() {
                 Err(error) => {
                     say(&format!("error {error}"));
                     let again = write(&mut *storage, batch(number + 1)).await;
-                    assert!(matches!(again, Err(StorageError::Poisoned(_))), "after an error: {again:?}");
+                    assert!(
+                        matches!(again, Err(StorageError::Poisoned(_))),
+                        "after an error: {again:?}"
+                    );
                     return;
                 }
             }
@@ -114,7 +147,9 @@ fn a_killed_writer_loses_nothing_that_it_acknowledged() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut before = 0;
         for cycle in 0..amount("PAXOS_KILL_CYCLES", 4) as u64 {
-            let mut child = writer(Command::new(this_program()), backend, directory.path()).spawn().expect("a writer");
+            let mut child = writer(Command::new(this_program()), backend, directory.path())
+                .spawn()
+                .expect("a writer");
             let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
             let wanted = before + 5 + fastrand::Rng::with_seed(cycle).u64(..150);
             let mut acknowledged = before;
@@ -129,17 +164,29 @@ fn a_killed_writer_loses_nothing_that_it_acknowledged() {
                 }
             }
             child.wait().expect("the writer ends");
-            assert!(is_killed, "{backend}: the writer ended by itself after batch {acknowledged}");
+            assert!(
+                is_killed,
+                "{backend}: the writer ended by itself after batch {acknowledged}"
+            );
             let found = whole_batches(backend, directory.path());
-            assert!(found >= acknowledged, "{backend}: {acknowledged} acknowledged, {found} found");
-            assert!(found <= acknowledged + 1, "{backend}: {acknowledged} acknowledged, {found} found");
+            assert!(
+                found >= acknowledged,
+                "{backend}: {acknowledged} acknowledged, {found} found"
+            );
+            assert!(
+                found <= acknowledged + 1,
+                "{backend}: {acknowledged} acknowledged, {found} found"
+            );
             before = found;
         }
     }
 }
 
 fn has_strace() -> bool {
-    let works = Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success());
+    let works = Command::new("strace")
+        .args(["-o", "/dev/null", "true"])
+        .status()
+        .is_ok_and(|status| status.success());
     if !works {
         skip("strace is missing, or may not trace here");
     }
@@ -148,17 +195,38 @@ fn has_strace() -> bool {
 
 /// Runs a writer of so many batches under strace. Returns the number of the last acknowledged batch, the error that it
 /// ended with, and strace's log.
-fn traced(backend: Backend, directory: &Path, options: &[&str], batches: usize) -> (u64, Option<String>, String) {
+fn traced(
+    backend: Backend,
+    directory: &Path,
+    options: &[&str],
+    batches: usize,
+) -> (u64, Option<String>, String) {
     let log = tempfile::NamedTempFile::new().expect("a temporary file");
     let mut command = Command::new("strace");
-    command.arg("-f").args(options).arg("-o").arg(log.path()).arg(this_program());
+    command
+        .arg("-f")
+        .args(options)
+        .arg("-o")
+        .arg(log.path())
+        .arg(this_program());
     command.env(BATCHES, batches.to_string());
     let output = writer(command, backend, directory).output().expect("strace runs");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{backend}: the writer failed: {said}");
-    let acknowledged = said.lines().filter_map(|line| line.parse().ok()).max().unwrap_or(0);
-    let error = said.lines().find_map(|line| line.strip_prefix("error ")).map(str::to_owned);
-    (acknowledged, error, fs::read_to_string(log.path()).expect("strace's log"))
+    let acknowledged = said
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .max()
+        .unwrap_or(0);
+    let error = said
+        .lines()
+        .find_map(|line| line.strip_prefix("error "))
+        .map(str::to_owned);
+    (
+        acknowledged,
+        error,
+        fs::read_to_string(log.path()).expect("strace's log"),
+    )
 }
 
 #[test]
@@ -172,13 +240,18 @@ fn every_acknowledged_batch_has_a_sync_of_its_own() {
             let directory = tempfile::tempdir().expect("a temporary directory");
             let (acknowledged, error, log) = traced(backend, directory.path(), &SYNCS, batches);
             assert_eq!((acknowledged, error), (batches as u64, None));
-            log.lines().filter(|line| line.contains("sync(") && line.contains("= 0")).count()
+            log.lines()
+                .filter(|line| line.contains("sync(") && line.contains("= 0"))
+                .count()
         };
         let batches = amount("PAXOS_SYNC_BATCHES", 100);
         let idle = count(0);
         let syncs = count(batches) - idle;
         assert!(syncs >= batches, "{backend}: {syncs} syncs for {batches} batches");
-        assert!(syncs <= batches + batches / 10 + 2, "{backend}: {syncs} syncs for {batches} batches, one is enough");
+        assert!(
+            syncs <= batches + batches / 10 + 2,
+            "{backend}: {syncs} syncs for {batches} batches, one is enough"
+        );
     }
 }
 
@@ -195,7 +268,10 @@ fn a_failed_sync_ends_the_store_and_loses_nothing_acknowledged() {
             let (acknowledged, error, log) = traced(backend, directory.path(), &options, 200);
             assert!(log.contains("(INJECTED)"), "{backend}: no sync was made to fail");
             assert!(error.is_some(), "{backend}: a failed sync went unnoticed");
-            assert!(acknowledged > 0, "{backend}: the sync failed too early to tell anything");
+            assert!(
+                acknowledged > 0,
+                "{backend}: the sync failed too early to tell anything"
+            );
             let found = whole_batches(backend, directory.path());
             assert!(
                 found >= acknowledged && found <= acknowledged + 1,
@@ -227,13 +303,19 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let unmounted = Command::new("umount").arg(self.0.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()), "the small filesystem is still mounted");
+        assert!(
+            unmounted.is_ok_and(|status| status.success()),
+            "the small filesystem is still mounted"
+        );
     }
 }
 
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-r").arg(from).arg(to).status();
-    assert!(copied.is_ok_and(|status| status.success()), "a directory can be copied");
+    assert!(
+        copied.is_ok_and(|status| status.success()),
+        "a directory can be copied"
+    );
 }
 
 #[test]
@@ -251,7 +333,10 @@ fn a_full_disk_is_told_apart_and_loses_nothing_acknowledged() {
             let (_, recovered) =
                 block_on(recover(backend, &elsewhere.path().join("store"))).expect("the store opens");
             assert_eq!(recovered.findings, []);
-            let found = recovered.groups.get(&GroupId(0)).map_or(0, |group| group.index.len() as u64);
+            let found = recovered
+                .groups
+                .get(&GroupId(0))
+                .map_or(0, |group| group.index.len() as u64);
             assert!(
                 found >= acknowledged && found <= acknowledged + 1,
                 "{backend}: {acknowledged} acknowledged, {found} found"
@@ -270,9 +355,15 @@ async fn fill(backend: Backend, store: &Path) -> u64 {
             assert!(number < 10_000, "{backend}: the disk never fills up");
             continue;
         };
-        assert!(matches!(error, StorageError::Full { .. }), "{backend}: a full disk gave {error:?}");
+        assert!(
+            matches!(error, StorageError::Full { .. }),
+            "{backend}: a full disk gave {error:?}"
+        );
         let again = write(&mut *storage, vec![hard_state(1, 1, 1)]).await;
-        assert!(matches!(again, Err(StorageError::Poisoned(_))), "{backend}: after a full disk: {again:?}");
+        assert!(
+            matches!(again, Err(StorageError::Poisoned(_))),
+            "{backend}: after a full disk: {again:?}"
+        );
         return number - 1;
     }
     unreachable!("the numbers do not end")
@@ -284,7 +375,9 @@ fn the_writer_process_is_found_by_its_name() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut command = Command::new(this_program());
     command.env(BATCHES, "3");
-    let output = writer(command, Backend::LevelDb, directory.path()).output().expect("a writer");
+    let output = writer(command, Backend::LevelDb, directory.path())
+        .output()
+        .expect("a writer");
     assert!(output.status.success());
     assert_eq!(whole_batches(Backend::LevelDb, directory.path()), 3);
 }

@@ -39,13 +39,17 @@ fn a_store(backend: Backend, left: Left) -> (TempDir, Model) {
             let (mut storage, _) = recover(backend, live.path()).await.expect("a sound store opens");
             for round in 0..12 {
                 let slot = life * 20 + round + 1;
-                let mut ops: Vec<_> =
-                    (0..3).map(|group| accept(group, slot, life + 1, payload(group, slot))).collect();
+                let mut ops: Vec<_> = (0..3)
+                    .map(|group| accept(group, slot, life + 1, payload(group, slot)))
+                    .collect();
                 ops.push(hard_state((slot % 3) as u32, slot, slot));
                 if round == 5 {
                     // A new leader writes the last few slots anew.
                     ops.extend((slot - 3..slot).map(|slot| accept(0, slot, life + 9, payload(9, slot))));
-                    ops.push(WriteOp::Trim { group: GroupId(1), upto: Slot(slot / 2) });
+                    ops.push(WriteOp::Trim {
+                        group: GroupId(1),
+                        upto: Slot(slot / 2),
+                    });
                     ops.push(WriteOp::RemoveGroup { group: GroupId(7) });
                 }
                 if round == 2 {
@@ -123,7 +127,11 @@ fn examine(backend: Backend, directory: &Path, model: &Model, outcomes: &mut Out
         // Damage that was found once is not forgotten.
         if damaged > 0 {
             let (_, again) = recover(backend, directory).await.expect("the store opens again");
-            assert_eq!(damaged_slots(&again, model, what), damaged, "{what}: opened twice");
+            assert_eq!(
+                damaged_slots(&again, model, what),
+                damaged,
+                "{what}: opened twice"
+            );
         }
     });
 }
@@ -131,14 +139,28 @@ fn examine(backend: Backend, directory: &Path, model: &Model, outcomes: &mut Out
 /// How many slots are damaged; panics if anything is wrong and not reported.
 fn damaged_slots(recovered: &Recovered, model: &Model, what: &str) -> usize {
     let expected = model.recovered();
-    assert_eq!(recovered.groups.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
+    assert_eq!(
+        recovered.groups.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>(),
+        "{what}"
+    );
     let mut damaged = 0;
     for (id, expected) in &expected {
         let found = &recovered.groups[id];
-        assert_eq!(found.hard_state, expected.hard_state, "{what}: hard state of group {id}");
-        assert_eq!(found.trimmed, expected.trimmed, "{what}: trimmed mark of group {id}");
+        assert_eq!(
+            found.hard_state, expected.hard_state,
+            "{what}: hard state of group {id}"
+        );
+        assert_eq!(
+            found.trimmed, expected.trimmed,
+            "{what}: trimmed mark of group {id}"
+        );
         for (slot, entry) in &found.index {
-            assert_eq!(Some(entry), expected.index.get(slot), "{what}: group {id}, slot {slot}");
+            assert_eq!(
+                Some(entry),
+                expected.index.get(slot),
+                "{what}: group {id}, slot {slot}"
+            );
         }
         for slot in expected.index.keys() {
             assert!(
@@ -146,8 +168,15 @@ fn damaged_slots(recovered: &Recovered, model: &Model, what: &str) -> usize {
                 "{what}: group {id}, slot {slot} is absent"
             );
         }
-        let reports = recovered.findings.iter().any(|finding| matches!(finding, Finding::Damaged { group, .. } if group == id));
-        assert_eq!(reports, !found.damaged.is_empty(), "{what}: findings of group {id}");
+        let reports = recovered
+            .findings
+            .iter()
+            .any(|finding| matches!(finding, Finding::Damaged { group, .. } if group == id));
+        assert_eq!(
+            reports,
+            !found.damaged.is_empty(),
+            "{what}: findings of group {id}"
+        );
         damaged += found.damaged.len();
     }
     damaged
@@ -167,7 +196,10 @@ async fn read_all(storage: &mut dyn Storage, recovered: &Recovered, model: &Mode
         }
         for slot in &group.damaged {
             let read = storage.read(*id, *slot..slot.next(), usize::MAX).await;
-            assert!(matches!(read, Err(StorageError::Corrupt(_))), "{what}: group {id}, slot {slot}: {read:?}");
+            assert!(
+                matches!(read, Err(StorageError::Corrupt(_))),
+                "{what}: group {id}, slot {slot}: {read:?}"
+            );
         }
     }
 }
@@ -185,7 +217,10 @@ fn every_file(backend: Backend, times: usize, damage: impl Fn(&mut Vec<u8>, usiz
                 let mut bytes = fs::read(&file).expect("a readable file");
                 damage(&mut bytes, time, times);
                 fs::write(copied.path().join(name), bytes).expect("a writable file");
-                let what = format!("{backend}, {left:?}, {}, damage {time} of {times}", name.display());
+                let what = format!(
+                    "{backend}, {left:?}, {}, damage {time} of {times}",
+                    name.display()
+                );
                 examine(backend, copied.path(), &model, &mut outcomes, &what);
             }
         }
@@ -209,7 +244,10 @@ fn flipped_bits_are_found() {
             let at = (bytes.len() - 1) * time / (times - 1).max(1);
             bytes[at] ^= 1 << (time % 8);
         });
-        assert!(outcomes.refused > 0 && outcomes.reported > 0, "{backend}: {outcomes:?}");
+        assert!(
+            outcomes.refused > 0 && outcomes.reported > 0,
+            "{backend}: {outcomes:?}"
+        );
     }
 }
 
@@ -281,7 +319,9 @@ fn damaged_slots_are_repaired_by_writing_them_again() {
                     ballot: accepted.ballot,
                     entry: accepted.entry.clone(),
                 };
-                write(&mut *storage, vec![op]).await.expect("a damaged slot can be written");
+                write(&mut *storage, vec![op])
+                    .await
+                    .expect("a damaged slot can be written");
             }
         }
         assert_eq!(damaged, 1, "one entry was hit");
@@ -300,13 +340,18 @@ fn a_store_that_was_rolled_back_is_refused() {
         copy(store.path(), later.path());
         block_on(async {
             let (mut storage, _) = recover(backend, later.path()).await.expect("the store opens");
-            write(&mut *storage, vec![hard_state(0, 1_000, 0)]).await.expect("the store is written");
+            write(&mut *storage, vec![hard_state(0, 1_000, 0)])
+                .await
+                .expect("the store is written");
             storage.close().await.expect("the store closes");
         });
         // The engine's files as they were before, from a backup perhaps; what is beside them is of today.
         fs::copy(later.path().join("last-commit"), store.path().join("last-commit")).expect("a copy");
         let opened = block_on(recover(backend, store.path())).map(drop);
-        assert!(matches!(opened, Err(StorageError::Corrupt(_))), "{backend}: {opened:?}");
+        assert!(
+            matches!(opened, Err(StorageError::Corrupt(_))),
+            "{backend}: {opened:?}"
+        );
     }
 }
 
@@ -319,14 +364,19 @@ fn records_of_another_store_are_not_taken_for_its_own() {
             fs::copy(other.path().join(name), one.path().join(name)).expect("a copy");
         }
         let opened = block_on(recover(backend, one.path())).map(drop);
-        assert!(matches!(opened, Err(StorageError::Corrupt(_))), "{backend}: {opened:?}");
+        assert!(
+            matches!(opened, Err(StorageError::Corrupt(_))),
+            "{backend}: {opened:?}"
+        );
     }
 }
 
 #[test]
 fn another_backend_is_refused() {
     let (store, _) = a_store(Backend::Sqlite, Left::Crashed);
-    let error = open(Backend::LevelDb, store.path()).map(drop).expect_err("SQLite's directory");
+    let error = open(Backend::LevelDb, store.path())
+        .map(drop)
+        .expect_err("SQLite's directory");
     assert!(matches!(error, StorageError::WrongFormat { .. }), "{error:?}");
     assert!(error.to_string().contains("sqlite"), "{error}");
 }

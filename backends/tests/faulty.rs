@@ -48,8 +48,14 @@ fn lies_and_flips_are_caught_by_the_suite() {
                 Memory::open(&disk, owner).map(|memory| FaultyStorage::new(memory).at_random(1, 2, &[fault]))
             }
         }));
-        assert!(report.has_failed("random_histories_match_the_model"), "{fault:?} is not caught: {report}");
-        assert!(report.has_failed("thousands_of_entries_come_back"), "{fault:?} is not caught: {report}");
+        assert!(
+            report.has_failed("random_histories_match_the_model"),
+            "{fault:?} is not caught: {report}"
+        );
+        assert!(
+            report.has_failed("thousands_of_entries_come_back"),
+            "{fault:?} is not caught: {report}"
+        );
     }
 }
 
@@ -64,9 +70,17 @@ fn a_failed_call_is_the_last() {
         block_on(async {
             let disk = MemoryDisk::default();
             let mut storage = faulty(&disk).await.at(1, fault);
-            write(&mut storage, vec![entry(1)]).await.expect("the first call is fine");
-            let error = write(&mut storage, vec![entry(2), entry(3)]).await.expect_err("the second is not");
-            assert_eq!(matches!(error, StorageError::Full { .. }), fault == Fault::Full, "{error:?}");
+            write(&mut storage, vec![entry(1)])
+                .await
+                .expect("the first call is fine");
+            let error = write(&mut storage, vec![entry(2), entry(3)])
+                .await
+                .expect_err("the second is not");
+            assert_eq!(
+                matches!(error, StorageError::Full { .. }),
+                fault == Fault::Full,
+                "{error:?}"
+            );
             let read = storage.read(GroupId(1), Slot(1)..Slot(2), 0).await;
             assert!(matches!(read, Err(StorageError::Poisoned(_))), "{read:?}");
             drop(storage);
@@ -85,7 +99,10 @@ fn a_power_failure_keeps_a_prefix_of_what_was_not_synced() {
             write(&mut storage, vec![entry(1)]).await.expect("a sound write");
             for slot in 2..=4 {
                 let ops = vec![entry(slot)];
-                storage.write(WriteBatch { sync: false, ops }).await.expect("a sound write");
+                storage
+                    .write(WriteBatch { sync: false, ops })
+                    .await
+                    .expect("a sound write");
             }
             drop(storage.drop_unsynced(seed).await.expect("a sound disk"));
             let held = slots(&disk).await;
@@ -93,7 +110,11 @@ fn a_power_failure_keeps_a_prefix_of_what_was_not_synced() {
             kept.insert(held.len());
         });
     }
-    assert_eq!(kept.into_iter().collect::<Vec<_>>(), [1, 2, 3, 4], "every prefix is possible");
+    assert_eq!(
+        kept.into_iter().collect::<Vec<_>>(),
+        [1, 2, 3, 4],
+        "every prefix is possible"
+    );
 }
 
 #[test]
@@ -106,7 +127,10 @@ fn a_memory_disk_crashes_to_what_was_synced() {
             write(&mut storage, vec![entry(1)]).await.expect("a sound write");
             for slot in 2..=4 {
                 let ops = vec![entry(slot)];
-                storage.write(WriteBatch { sync: false, ops }).await.expect("a sound write");
+                storage
+                    .write(WriteBatch { sync: false, ops })
+                    .await
+                    .expect("a sound write");
             }
             assert_eq!(disk.unsynced_batches(), 3);
             disk.crash(kept);

@@ -19,7 +19,9 @@ fn used(backend: Backend) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
     block_on(async {
         let (mut storage, _) = recover(backend, directory.path()).await.expect("a new store");
-        write(&mut *storage, vec![hard_state(0, 1, 0)]).await.expect("a sound write");
+        write(&mut *storage, vec![hard_state(0, 1, 0)])
+            .await
+            .expect("a sound write");
         storage.close().await.expect("the store closes");
     });
     directory
@@ -49,7 +51,10 @@ fn other_clusters_and_nodes_are_told_whose_directory_it_is() {
             ..OWNER
         };
         let error = refusal(backend, directory.path(), stranger).to_string();
-        assert!(error.contains("cluster 0000000000c0ffee") && error.contains("0000000000000bad"), "{error}");
+        assert!(
+            error.contains("cluster 0000000000c0ffee") && error.contains("0000000000000bad"),
+            "{error}"
+        );
         let other = Owner {
             node: NodeId(3),
             ..OWNER
@@ -73,7 +78,10 @@ fn a_newer_format_is_refused() {
         fs::write(&file, format!("{newer}checksum {checksum:08x}\n")).expect("a writable file");
         let error = refusal(backend, directory.path(), OWNER);
         assert!(matches!(error, StorageError::WrongFormat { .. }), "{error:?}");
-        assert!(error.to_string().contains("format 2, this program reads 1"), "{error}");
+        assert!(
+            error.to_string().contains("format 2, this program reads 1"),
+            "{error}"
+        );
     }
 }
 
@@ -98,7 +106,10 @@ fn a_missing_database_is_not_taken_for_an_empty_one() {
             fs::remove_file(data).expect("a file");
         }
         let opened = block_on(recover(backend, directory.path())).map(drop);
-        assert!(matches!(opened, Err(StorageError::Corrupt(_))), "{backend}: {opened:?}");
+        assert!(
+            matches!(opened, Err(StorageError::Corrupt(_))),
+            "{backend}: {opened:?}"
+        );
     }
 }
 
@@ -110,7 +121,9 @@ fn a_store_opens_once_at_a_time() {
         let error = refusal(backend, directory.path(), OWNER);
         assert!(matches!(error, StorageError::Locked { .. }), "{error:?}");
         drop(first);
-        open(backend, directory.path()).map(drop).expect("nobody has it open any more");
+        open(backend, directory.path())
+            .map(drop)
+            .expect("nobody has it open any more");
     }
 }
 
@@ -143,7 +156,9 @@ fn a_second_process_is_refused_until_the_first_is_gone() {
     let error = error.expect("the second process opened the store");
     assert!(matches!(error, StorageError::Locked { .. }), "{error:?}");
     assert!(error.to_string().contains("in use by another process"), "{error}");
-    open(Backend::LevelDb, directory.path()).map(drop).expect("a dead process holds no lock");
+    open(Backend::LevelDb, directory.path())
+        .map(drop)
+        .expect("a dead process holds no lock");
 }
 
 #[test]
@@ -166,7 +181,9 @@ fn backends_have_names() {
         assert_eq!(backend.to_string().parse(), Ok(backend));
         assert!(backend.is_built_in(), "the tests are built with all of them");
     }
-    let unknown = "rocksdb".parse::<Backend>().expect_err("there is none of that name");
+    let unknown = "rocksdb"
+        .parse::<Backend>()
+        .expect_err("there is none of that name");
     assert_eq!(
         unknown.to_string(),
         "there is no storage backend \"rocksdb\"; this program has: memory, leveldb, sqlite"

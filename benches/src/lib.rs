@@ -1,3 +1,4 @@
 //! Shared pieces of the benchmarks.
 
 pub mod lockstep;
+pub mod storage;

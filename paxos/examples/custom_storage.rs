@@ -80,7 +80,11 @@ impl OneFile {
         if found.cluster != owner.cluster || found.node != owner.node {
             return Err(StorageError::WrongIdentity {
                 directory: path.display().to_string(),
-                what: if found.cluster == owner.cluster { "node" } else { "cluster" },
+                what: if found.cluster == owner.cluster {
+                    "node"
+                } else {
+                    "cluster"
+                },
                 found: format!("{found:?}"),
                 expected: format!("{owner:?}"),
             });
@@ -107,7 +111,10 @@ impl OneFile {
 
     /// Writes everything to a new file, makes it durable, and puts it in the place of the old one.
     fn save(&mut self) -> io::Result<()> {
-        self.saves_left = self.saves_left.checked_sub(1).ok_or_else(|| io::Error::other("injected fault"))?;
+        self.saves_left = self
+            .saves_left
+            .checked_sub(1)
+            .ok_or_else(|| io::Error::other("injected fault"))?;
         let temporary = self.path.with_extension("new");
         let mut file = File::create(&temporary)?;
         file.write_all(&encode(&self.contents))?;
@@ -138,7 +145,9 @@ impl OneFile {
             let id = op.group();
             match op {
                 WriteOp::HardState { state, .. } => self.group(id).hard_state = state,
-                WriteOp::Accept { slot, ballot, entry, .. } => {
+                WriteOp::Accept {
+                    slot, ballot, entry, ..
+                } => {
                     let keep = self.defect == Defect::KeepsTheFirstOfTwoEntries;
                     let group = self.group(id);
                     if slot > group.trimmed && !(keep && group.slots.contains_key(&slot)) {
@@ -174,7 +183,11 @@ impl OneFile {
                     return Err(StorageError::Misuse("slots begin at 1".into()));
                 }
                 WriteOp::HardState { state, .. } => {
-                    let stored = self.contents.groups.get(&id).map(|group| group.hard_state.promised);
+                    let stored = self
+                        .contents
+                        .groups
+                        .get(&id)
+                        .map(|group| group.hard_state.promised);
                     let promised = promises.entry(id).or_insert(stored.unwrap_or_default());
                     if state.promised < *promised {
                         return Err(StorageError::Misuse("promises never go down".into()));
@@ -200,8 +213,9 @@ fn encode(contents: &Contents) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<Contents, StorageError> {
-    let (checksum, body) =
-        bytes.split_first_chunk::<4>().ok_or_else(|| StorageError::Corrupt("the file is cut short".into()))?;
+    let (checksum, body) = bytes
+        .split_first_chunk::<4>()
+        .ok_or_else(|| StorageError::Corrupt("the file is cut short".into()))?;
     if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
         return Err(StorageError::Corrupt("the file has a wrong checksum".into()));
     }
@@ -224,6 +238,9 @@ fn accepted((round, node, kind, payload): &(u64, u64, u8, serde_bytes::ByteBuf))
 #[async_trait]
 impl Storage for OneFile {
     async fn recover(&mut self) -> Result<Recovered, StorageError> {
+        if let Some(first) = &self.failed {
+            return Err(first.poisoned());
+        }
         if std::mem::replace(&mut self.is_recovered, true) {
             return Err(StorageError::Misuse("recover is called once".into()));
         }
@@ -274,17 +291,27 @@ impl Storage for OneFile {
         self.ready()?;
         let mut bytes = 0;
         let mut read = Vec::new();
-        let held = self.contents.groups.get(&group).into_iter().flat_map(|group| &group.slots);
+        let held = self
+            .contents
+            .groups
+            .get(&group)
+            .into_iter()
+            .flat_map(|group| &group.slots);
         for (slot, record) in held.filter(|(slot, _)| slots.contains(slot)) {
             let accepted = match accepted(record) {
                 // Large payloads stand for damaged ones here.
                 Some(accepted)
-                    if self.defect != Defect::ReadsDamageAsAbsence || accepted.entry.payload.len() < 1_000 =>
+                    if self.defect != Defect::ReadsDamageAsAbsence
+                        || accepted.entry.payload.len() < 1_000 =>
                 {
                     accepted
                 }
                 Some(_) => continue,
-                None => return Err(StorageError::Corrupt(format!("group {group}, slot {slot}: unknown kind"))),
+                None => {
+                    return Err(StorageError::Corrupt(format!(
+                        "group {group}, slot {slot}: unknown kind"
+                    )));
+                }
             };
             bytes += accepted.entry.size();
             if bytes > max_bytes && !read.is_empty() {
@@ -296,7 +323,11 @@ impl Storage for OneFile {
     }
 
     async fn close(&mut self) -> Result<(), StorageError> {
-        if self.is_recovered { self.save_or_fail() } else { Ok(()) }
+        if self.is_recovered {
+            self.save_or_fail()
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -317,7 +348,11 @@ impl OwnDirectory {
 
 impl Place for OwnDirectory {
     fn open(&mut self, owner: Owner) -> Result<Box<dyn Storage>, StorageError> {
-        Ok(Box::new(OneFile::open(&self.directory.path().join("store"), owner, self.defect)?))
+        Ok(Box::new(OneFile::open(
+            &self.directory.path().join("store"),
+            owner,
+            self.defect,
+        )?))
     }
 
     /// Optional: lets the suite see what an error at every single write of the file does.
@@ -341,11 +376,15 @@ async fn main() {
 
 #[cfg(test)]
 mod tests {
+    use paxos::testing::storage::Check;
+
     use super::*;
 
     async fn is_caught(defect: Defect, by: &str) {
-        let report = run_all(|| OwnDirectory::new(defect)).await;
-        assert!(report.has_failed(by), "{defect:?} is not caught by {by}:\n{report}");
+        let check = Check::named(by).expect("there is a check of this name");
+        assert_eq!(check.run(|| OwnDirectory::new(Defect::None)).await, Ok(()));
+        let caught = check.run(|| OwnDirectory::new(defect)).await;
+        assert!(caught.is_err(), "{defect:?} is not caught by {by}");
     }
 
     #[tokio::test]
@@ -381,6 +420,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_storage_that_goes_on_after_an_error_is_caught() {
-        is_caught(Defect::GoesOnAfterAnError, "a_fault_at_any_call_loses_nothing_acknowledged").await;
+        is_caught(
+            Defect::GoesOnAfterAnError,
+            "a_fault_at_any_call_loses_nothing_acknowledged",
+        )
+        .await;
     }
 }

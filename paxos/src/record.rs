@@ -25,7 +25,9 @@ use std::vec::Vec;
 
 use bytes::{Buf, BufMut, Bytes};
 
-use crate::types::{Accepted, Ballot, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId, Slot};
+use crate::types::{
+    Accepted, Ballot, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId, Slot,
+};
 
 /// The version of the format that this library writes, and the only one that it reads.
 pub const VERSION: u8 = 1;

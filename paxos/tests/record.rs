@@ -5,7 +5,9 @@ use bytes::Bytes;
 use paxos::{
     Accepted, Ballot, ClusterId, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId, Slot,
     StorageId,
-    record::{Contents, Digest, GroupRecord, RecordError, Records, SlotRecord, StoreRecord, VERSION, checksum},
+    record::{
+        Contents, Digest, GroupRecord, RecordError, Records, SlotRecord, StoreRecord, VERSION, checksum,
+    },
 };
 use proptest::prelude::*;
 
@@ -16,7 +18,11 @@ const IDENTITY: Identity = Identity {
 };
 
 fn accepted() -> impl Strategy<Value = Accepted> {
-    let kind = prop_oneof![Just(EntryKind::Noop), Just(EntryKind::Commands), Just(EntryKind::Membership)];
+    let kind = prop_oneof![
+        Just(EntryKind::Noop),
+        Just(EntryKind::Commands),
+        Just(EntryKind::Membership)
+    ];
     let payload = proptest::collection::vec(any::<u8>(), 0..300);
     (any::<u64>(), any::<u64>(), kind, payload).prop_map(|(round, node, kind, payload)| Accepted {
         ballot: Ballot {
@@ -31,22 +37,24 @@ fn accepted() -> impl Strategy<Value = Accepted> {
 }
 
 fn group_record() -> impl Strategy<Value = GroupRecord> {
-    any::<[u64; 8]>().prop_map(|[round, node, chosen, trimmed, last, overwritten, entries, digest]| GroupRecord {
-        hard_state: HardState {
-            promised: Ballot {
-                round,
-                node: NodeId(node),
+    any::<[u64; 8]>().prop_map(
+        |[round, node, chosen, trimmed, last, overwritten, entries, digest]| GroupRecord {
+            hard_state: HardState {
+                promised: Ballot {
+                    round,
+                    node: NodeId(node),
+                },
+                chosen: Slot(chosen),
             },
-            chosen: Slot(chosen),
+            trimmed: Slot(trimmed),
+            contents: Contents {
+                last: Slot(last),
+                overwritten: Slot(overwritten),
+                entries,
+                digest: Digest(digest),
+            },
         },
-        trimmed: Slot(trimmed),
-        contents: Contents {
-            last: Slot(last),
-            overwritten: Slot(overwritten),
-            entries,
-            digest: Digest(digest),
-        },
-    })
+    )
 }
 
 fn is_refused(records: &Records, group: GroupId, slot: Slot, bytes: &Bytes) -> bool {
@@ -172,14 +180,20 @@ fn a_whole_record_of_a_newer_format_is_told_apart_from_damage() {
     key.extend(&record[..4]);
     key.extend(&record[8..]);
     record[4..8].copy_from_slice(&crc32c::crc32c(&key).to_le_bytes());
-    assert_eq!(records.decode_store(&record), Err(RecordError::Version { found: VERSION + 1 }));
+    assert_eq!(
+        records.decode_store(&record),
+        Err(RecordError::Version { found: VERSION + 1 })
+    );
 }
 
 #[test]
 fn a_lost_entry_is_marked_in_its_place() {
     let records = Records::new(IDENTITY);
     let record = Bytes::from(records.encode_damaged(GroupId(1), Slot(5)));
-    assert_eq!(records.decode_slot(GroupId(1), Slot(5), &record), Ok(SlotRecord::Damaged));
+    assert_eq!(
+        records.decode_slot(GroupId(1), Slot(5), &record),
+        Ok(SlotRecord::Damaged)
+    );
     assert!(records.decode_slot(GroupId(1), Slot(6), &record).is_err());
 }
 

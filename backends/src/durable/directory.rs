@@ -17,7 +17,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use paxos::{ClusterId, Identity, NodeId, StorageId, record, storage::{Owner, StorageError}};
+use paxos::{
+    ClusterId, Identity, NodeId, StorageId, record,
+    storage::{Owner, StorageError},
+};
 
 use crate::files::sync_directory;
 
@@ -171,7 +174,10 @@ fn refuse_orphans(path: &Path) -> Result<(), StorageError> {
     for entry in entries {
         let name = entry.map_err(|error| failed("listing", path, error))?.file_name();
         let name = name.to_string_lossy();
-        if crate::Backend::ALL.iter().any(|backend| name.starts_with(backend.name())) {
+        if crate::Backend::ALL
+            .iter()
+            .any(|backend| name.starts_with(backend.name()))
+        {
             return Err(StorageError::Corrupt(format!(
                 "{} has {name} but no file \"{IDENTITY}\": whose data it is cannot be told",
                 path.display()
@@ -219,7 +225,10 @@ fn read_identity(path: &Path, backend: &'static str) -> Result<Option<Identity>,
     }
     let field = |name: &str| {
         let mut lines = fields.lines().filter_map(|line| line.split_once(' '));
-        lines.find(|(key, _)| *key == name).map(|(_, value)| value).ok_or_else(damaged)
+        lines
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+            .ok_or_else(damaged)
     };
     let number = |name, radix| u64::from_str_radix(field(name)?, radix).map_err(|_| damaged());
     if number("format", 10)? != u64::from(record::VERSION) {
@@ -247,7 +256,11 @@ fn check_owner(path: &Path, found: Identity, owner: Owner) -> Result<(), Storage
         expected,
     };
     if found.cluster != owner.cluster {
-        return Err(wrong("cluster", found.cluster.to_string(), owner.cluster.to_string()));
+        return Err(wrong(
+            "cluster",
+            found.cluster.to_string(),
+            owner.cluster.to_string(),
+        ));
     }
     if found.node != owner.node {
         return Err(wrong("node", found.node.to_string(), owner.node.to_string()));

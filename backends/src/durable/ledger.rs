@@ -97,11 +97,7 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn new(
-        records: Records,
-        store: StoreRecord,
-        groups: BTreeMap<GroupId, GroupState>,
-    ) -> Self {
+    pub(super) fn new(records: Records, store: StoreRecord, groups: BTreeMap<GroupId, GroupState>) -> Self {
         let unswept = groups
             .iter()
             .filter(|(_, group)| !group.unswept.is_empty())
@@ -158,7 +154,9 @@ impl Ledger {
                         "group {group}: no entry can be at slot 0, the first slot is 1"
                     )));
                 }
-                WriteOp::Accept { group, slot, entry, .. } => {
+                WriteOp::Accept {
+                    group, slot, entry, ..
+                } => {
                     if u32::try_from(entry.payload.len()).is_err() {
                         let bytes = entry.payload.len();
                         return Err(StorageError::Misuse(format!(
@@ -185,7 +183,12 @@ impl Ledger {
                 WriteOp::HardState { group, state } => {
                     self.group(*group).record.hard_state = *state;
                 }
-                WriteOp::Accept { group, slot, ballot, entry } => {
+                WriteOp::Accept {
+                    group,
+                    slot,
+                    ballot,
+                    entry,
+                } => {
                     self.accept(&mut changes, *group, *slot, *ballot, entry);
                 }
                 WriteOp::Trim { group, upto } => {
@@ -269,7 +272,10 @@ impl Ledger {
         while left > 0
             && let Some(id) = self.unswept.first().copied()
         {
-            let next = self.groups.get_mut(&id).and_then(|group| group.unswept.pop_first());
+            let next = self
+                .groups
+                .get_mut(&id)
+                .and_then(|group| group.unswept.pop_first());
             match next {
                 Some(slot) => {
                     changes.insert(Key::Slot(id, slot), None);

@@ -256,7 +256,6 @@ impl<E: Engine> Storage for Store<E> {
     }
 }
 
-
 /// Makes a newtype over a [`Store`] a [`Storage`].
 macro_rules! storage_by_store {
     ($name:ident) => {
@@ -266,10 +265,7 @@ macro_rules! storage_by_store {
                 self.0.recover().await
             }
 
-            async fn write(
-                &mut self,
-                batch: paxos::storage::WriteBatch,
-            ) -> Result<(), paxos::StorageError> {
+            async fn write(&mut self, batch: paxos::storage::WriteBatch) -> Result<(), paxos::StorageError> {
                 self.0.write(batch).await
             }
 

@@ -43,7 +43,10 @@ impl Health {
 
     /// The first error.
     pub(super) fn failure(&self) -> Option<StorageError> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn fail(&self, error: StorageError) {
@@ -52,12 +55,7 @@ impl Health {
     }
 
     /// Runs an operation unless one has failed before.
-    fn run<T>(
-        &self,
-        doing: &str,
-        path: &Path,
-        operation: impl FnOnce() -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn run<T>(&self, doing: &str, path: &Path, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.failure().is_some() {
             return Err(io::Error::other("refused after an earlier failure"));
         }
@@ -215,7 +213,9 @@ impl Write for SyncedFile {
     /// Writes everything: LevelDB takes no notice of short writes.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.is_dirty = true;
-        let Self { file, path, health, .. } = self;
+        let Self {
+            file, path, health, ..
+        } = self;
         health.run("writing", path, || file.write_all(bytes))?;
         Ok(bytes.len())
     }
@@ -308,7 +308,8 @@ impl Write for Messages {
             let line = String::from_utf8_lossy(&self.line);
             tracing::debug!("leveldb: {line}");
             if line.contains("Compaction work failed") {
-                self.health.fail(StorageError::Corrupt(format!("LevelDB: {line}")));
+                self.health
+                    .fail(StorageError::Corrupt(format!("LevelDB: {line}")));
             }
             self.line.clear();
         }

@@ -127,7 +127,10 @@ impl Engine for LevelDbEngine {
     ) -> Result<(), StorageError> {
         let path = self.path.clone();
         if !is_new && !path.join("CURRENT").exists() {
-            let error = format!("{}: the database, or its file CURRENT, is missing", path.display());
+            let error = format!(
+                "{}: the database, or its file CURRENT, is missing",
+                path.display()
+            );
             return Err(StorageError::Corrupt(error));
         }
         let options = options(&self.health);
@@ -188,7 +191,9 @@ impl Engine for LevelDbEngine {
 fn options(health: &Arc<Health>) -> Options {
     Options {
         env: Rc::new(Box::new(DurableEnv::new(Arc::clone(health)))),
-        log: Some(Rc::new(RefCell::new(Logger(Box::new(Messages::new(Arc::clone(health))))))),
+        log: Some(Rc::new(RefCell::new(Logger(Box::new(Messages::new(
+            Arc::clone(health),
+        )))))),
         // An old log may end in a torn record, behind which nothing would ever be found.
         reuse_logs: false,
         reuse_manifest: false,
@@ -199,7 +204,8 @@ fn options(health: &Arc<Health>) -> Options {
 
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 fn encode_key(key: Key) -> Vec<u8> {

@@ -20,7 +20,10 @@ pub(crate) const DURABLE: [Backend; 2] = [Backend::LevelDb, Backend::Sqlite];
 
 /// A number from the environment: how much of something a test does.
 pub(crate) fn amount(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(default)
 }
 
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {

@@ -28,7 +28,13 @@ pub(super) async fn a_batch_takes_effect_in_order(bed: &mut Bed<'_>) -> Outcome 
 
 pub(super) async fn a_batch_spans_groups(bed: &mut Bed<'_>) -> Outcome {
     bed.holds([
-        vec![accept(A, 1, 1), hard_state(B, 4, 0), accept(C, 1, 2), accept(A, 2, 1), accept(B, 9, 4)],
+        vec![
+            accept(A, 1, 1),
+            hard_state(B, 4, 0),
+            accept(C, 1, 2),
+            accept(A, 2, 1),
+            accept(B, 9, 4),
+        ],
         vec![trim(A, 1), hard_state(C, 2, 1), accept(B, 10, 4)],
     ])
     .await?;
@@ -46,7 +52,10 @@ pub(super) async fn a_misused_batch_changes_nothing(bed: &mut Bed<'_>) -> Outcom
         vec![accept(C, 1, 1), trim(A, 1), hard_state(A, 1, 0)],
     ] {
         let result = opened.write(misused).await;
-        ensure!(matches!(result, Err(StorageError::Misuse(_))), "a misused batch gave {result:?}");
+        ensure!(
+            matches!(result, Err(StorageError::Misuse(_))),
+            "a misused batch gave {result:?}"
+        );
     }
     opened.reads_like(&model).await?;
     drop(opened);
@@ -79,8 +88,13 @@ pub(super) async fn unsynced_batches_survive_as_a_prefix(bed: &mut Bed<'_>) -> O
     }
     drop(opened);
     let mut opened = bed.open().await?;
-    let held = allowed.iter().find(|model| model.difference(&opened.recovered).is_none());
-    ensure!(held.is_some(), "after a crash the store holds no prefix of the batches");
+    let held = allowed
+        .iter()
+        .find(|model| model.difference(&opened.recovered).is_none());
+    ensure!(
+        held.is_some(),
+        "after a crash the store holds no prefix of the batches"
+    );
     opened.reads_like(held.unwrap_or(&model)).await
 }
 
@@ -100,7 +114,9 @@ pub(super) async fn a_synced_batch_makes_earlier_ones_durable(bed: &mut Bed<'_>)
 }
 
 pub(super) async fn trimming_drops_everything_up_to_the_mark(bed: &mut Bed<'_>) -> Outcome {
-    let model = bed.holds([accept_run(A, 1..=10), vec![trim(A, 4)], vec![trim(A, 6)]]).await?;
+    let model = bed
+        .holds([accept_run(A, 1..=10), vec![trim(A, 4)], vec![trim(A, 6)]])
+        .await?;
     ensure!(model.groups[&A].slots.len() == 4, "the model is wrong");
     Ok(())
 }
@@ -111,20 +127,30 @@ pub(super) async fn trimming_everything_leaves_the_mark(bed: &mut Bed<'_>) -> Ou
 }
 
 pub(super) async fn trimming_beyond_the_last_slot_is_fine(bed: &mut Bed<'_>) -> Outcome {
-    bed.holds([accept_run(A, 1..=3), vec![trim(A, 100)], vec![accept(A, 101, 1), accept(A, 103, 1)]])
-        .await?;
+    bed.holds([
+        accept_run(A, 1..=3),
+        vec![trim(A, 100)],
+        vec![accept(A, 101, 1), accept(A, 103, 1)],
+    ])
+    .await?;
     Ok(())
 }
 
 pub(super) async fn trimming_below_the_mark_changes_nothing(bed: &mut Bed<'_>) -> Outcome {
-    bed.holds([accept_run(A, 1..=9), vec![trim(A, 5)], vec![trim(A, 3)], vec![trim(A, 0), trim(A, 5)]])
-        .await?;
+    bed.holds([
+        accept_run(A, 1..=9),
+        vec![trim(A, 5)],
+        vec![trim(A, 3)],
+        vec![trim(A, 0), trim(A, 5)],
+    ])
+    .await?;
     Ok(())
 }
 
 pub(super) async fn accepting_below_the_mark_changes_nothing(bed: &mut Bed<'_>) -> Outcome {
     let below = vec![accept(A, 2, 9), accept(A, 5, 9), accept(A, 6, 9)];
-    bed.holds([accept_run(A, 1..=9), vec![trim(A, 5)], below.clone()]).await?;
+    bed.holds([accept_run(A, 1..=9), vec![trim(A, 5)], below.clone()])
+        .await?;
     bed.place = (bed.new_place)();
     let mut together = accept_run(A, 1..=9);
     together.push(trim(A, 5));
@@ -141,7 +167,11 @@ pub(super) async fn trimming_into_a_gap_is_fine(bed: &mut Bed<'_>) -> Outcome {
 
 pub(super) async fn a_large_trim_is_complete(bed: &mut Bed<'_>) -> Outcome {
     // More than a store may want to delete at once, and then some more life.
-    let mut batches = vec![accept_run(A, 1..=2_600), accept_run(B, 1..=700), vec![trim(A, 2_550), trim(B, 700)]];
+    let mut batches = vec![
+        accept_run(A, 1..=2_600),
+        accept_run(B, 1..=700),
+        vec![trim(A, 2_550), trim(B, 700)],
+    ];
     batches.extend((2_601..=2_605).map(|slot| vec![accept(A, slot, 2), trim(A, slot - 40)]));
     bed.holds(batches).await?;
     Ok(())

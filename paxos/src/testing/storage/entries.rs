@@ -18,8 +18,16 @@ pub(super) async fn an_entry_comes_back_whole(bed: &mut Bed<'_>) -> Outcome {
         ensure!(false, "one entry was written to slot 1, read: {read:?}");
         return Ok(());
     };
-    ensure!(accepted.ballot == ballot(5), "the ballot became {}", accepted.ballot);
-    ensure!(accepted.entry == commands("1/1@5"), "the entry became {:?}", accepted.entry);
+    ensure!(
+        accepted.ballot == ballot(5),
+        "the ballot became {}",
+        accepted.ballot
+    );
+    ensure!(
+        accepted.entry == commands("1/1@5"),
+        "the entry became {:?}",
+        accepted.entry
+    );
     Ok(())
 }
 
@@ -29,14 +37,19 @@ pub(super) async fn every_kind_of_entry_comes_back(bed: &mut Bed<'_>) -> Outcome
         payload: Bytes::from_static(b"who"),
     };
     let entries = [Entry::NOOP, commands("what"), membership];
-    let ops = (1..).zip(entries).map(|(slot, entry)| accept_entry(A, slot, 1, entry));
+    let ops = (1..)
+        .zip(entries)
+        .map(|(slot, entry)| accept_entry(A, slot, 1, entry));
     bed.holds([ops.collect()]).await?;
     Ok(())
 }
 
 pub(super) async fn an_empty_payload_is_an_entry(bed: &mut Bed<'_>) -> Outcome {
     let model = bed
-        .holds([vec![accept_entry(A, 1, 1, commands("")), accept_entry(A, 2, 1, Entry::NOOP)]])
+        .holds([vec![
+            accept_entry(A, 1, 1, commands("")),
+            accept_entry(A, 2, 1, Entry::NOOP),
+        ]])
         .await?;
     ensure!(model.groups[&A].slots.len() == 2, "the model is wrong");
     Ok(())
@@ -56,7 +69,11 @@ pub(super) async fn payloads_of_all_sizes_come_back(bed: &mut Bed<'_>) -> Outcom
 pub(super) async fn a_payload_of_two_mebibytes_comes_back(bed: &mut Bed<'_>) -> Outcome {
     let large = Bytes::from(vec![0xA5; 2 << 20]);
     bed.holds([
-        vec![accept(A, 1, 1), accept_entry(A, 2, 1, commands(large)), accept(A, 3, 1)],
+        vec![
+            accept(A, 1, 1),
+            accept_entry(A, 2, 1, commands(large)),
+            accept(A, 3, 1),
+        ],
         vec![accept(B, 1, 1)],
     ])
     .await?;
@@ -95,15 +112,27 @@ pub(super) async fn a_higher_ballot_overwrites(bed: &mut Bed<'_>) -> Outcome {
 
 pub(super) async fn overwriting_changes_kind_and_length(bed: &mut Bed<'_>) -> Outcome {
     bed.holds([
-        vec![accept_entry(A, 1, 1, commands(vec![1; 5_000])), accept_entry(A, 2, 1, Entry::NOOP)],
-        vec![accept_entry(A, 1, 2, Entry::NOOP), accept_entry(A, 2, 2, commands(vec![2; 5_000]))],
+        vec![
+            accept_entry(A, 1, 1, commands(vec![1; 5_000])),
+            accept_entry(A, 2, 1, Entry::NOOP),
+        ],
+        vec![
+            accept_entry(A, 1, 2, Entry::NOOP),
+            accept_entry(A, 2, 2, commands(vec![2; 5_000])),
+        ],
     ])
     .await?;
     Ok(())
 }
 
 pub(super) async fn the_last_of_two_entries_in_a_batch_counts(bed: &mut Bed<'_>) -> Outcome {
-    bed.holds([vec![accept(A, 1, 1), accept(A, 2, 1), accept(A, 1, 2), accept(A, 1, 3)]]).await?;
+    bed.holds([vec![
+        accept(A, 1, 1),
+        accept(A, 2, 1),
+        accept(A, 1, 2),
+        accept(A, 1, 3),
+    ]])
+    .await?;
     Ok(())
 }
 
@@ -135,14 +164,19 @@ pub(super) async fn the_largest_slots_ballots_and_groups_work(bed: &mut Bed<'_>)
 
 pub(super) async fn slot_zero_is_misuse(bed: &mut Bed<'_>) -> Outcome {
     let result = bed.open().await?.write(vec![accept(A, 0, 1)]).await;
-    ensure!(matches!(result, Err(StorageError::Misuse(_))), "writing slot 0 gave {result:?}");
+    ensure!(
+        matches!(result, Err(StorageError::Misuse(_))),
+        "writing slot 0 gave {result:?}"
+    );
     Ok(())
 }
 
 pub(super) async fn thousands_of_entries_come_back(bed: &mut Bed<'_>) -> Outcome {
     let batches = (0..30).map(|batch| {
         let slots = (batch * 100 + 1)..=(batch * 100 + 100);
-        let mut ops: Vec<_> = slots.map(|slot| accept(GroupId((slot % 7) as u32), slot, 1)).collect();
+        let mut ops: Vec<_> = slots
+            .map(|slot| accept(GroupId((slot % 7) as u32), slot, 1))
+            .collect();
         ops.push(hard_state(A, batch + 1, batch * 100));
         ops
     });
@@ -151,9 +185,10 @@ pub(super) async fn thousands_of_entries_come_back(bed: &mut Bed<'_>) -> Outcome
 }
 
 pub(super) async fn the_index_tells_ballots_and_lengths(bed: &mut Bed<'_>) -> Outcome {
-    bed.holds([vec![accept_entry(A, 4, 6, commands("12345"))]]).await?;
-    let recovered = bed.open().await?.recovered;
-    let index = &recovered.groups[&A].index;
+    bed.holds([vec![accept_entry(A, 4, 6, commands("12345"))]])
+        .await?;
+    let opened = bed.open().await?;
+    let index = &opened.group(A)?.index;
     let entry = index.get(&Slot(4)).copied().unwrap_or_default();
     ensure!(
         index.len() == 1 && entry.ballot == ballot(6) && entry.bytes == 5,
@@ -164,8 +199,7 @@ pub(super) async fn the_index_tells_ballots_and_lengths(bed: &mut Bed<'_>) -> Ou
 
 pub(super) async fn a_hard_state_comes_back(bed: &mut Bed<'_>) -> Outcome {
     bed.holds([vec![hard_state(A, 12, 34)]]).await?;
-    let recovered = bed.open().await?.recovered;
-    let found = recovered.groups[&A].hard_state;
+    let found = bed.open().await?.group(A)?.hard_state;
     let expected = HardState {
         promised: ballot(12),
         chosen: Slot(34),
@@ -176,13 +210,19 @@ pub(super) async fn a_hard_state_comes_back(bed: &mut Bed<'_>) -> Outcome {
 
 pub(super) async fn the_last_hard_state_counts(bed: &mut Bed<'_>) -> Outcome {
     let mut batches: Vec<_> = (1..=20).map(|round| vec![hard_state(A, round, 0)]).collect();
-    batches.push(vec![hard_state(A, 30, 1), hard_state(A, 30, 2), hard_state(A, 31, 2)]);
+    batches.push(vec![
+        hard_state(A, 30, 1),
+        hard_state(A, 30, 2),
+        hard_state(A, 31, 2),
+    ]);
     bed.holds(batches).await?;
     Ok(())
 }
 
 pub(super) async fn entries_do_not_touch_the_hard_state(bed: &mut Bed<'_>) -> Outcome {
-    let model = bed.holds([vec![hard_state(A, 2, 0)], vec![accept(A, 1, 9)]]).await?;
+    let model = bed
+        .holds([vec![hard_state(A, 2, 0)], vec![accept(A, 1, 9)]])
+        .await?;
     ensure!(model.promised(A) == ballot(2), "the model is wrong");
     Ok(())
 }
@@ -195,11 +235,17 @@ pub(super) async fn a_promise_that_goes_down_is_misuse(bed: &mut Bed<'_>) -> Out
         vec![hard_state(A, 7, 0), accept(A, 1, 7), hard_state(A, 6, 0)],
     ] {
         let result = opened.write(ops).await;
-        ensure!(matches!(result, Err(StorageError::Misuse(_))), "a lower promise gave {result:?}");
+        ensure!(
+            matches!(result, Err(StorageError::Misuse(_))),
+            "a lower promise gave {result:?}"
+        );
     }
     drop(opened);
-    let recovered = bed.open().await?.recovered;
-    let promised = recovered.groups[&A].hard_state.promised;
-    ensure!(promised == ballot(5), "a promise of {} went to {promised}", ballot(5));
+    let promised = bed.open().await?.group(A)?.hard_state.promised;
+    ensure!(
+        promised == ballot(5),
+        "a promise of {} went to {promised}",
+        ballot(5)
+    );
     Ok(())
 }

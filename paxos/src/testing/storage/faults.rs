@@ -13,7 +13,13 @@ const MAX_CALLS: u64 = 5_000;
 
 fn workload() -> Vec<Vec<WriteOp>> {
     let mut batches: Vec<_> = (1..=12)
-        .map(|slot| vec![accept(A, slot, 1), hard_state(A, slot, slot), accept(B, slot, slot)])
+        .map(|slot| {
+            vec![
+                accept(A, slot, 1),
+                hard_state(A, slot, slot),
+                accept(B, slot, slot),
+            ]
+        })
         .collect();
     batches.push(vec![trim(A, 6), remove(B), accept(C, 1, 1)]);
     batches.extend((13..=16).map(|slot| vec![accept(A, slot, 2)]));
@@ -90,7 +96,10 @@ pub(super) async fn a_fault_at_any_call_loses_nothing_acknowledged(bed: &mut Bed
             },
         };
         let mut opened = bed.open().await.map_err(when)?;
-        let held = after.allowed.iter().find(|model| model.difference(&opened.recovered).is_none());
+        let held = after
+            .allowed
+            .iter()
+            .find(|model| model.difference(&opened.recovered).is_none());
         let Some(held) = held else {
             let difference = after.allowed[0].difference(&opened.recovered).unwrap_or_default();
             return Err(when(Failure(difference)));
@@ -100,7 +109,9 @@ pub(super) async fn a_fault_at_any_call_loses_nothing_acknowledged(bed: &mut Bed
             return Ok(());
         }
     }
-    Err(Failure(format!("the disk was called more than {MAX_CALLS} times")))
+    Err(Failure(format!(
+        "the disk was called more than {MAX_CALLS} times"
+    )))
 }
 
 pub(super) async fn after_a_fault_every_call_is_refused(bed: &mut Bed<'_>) -> Outcome {
@@ -117,7 +128,9 @@ pub(super) async fn after_a_fault_every_call_is_refused(bed: &mut Bed<'_>) -> Ou
             matches!(again, Err(StorageError::Poisoned(_))),
             "after a failed recover, another one gave {again:?}"
         );
-        is_dead(&mut *storage).await.map_err(|failure| failure.when(format_args!("fault at call {call}")))?;
+        is_dead(&mut *storage)
+            .await
+            .map_err(|failure| failure.when(format_args!("fault at call {call}")))?;
     }
     Ok(())
 }

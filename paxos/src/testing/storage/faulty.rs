@@ -116,8 +116,16 @@ impl<S: Storage> FaultyStorage<S> {
         if let Some(fault) = self.plan.get(&call) {
             return Some(*fault);
         }
-        let RandomFaults { random, one_in, faults } = self.random.as_mut()?;
-        if random.u64(..*one_in) == 0 { random.choice(faults.iter()).copied() } else { None }
+        let RandomFaults {
+            random,
+            one_in,
+            faults,
+        } = self.random.as_mut()?;
+        if random.u64(..*one_in) == 0 {
+            random.choice(faults.iter()).copied()
+        } else {
+            None
+        }
     }
 
     fn refuse(&self) -> Result<(), StorageError> {
@@ -152,7 +160,9 @@ fn injected(kind: io::ErrorKind) -> StorageError {
 }
 
 fn flip_first_bit(entries: &mut [(Slot, Accepted)]) {
-    let hit = entries.iter_mut().find(|(_, accepted)| !accepted.entry.payload.is_empty());
+    let hit = entries
+        .iter_mut()
+        .find(|(_, accepted)| !accepted.entry.payload.is_empty());
     if let Some((_, accepted)) = hit {
         let mut payload = accepted.entry.payload.to_vec();
         payload[0] ^= 1;

@@ -51,9 +51,13 @@ async fn history(bed: &mut Bed<'_>, seed: u64) -> Outcome {
             }
             drop(opened);
             opened = bed.open().await?;
-            let held = allowed.iter().find(|model| model.difference(&opened.recovered).is_none());
+            let held = allowed
+                .iter()
+                .find(|model| model.difference(&opened.recovered).is_none());
             let Some(held) = held.cloned() else {
-                let newest = allowed.last().and_then(|model| model.difference(&opened.recovered));
+                let newest = allowed
+                    .last()
+                    .and_then(|model| model.difference(&opened.recovered));
                 let newest = newest.unwrap_or_default();
                 return Err(Failure(newest).when(std::format_args!("reopened after batch {batch}")));
             };
@@ -74,7 +78,10 @@ async fn random_read(random: &mut Rng, (opened, model): (&mut super::Opened, &Mo
     let max_bytes = random.usize(..2_000);
     let read = opened.storage.read(group, range.clone(), max_bytes).await?;
     let expected = model.read(group, range.clone(), max_bytes);
-    ensure!(read == expected, "group {group}, slots {range:?} within {max_bytes} bytes read wrong");
+    ensure!(
+        read == expected,
+        "group {group}, slots {range:?} within {max_bytes} bytes read wrong"
+    );
     Ok(())
 }
 
@@ -85,7 +92,11 @@ fn random_ops(random: &mut Rng, model: &Model) -> Vec<WriteOp> {
     for _ in 0..count {
         let group = GroupId(random.u32(..4));
         let op = match random.u8(..20) {
-            0..=3 => hard_state(group, model.promised(group).round + random.u64(..3), random.u64(..40)),
+            0..=3 => hard_state(
+                group,
+                model.promised(group).round + random.u64(..3),
+                random.u64(..40),
+            ),
             4..=5 => trim(group, random.u64(..40)),
             6 => remove(group),
             _ => {

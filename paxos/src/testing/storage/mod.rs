@@ -27,23 +27,15 @@ mod model;
 mod opening;
 mod reading;
 
-use std::{
-    boxed::Box,
-    fmt,
-    format,
-    future::Future,
-    pin::Pin,
-    string::String,
-    vec::Vec,
-};
+use std::{boxed::Box, fmt, format, future::Future, pin::Pin, string::String, vec::Vec};
 
 pub use self::{
     faulty::{Fault, FaultyStorage},
     model::{Model, ModelGroup},
 };
 use crate::{
-    storage::{Owner, Recovered, Storage, StorageError, WriteBatch},
-    types::{ClusterId, NodeId, WriteOp},
+    storage::{Owner, Recovered, RecoveredGroup, Storage, StorageError, WriteBatch},
+    types::{ClusterId, GroupId, NodeId, WriteOp},
 };
 
 /// Who opens the stores of the suite.
@@ -95,7 +87,20 @@ type Outcome<T = ()> = Result<T, Failure>;
 pub struct Check {
     /// What holds, with underscores.
     pub name: &'static str,
-    run: for<'a> fn(&'a mut Bed<'_>) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
+    property: for<'a> fn(&'a mut Bed<'_>) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
+}
+
+impl Check {
+    /// The check with this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        CHECKS.iter().find(|check| check.name == name)
+    }
+
+    /// Runs it on places of its own. Must be called inside a tokio runtime with a timer.
+    pub async fn run<P: Place + 'static>(&self, mut new_place: impl FnMut() -> P) -> Result<(), Failure> {
+        let mut new_place = || -> Box<dyn Place> { Box::new(new_place()) };
+        (self.property)(&mut Bed::new(&mut new_place)).await
+    }
 }
 
 impl fmt::Debug for Check {
@@ -132,10 +137,9 @@ impl fmt::Display for Report {
 
 /// Runs every check on a place of its own. Must be called inside a tokio runtime with a timer.
 pub async fn run_all<P: Place + 'static>(mut new_place: impl FnMut() -> P) -> Report {
-    let mut new_place = || -> Box<dyn Place> { Box::new(new_place()) };
     let mut report = Report::default();
     for check in CHECKS {
-        match (check.run)(&mut Bed::new(&mut new_place)).await {
+        match check.run(&mut new_place).await {
             Ok(()) => report.passed.push(check.name),
             Err(failure) => report.failed.push((check.name, failure)),
         }
@@ -145,16 +149,13 @@ pub async fn run_all<P: Place + 'static>(mut new_place: impl FnMut() -> P) -> Re
 
 /// Runs the check with this name in a runtime of its own; panics if it fails. What
 /// [`storage_conformance!`](crate::storage_conformance) calls.
-pub fn run_check<P: Place + 'static>(name: &str, mut new_place: impl FnMut() -> P) {
-    let check = CHECKS.iter().find(|check| check.name == name);
-    let check = check.unwrap_or_else(|| panic!("there is no check named {name}"));
+pub fn run_check<P: Place + 'static>(name: &str, new_place: impl FnMut() -> P) {
+    let check = Check::named(name).unwrap_or_else(|| panic!("there is no check named {name}"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime can be built");
-    let mut new_place = || -> Box<dyn Place> { Box::new(new_place()) };
-    let outcome = runtime.block_on(async { (check.run)(&mut Bed::new(&mut new_place)).await });
-    if let Err(failure) = outcome {
+    if let Err(failure) = runtime.block_on(check.run(new_place)) {
         panic!("{name}: {failure}");
     }
 }
@@ -188,11 +189,17 @@ impl<'a> Bed<'a> {
         opened.reads_like(&model).await?;
         drop(opened);
         let mut opened = self.open().await?;
-        opened.is_like(&model).await.map_err(|failure| failure.when("after a crash"))?;
+        opened
+            .is_like(&model)
+            .await
+            .map_err(|failure| failure.when("after a crash"))?;
         opened.storage.close().await?;
         drop(opened);
         let mut opened = self.open().await?;
-        opened.is_like(&model).await.map_err(|failure| failure.when("after a close"))?;
+        opened
+            .is_like(&model)
+            .await
+            .map_err(|failure| failure.when("after a close"))?;
         Ok(model)
     }
 }
@@ -213,6 +220,12 @@ impl Opened {
     async fn recover(mut storage: Box<dyn Storage>) -> Outcome<Self> {
         let recovered = storage.recover().await?;
         Ok(Self { storage, recovered })
+    }
+
+    /// What was recovered of a group that has been written.
+    fn group(&self, id: GroupId) -> Outcome<&RecoveredGroup> {
+        let group = self.recovered.groups.get(&id);
+        group.ok_or_else(|| Failure(format!("group {id} was not recovered")))
     }
 
     /// Durably.
@@ -243,7 +256,10 @@ impl Opened {
             let expected = model.read(*group, Slot(1)..Slot::MAX, usize::MAX);
             let found = self.storage.read(*group, Slot(1)..Slot::MAX, usize::MAX).await?;
             if expected != found {
-                let at = expected.iter().zip(&found).find(|(expected, found)| expected != found);
+                let at = expected
+                    .iter()
+                    .zip(&found)
+                    .find(|(expected, found)| expected != found);
                 let what = at.map_or_else(
                     || format!("{} entries instead of {}", found.len(), expected.len()),
                     |((slot, _), (found, _))| format!("wrong from slot {slot} on (found slot {found})"),
@@ -262,7 +278,7 @@ macro_rules! suite {
         pub static CHECKS: &[Check] = &[
             $($(Check {
                 name: stringify!($name),
-                run: |bed| Box::pin($module::$name(bed)),
+                property: |bed| Box::pin($module::$name(bed)),
             },)*)*
         ];
 

@@ -108,7 +108,11 @@ impl Model {
         let ids = expected.keys().chain(found.keys());
         let id = ids.copied().find(|id| expected.get(id) != found.get(id))?;
         let (Some(expected), Some(found)) = (expected.get(&id), found.get(&id)) else {
-            let what = if found.contains_key(&id) { "is there but should not be" } else { "is missing" };
+            let what = if found.contains_key(&id) {
+                "is there but should not be"
+            } else {
+                "is missing"
+            };
             return Some(format!("group {id} {what}"));
         };
         if expected.hard_state != found.hard_state {

@@ -15,8 +15,16 @@ pub(super) async fn a_new_store_is_empty(bed: &mut Bed<'_>) -> Outcome {
 
 pub(super) async fn a_store_says_whose_it_is(bed: &mut Bed<'_>) -> Outcome {
     let identity = bed.open().await?.recovered.identity;
-    ensure!(identity.cluster == OWNER.cluster, "cluster {} was not recorded", OWNER.cluster);
-    ensure!(identity.node == OWNER.node, "node {} was not recorded", OWNER.node);
+    ensure!(
+        identity.cluster == OWNER.cluster,
+        "cluster {} was not recorded",
+        OWNER.cluster
+    );
+    ensure!(
+        identity.node == OWNER.node,
+        "node {} was not recorded",
+        OWNER.node
+    );
     ensure!(identity.storage.0 != 0, "the store has no storage id");
     Ok(())
 }
@@ -41,7 +49,10 @@ pub(super) async fn every_opening_is_a_new_incarnation(bed: &mut Bed<'_>) -> Out
     for life in 0..6 {
         let mut opened = bed.open().await?;
         let incarnation = opened.recovered.incarnation.0;
-        ensure!(incarnation > last, "incarnation {last} is followed by {incarnation}");
+        ensure!(
+            incarnation > last,
+            "incarnation {last} is followed by {incarnation}"
+        );
         last = incarnation;
         // Lives end in every way, even without a single write.
         if life % 3 == 1 {
@@ -97,7 +108,10 @@ fn is_misuse<T>(result: Result<T, StorageError>, what: &str) -> Outcome {
 pub(super) async fn writing_before_recover_is_misuse(bed: &mut Bed<'_>) -> Outcome {
     let mut storage = bed.place.open(OWNER)?;
     let ops = vec![accept(A, 1, 1)];
-    is_misuse(storage.write(WriteBatch { sync: true, ops }).await, "write before recover")?;
+    is_misuse(
+        storage.write(WriteBatch { sync: true, ops }).await,
+        "write before recover",
+    )?;
     Opened::recover(storage).await?.is_like(&Model::default()).await
 }
 

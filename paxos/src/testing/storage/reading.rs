@@ -41,7 +41,10 @@ pub(super) async fn the_first_entry_is_read_in_any_case(bed: &mut Bed<'_>) -> Ou
     opened.write(ops.collect()).await?;
     for max_bytes in [0, 1, 9_999] {
         let read = slots(&opened.storage.read(A, Slot(2)..Slot(4), max_bytes).await?);
-        ensure!(read == [2], "with a bound of {max_bytes} bytes, slots 2..4 read as {read:?}");
+        ensure!(
+            read == [2],
+            "with a bound of {max_bytes} bytes, slots 2..4 read as {read:?}"
+        );
     }
     Ok(())
 }
@@ -70,7 +73,9 @@ pub(super) async fn max_bytes_counts_entry_sizes(bed: &mut Bed<'_>) -> Outcome {
 
 pub(super) async fn reads_skip_gaps(bed: &mut Bed<'_>) -> Outcome {
     let mut opened = bed.open().await?;
-    opened.write([2, 5, 90].map(|slot| accept(A, slot, 1)).to_vec()).await?;
+    opened
+        .write([2, 5, 90].map(|slot| accept(A, slot, 1)).to_vec())
+        .await?;
     let read = slots(&opened.storage.read(A, Slot(1)..Slot(91), usize::MAX).await?);
     ensure!(read == [2, 5, 90], "slots 2, 5 and 90 read as {read:?}");
     Ok(())

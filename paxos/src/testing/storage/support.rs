@@ -44,7 +44,12 @@ pub(super) fn accept_entry(group: GroupId, slot: u64, round: u64, entry: Entry) 
 
 /// An entry whose payload shows where it belongs.
 pub(super) fn accept(group: GroupId, slot: u64, round: u64) -> WriteOp {
-    accept_entry(group, slot, round, commands(std::format!("{group}/{slot}@{round}")))
+    accept_entry(
+        group,
+        slot,
+        round,
+        commands(std::format!("{group}/{slot}@{round}")),
+    )
 }
 
 pub(super) fn accept_run(group: GroupId, slots: core::ops::RangeInclusive<u64>) -> Vec<WriteOp> {
@@ -62,7 +67,10 @@ pub(super) fn hard_state(group: GroupId, round: u64, chosen: u64) -> WriteOp {
 }
 
 pub(super) fn trim(group: GroupId, upto: u64) -> WriteOp {
-    WriteOp::Trim { group, upto: Slot(upto) }
+    WriteOp::Trim {
+        group,
+        upto: Slot(upto),
+    }
 }
 
 pub(super) fn remove(group: GroupId) -> WriteOp {
