@@ -7,7 +7,7 @@
 //! WAL mode with full syncs makes a commit durable with one sync. Checkpoints are run by us: SQLite would ignore their
 //! errors, and a failed sync of the database file must not be followed by a successful one.
 
-use std::{io, path::Path, path::PathBuf};
+use std::{collections::BTreeMap, io, path::Path, path::PathBuf};
 
 use bytes::Bytes;
 use paxos::{
@@ -262,37 +262,25 @@ impl Engine for SqliteEngine {
     }
 
     async fn read(&mut self, group: GroupId, slots: &[Slot]) -> Result<Vec<Option<Bytes>>, StorageError> {
-        let mut records = Vec::with_capacity(slots.len());
+        let mut found = BTreeMap::new();
         // Slots beyond i64::MAX are negative in SQLite, so no statement crosses that border.
-        for run in slots.chunk_by(|one, next| (one.0 as i64) < next.0 as i64) {
-            let (first, last) = (run[0].0 as i64, run[run.len() - 1].0 as i64);
-            let rows = sqlx::query(
-                "SELECT slot, record FROM records WHERE grp = ? AND slot BETWEEN ? AND ? ORDER BY slot",
-            )
-            .bind(i64::from(group.0))
-            .bind(first)
-            .bind(last)
-            .fetch_all(self.connection()?)
-            .await
-            .map_err(|error| storage_error("reading", &self.path, error))?;
-            let mut rows = rows.into_iter().peekable();
-            for slot in run {
-                let is_here =
-                    |row: &sqlx::sqlite::SqliteRow| row.try_get(0).is_ok_and(|at: i64| at == slot.0 as i64);
-                while rows
-                    .peek()
-                    .is_some_and(|row| row.try_get(0).is_ok_and(|at: i64| at < slot.0 as i64))
-                {
-                    rows.next();
+        for run in slots.chunk_by(|one, next| one.0.cast_signed() < next.0.cast_signed()) {
+            let (first, last) = (run[0].0.cast_signed(), run[run.len() - 1].0.cast_signed());
+            let statement = "SELECT slot, record FROM records WHERE grp = ? AND slot BETWEEN ? AND ?";
+            let rows = sqlx::query(statement)
+                .bind(i64::from(group.0))
+                .bind(first)
+                .bind(last)
+                .fetch_all(self.connection()?)
+                .await
+                .map_err(|error| storage_error("reading", &self.path, error))?;
+            for row in rows {
+                if let (Ok(slot), Ok(record)) = (row.try_get::<i64, _>(0), row.try_get::<Vec<u8>, _>(1)) {
+                    found.insert(Slot(slot.cast_unsigned()), Bytes::from(record));
                 }
-                let row = rows.next_if(is_here);
-                records.push(
-                    row.and_then(|row| row.try_get::<Vec<u8>, _>(1).ok())
-                        .map(Bytes::from),
-                );
             }
         }
-        Ok(records)
+        Ok(slots.iter().map(|slot| found.remove(slot)).collect())
     }
 
     async fn close(&mut self) -> Result<(), StorageError> {
@@ -327,7 +315,7 @@ fn columns(key: Key) -> (i64, i64) {
     match key {
         Key::Store => (STORE, 0),
         Key::Group(group) => (group.0.into(), 0),
-        Key::Slot(group, slot) => (group.0.into(), slot.0 as i64),
+        Key::Slot(group, slot) => (group.0.into(), slot.0.cast_signed()),
     }
 }
 
@@ -339,7 +327,7 @@ fn key((group, slot): (i64, i64)) -> Option<Key> {
     let group = GroupId(group.try_into().ok()?);
     Some(match slot {
         0 => Key::Group(group),
-        slot => Key::Slot(group, Slot(slot as u64)),
+        slot => Key::Slot(group, Slot(slot.cast_unsigned())),
     })
 }
 

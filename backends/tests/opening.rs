@@ -52,7 +52,7 @@ fn other_clusters_and_nodes_are_told_whose_directory_it_is() {
         };
         let error = refusal(backend, directory.path(), stranger).to_string();
         assert!(
-            error.contains("cluster 0000000000c0ffee") && error.contains("0000000000000bad"),
+            error.contains("cluster 000000000000beef") && error.contains("0000000000000bad"),
             "{error}"
         );
         let other = Owner {
@@ -135,7 +135,7 @@ fn holder_process() {
     };
     let held = open(Backend::LevelDb, directory.as_ref()).expect("a new store");
     println!("\nholding");
-    std::thread::sleep(std::time::Duration::from_secs(60));
+    std::thread::sleep(std::time::Duration::from_mins(1));
     drop(held);
 }
 

@@ -175,7 +175,7 @@ impl Records {
     }
 
     /// The record of an entry. Its payload is shorter than 4 GiB.
-    pub fn encode_entry(&self, group: GroupId, slot: Slot, accepted: &Accepted) -> Vec<u8> {
+    pub fn encode_entry(self, group: GroupId, slot: Slot, accepted: &Accepted) -> Vec<u8> {
         let payload = &accepted.entry.payload;
         let length = u32::try_from(payload.len()).expect("payloads are shorter than 4 GiB");
         let mut record = begin(
@@ -190,12 +190,12 @@ impl Records {
     }
 
     /// The record of a slot whose entry has been lost to damage.
-    pub fn encode_damaged(&self, group: GroupId, slot: Slot) -> Vec<u8> {
+    pub fn encode_damaged(self, group: GroupId, slot: Slot) -> Vec<u8> {
         self.seal(group, slot, begin(RecordType::Damaged, 0, 0))
     }
 
     /// What the record found at this place says. The payload is a slice of the record.
-    pub fn decode_slot(&self, group: GroupId, slot: Slot, record: &Bytes) -> Result<SlotRecord, RecordError> {
+    pub fn decode_slot(self, group: GroupId, slot: Slot, record: &Bytes) -> Result<SlotRecord, RecordError> {
         self.verify(group, slot, record)?;
         let mut body = record.slice(HEADER_BYTES..);
         if record[1] == RecordType::Damaged as u8 && body.is_empty() {
@@ -216,7 +216,7 @@ impl Records {
     }
 
     /// The record of a group.
-    pub fn encode_group(&self, group: GroupId, state: &GroupRecord) -> Vec<u8> {
+    pub fn encode_group(self, group: GroupId, state: &GroupRecord) -> Vec<u8> {
         let mut record = begin(RecordType::Group, 0, GROUP_BODY_BYTES);
         put_ballot(&mut record, state.hard_state.promised);
         record.put_u64_le(state.hard_state.chosen.0);
@@ -229,7 +229,7 @@ impl Records {
     }
 
     /// What the record found in the place of this group's record says.
-    pub fn decode_group(&self, group: GroupId, record: &[u8]) -> Result<GroupRecord, RecordError> {
+    pub fn decode_group(self, group: GroupId, record: &[u8]) -> Result<GroupRecord, RecordError> {
         let mut body = self.fixed_body(group, record, RecordType::Group, GROUP_BODY_BYTES)?;
         Ok(GroupRecord {
             hard_state: HardState {
@@ -247,7 +247,7 @@ impl Records {
     }
 
     /// The record of the store.
-    pub fn encode_store(&self, state: &StoreRecord) -> Vec<u8> {
+    pub fn encode_store(self, state: &StoreRecord) -> Vec<u8> {
         let mut record = begin(RecordType::Store, 0, STORE_BODY_BYTES);
         record.put_u64_le(state.incarnation.0);
         record.put_u64_le(state.commit);
@@ -257,7 +257,7 @@ impl Records {
     }
 
     /// What the record found in the place of the store's record says.
-    pub fn decode_store(&self, record: &[u8]) -> Result<StoreRecord, RecordError> {
+    pub fn decode_store(self, record: &[u8]) -> Result<StoreRecord, RecordError> {
         let mut body = self.fixed_body(GroupId(0), record, RecordType::Store, STORE_BODY_BYTES)?;
         Ok(StoreRecord {
             incarnation: Incarnation(body.get_u64_le()),
@@ -267,13 +267,13 @@ impl Records {
         })
     }
 
-    fn seal(&self, group: GroupId, slot: Slot, mut record: Vec<u8>) -> Vec<u8> {
+    fn seal(self, group: GroupId, slot: Slot, mut record: Vec<u8>) -> Vec<u8> {
         let checksum = self.checksum(group, slot, &record);
         record[4..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         record
     }
 
-    fn verify(&self, group: GroupId, slot: Slot, record: &[u8]) -> Result<(), RecordError> {
+    fn verify(self, group: GroupId, slot: Slot, record: &[u8]) -> Result<(), RecordError> {
         let found = checksum(record).ok_or(RecordError::Short { bytes: record.len() })?;
         if self.checksum(group, slot, record) != found {
             return Err(RecordError::Checksum);
@@ -284,13 +284,13 @@ impl Records {
         Ok(())
     }
 
-    fn fixed_body<'a>(
-        &self,
+    fn fixed_body(
+        self,
         group: GroupId,
-        record: &'a [u8],
+        record: &[u8],
         expected: RecordType,
         bytes: usize,
-    ) -> Result<&'a [u8], RecordError> {
+    ) -> Result<&[u8], RecordError> {
         self.verify(group, Slot::ZERO, record)?;
         let body = &record[HEADER_BYTES..];
         if record[1] != expected as u8 || body.len() != bytes {
@@ -300,7 +300,7 @@ impl Records {
     }
 
     /// Of a record that has at least a header; the place of the checksum itself is left out.
-    fn checksum(&self, group: GroupId, slot: Slot, record: &[u8]) -> u32 {
+    fn checksum(self, group: GroupId, slot: Slot, record: &[u8]) -> u32 {
         let mut key = [0; 16];
         let mut rest = &mut key[..];
         rest.put_u32_le(group.0);

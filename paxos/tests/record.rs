@@ -57,7 +57,7 @@ fn group_record() -> impl Strategy<Value = GroupRecord> {
     )
 }
 
-fn is_refused(records: &Records, group: GroupId, slot: Slot, bytes: &Bytes) -> bool {
+fn is_refused(records: Records, group: GroupId, slot: Slot, bytes: &Bytes) -> bool {
     records.decode_slot(group, slot, bytes).is_err()
         && records.decode_group(group, bytes).is_err()
         && records.decode_store(bytes).is_err()
@@ -96,7 +96,7 @@ proptest! {
     #[test]
     fn any_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400), group: u32, slot: u64) {
         let records = Records::new(IDENTITY);
-        prop_assert!(is_refused(&records, GroupId(group), Slot(slot), &bytes.into()));
+        prop_assert!(is_refused(records, GroupId(group), Slot(slot), &bytes.into()));
     }
 
     #[test]
@@ -105,7 +105,7 @@ proptest! {
         let mut record = records.encode_entry(GroupId(1), Slot(1), &accepted);
         let at = at.index(record.len());
         record[at] ^= 1 << bit;
-        prop_assert!(is_refused(&records, GroupId(1), Slot(1), &record.into()));
+        prop_assert!(is_refused(records, GroupId(1), Slot(1), &record.into()));
     }
 
     #[test]
@@ -113,7 +113,7 @@ proptest! {
         let records = Records::new(IDENTITY);
         let mut record = records.encode_entry(GroupId(1), Slot(1), &accepted);
         record.truncate(at.index(record.len()));
-        prop_assert!(is_refused(&records, GroupId(1), Slot(1), &record.into()));
+        prop_assert!(is_refused(records, GroupId(1), Slot(1), &record.into()));
     }
 
     #[test]
@@ -128,7 +128,9 @@ proptest! {
     fn a_digest_does_not_depend_on_the_order(mut set in proptest::collection::vec(any::<(u64, u32)>(), 0..20)) {
         let sum = |set: &[(u64, u32)]| {
             let mut digest = Digest::default();
-            set.iter().for_each(|(key, checksum)| digest.add(*key, *checksum));
+            for (key, checksum) in set {
+                digest.add(*key, *checksum);
+            }
             digest
         };
         let forwards = sum(&set);

@@ -12,7 +12,7 @@ use paxos::{
 use paxos_backends::Backend;
 
 pub(crate) const OWNER: Owner = Owner {
-    cluster: ClusterId(0xC0FFEE),
+    cluster: ClusterId(0xBEEF),
     node: NodeId(2),
 };
 

@@ -59,7 +59,7 @@ pub(super) async fn payloads_of_all_sizes_come_back(bed: &mut Bed<'_>) -> Outcom
     // Around the block sizes that engines use.
     let around = |size: usize| [size - 40, size - 1, size, size + 1];
     let sizes = [128, 256, 512, 4_096, 8_192, 16_384, 32_768, 65_536];
-    let payload = |bytes: usize| Bytes::from_iter((0..bytes).map(|at| (at * 31 + bytes) as u8));
+    let payload = |bytes: usize| (0..bytes).map(|at| (at * 31 + bytes) as u8).collect::<Bytes>();
     let ops = (1..).zip(sizes.into_iter().flat_map(around));
     let ops = ops.map(|(slot, bytes)| accept_entry(A, slot, 1, commands(payload(bytes))));
     bed.holds([ops.collect()]).await?;

@@ -15,6 +15,11 @@
 //! [`run_all`] does the same at run time and returns a [`Report`]. Stores whose disk can be made to fail implement
 //! [`Place`] themselves instead of passing a closure, and are then tested for an error at every single call.
 
+#![allow(
+    clippy::wildcard_imports,
+    reason = "the words of `support` are in every line of a check"
+)]
+
 #[macro_use]
 mod support;
 mod batches;
