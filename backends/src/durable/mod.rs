@@ -6,6 +6,8 @@
 
 mod directory;
 mod ledger;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::{collections::BTreeMap, fmt, ops::Range, path::Path};
