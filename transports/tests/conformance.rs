@@ -237,6 +237,7 @@ impl Transport for Faulty {
 /// A frame as the suite sends them.
 fn rubbish(number: u64) -> bytes::Bytes {
     let message = paxos::core::Message::Forward {
+        ballot: paxos::Ballot::ZERO,
         incarnation: paxos::Incarnation(1),
         first: number,
         commands: Vec::new(),

@@ -126,6 +126,7 @@ fn frame(from: u64, cluster: ClusterId, number: u64, bytes: usize) -> Outgoing {
         storage: StorageId(from + 100),
         group: GroupId(1),
         message: Message::Forward {
+            ballot: paxos::Ballot::ZERO,
             incarnation: Incarnation(1),
             first: number,
             commands: vec![Bytes::from(vec![b'x'; bytes])],
