@@ -28,6 +28,10 @@ pub struct Config {
     pub read_timeout: Duration,
     /// A write of the store that takes longer is logged.
     pub slow_sync: Duration,
+    /// Whether the store has a thread of its own (the default). Without one it runs as a task of the node's runtime, and
+    /// each of its calls that blocks stops everything else there: for stores in memory, and for tests whose clock is
+    /// paused.
+    pub storage_thread: bool,
     /// Seeds the randomness of all replicas (election timeouts); `None` draws a seed.
     pub seed: Option<u64>,
 }
@@ -44,6 +48,7 @@ impl Default for Config {
             max_write_bytes: 8 << 20,
             read_timeout: Duration::from_secs(5),
             slow_sync: Duration::from_secs(1),
+            storage_thread: true,
             seed: None,
         }
     }

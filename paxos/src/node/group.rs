@@ -1,22 +1,40 @@
 //! The handle of a group: what users of a replicated service call.
 
-use std::{boxed::Box, string::String, sync::Arc, time::Duration, vec::Vec};
+use std::{
+    boxed::Box,
+    fmt,
+    string::String,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+    vec,
+    vec::Vec,
+};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
+use super::{
+    Clock, Config,
+    waiting::{Burst, Callback, Outcome, Queries, ReadRequest, Reply},
+};
 use crate::{
     core::Status,
     error::{ProposeError, ReadError},
     metrics::GroupMetrics,
-    types::{Ballot, GroupId, NodeId, Slot},
+    types::{Ballot, GroupId, NodeId, Slot, Time},
 };
 
 /// A handle to one group of a node. Cloned freely; used from any task or thread.
 ///
 /// Every call after the group or its node has stopped is answered with the reason.
-#[derive(Clone, Debug)]
-pub struct Group {}
+#[derive(Clone)]
+pub struct Group(pub(super) Arc<Shared>);
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,16 +63,191 @@ pub struct GroupStatus {
     pub halted: Option<String>,
 }
 
-#[allow(unused_variables, reason = "to be filled in")]
+/// What users ask of a group's task.
+pub(super) enum Request {
+    Propose {
+        command: Bytes,
+        reply: Reply,
+        since: Instant,
+        deadline: Option<Time>,
+    },
+    ProposeAll {
+        commands: Vec<Bytes>,
+        burst: Arc<Burst>,
+        since: Instant,
+        deadline: Option<Time>,
+    },
+    Read(ReadRequest),
+    Status(oneshot::Sender<GroupStatus>),
+}
+
+impl Request {
+    /// How many requests it counts for, and how many bytes.
+    pub(super) fn weight(&self) -> (usize, usize) {
+        let sum = |many: &[Bytes]| (many.len(), many.iter().map(Bytes::len).sum());
+        match self {
+            Self::Propose { command, .. } => (1, command.len()),
+            Self::ProposeAll { commands, .. } => sum(commands),
+            Self::Read(ReadRequest {
+                queries: Queries::One(query, _),
+                ..
+            }) => (1, query.len()),
+            Self::Read(ReadRequest {
+                queries: Queries::Many(queries, _),
+                ..
+            }) => sum(queries),
+            Self::Status(_) => (1, 0),
+        }
+    }
+}
+
+/// What handles and the task of a group share.
+pub(super) struct Shared {
+    pub(super) id: GroupId,
+    pub(super) node: NodeId,
+    pub(super) clock: Clock,
+    pub(super) queue: Queue,
+    pub(super) leader: watch::Sender<Option<Ballot>>,
+    pub(super) metrics: Arc<GroupMetrics>,
+    /// Why the group stopped.
+    pub(super) stopped: OnceLock<String>,
+    /// As of a moment ago.
+    pub(super) last_status: Mutex<GroupStatus>,
+    pub(super) read_timeout: Duration,
+}
+
+impl Shared {
+    pub(super) fn stop_reason(&self) -> String {
+        self.stopped
+            .get()
+            .cloned()
+            .unwrap_or_else(|| "the group has stopped".into())
+    }
+
+    pub(super) fn last_status(&self) -> GroupStatus {
+        let last = self
+            .last_status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        GroupStatus {
+            halted: self.stopped.get().cloned(),
+            ..last
+        }
+    }
+
+    fn push(&self, request: Request) {
+        if let Err((refusal, request)) = self.queue.push(request) {
+            self.refuse(refusal, request);
+        }
+    }
+
+    /// Answers a request that has not reached the replica: nothing happened.
+    pub(super) fn refuse(&self, refusal: Refusal, request: Request) {
+        let retry_after = self.queue.retry_after();
+        let rejected = &self.metrics.rejected;
+        let proposal_error = || match refusal {
+            Refusal::Full => ProposeError::Overloaded { retry_after },
+            Refusal::Stopped => ProposeError::Stopped(self.stop_reason()),
+        };
+        let counter = match refusal {
+            Refusal::Full => &rejected.overloaded,
+            Refusal::Stopped => &rejected.stopped,
+        };
+        counter.add(request.weight().0 as u64);
+        match request {
+            Request::Propose { reply, .. } => reply.send(Err(proposal_error())),
+            Request::ProposeAll { burst, .. } => burst.set_all(&Err(proposal_error())),
+            Request::Read(read) => read.queries.refuse(match refusal {
+                Refusal::Full => ReadError::Overloaded { retry_after },
+                Refusal::Stopped => ReadError::Stopped(self.stop_reason()),
+            }),
+            Request::Status(_) => {}
+        }
+    }
+}
+
+/// Users' requests on their way to the task: bounded in number and bytes, in the order of the calls. Nothing waits.
+pub(super) struct Queue {
+    requests: mpsc::UnboundedSender<Request>,
+    queued: AtomicUsize,
+    queued_bytes: AtomicUsize,
+    max_requests: usize,
+    max_bytes: usize,
+    /// How long a proposal takes of late.
+    pace_micros: AtomicU64,
+}
+
+/// Why a request does not reach the replica.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refusal {
+    Full,
+    Stopped,
+}
+
+impl Queue {
+    pub(super) fn new(config: &Config) -> (Self, mpsc::UnboundedReceiver<Request>) {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let queue = Self {
+            requests,
+            queued: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            max_requests: config.max_queued_requests,
+            max_bytes: config.max_queued_bytes,
+            pace_micros: AtomicU64::new(0),
+        };
+        (queue, receiver)
+    }
+
+    /// A request larger than the whole queue is taken when the queue is empty.
+    fn push(&self, request: Request) -> Result<(), (Refusal, Request)> {
+        let weight @ (count, bytes) = request.weight();
+        let queued = self.queued.fetch_add(count, Relaxed);
+        let queued_bytes = self.queued_bytes.fetch_add(bytes, Relaxed);
+        let too_many = queued > 0 && queued + count > self.max_requests;
+        let too_large = queued_bytes > 0 && queued_bytes + bytes > self.max_bytes;
+        if too_many || too_large {
+            self.taken(weight);
+            return Err((Refusal::Full, request));
+        }
+        self.requests
+            .send(request)
+            .map_err(|mpsc::error::SendError(request)| {
+                self.taken(weight);
+                (Refusal::Stopped, request)
+            })
+    }
+
+    /// The task has taken requests of this weight out.
+    pub(super) fn taken(&self, (count, bytes): (usize, usize)) {
+        self.queued.fetch_sub(count, Relaxed);
+        self.queued_bytes.fetch_sub(bytes, Relaxed);
+    }
+
+    /// The task tells how long a proposal took.
+    pub(super) fn set_pace(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let before = self.pace_micros.load(Relaxed);
+        self.pace_micros
+            .store(before.saturating_mul(7).saturating_add(took) / 8, Relaxed);
+    }
+
+    /// When it makes sense to try again: about when what is pending now will be done.
+    pub(super) fn retry_after(&self) -> Duration {
+        Duration::from_micros(self.pace_micros.load(Relaxed))
+            .clamp(Duration::from_millis(5), Duration::from_secs(1))
+    }
+}
+
 impl Group {
     /// Which group.
     pub fn id(&self) -> GroupId {
-        todo!()
+        self.0.id
     }
 
     /// The node that this handle belongs to.
     pub fn node(&self) -> NodeId {
-        todo!()
+        self.0.node
     }
 
     /// Replicates a command and returns the state machine's reply.
@@ -66,17 +259,43 @@ impl Group {
         &self,
         command: Bytes,
     ) -> impl Future<Output = Result<Bytes, ProposeError>> + Send + use<> {
-        async { todo!() }
+        self.propose_one(command, None)
     }
 
-    /// As [`propose`](Self::propose), for at most `timeout`: then it ends [`Expired`](ProposeError::Expired) (it did not
-    /// happen) or [`Unknown`](ProposeError::Unknown).
+    /// As [`propose`](Self::propose), for at most `timeout`: then it ends [`Expired`](ProposeError::Expired) (it did
+    /// not happen) or [`Unknown`](ProposeError::Unknown).
     pub fn propose_within(
         &self,
         command: Bytes,
         timeout: Duration,
     ) -> impl Future<Output = Result<Bytes, ProposeError>> + Send + use<> {
-        async { todo!() }
+        self.propose_one(command, Some(timeout))
+    }
+
+    fn propose_one(
+        &self,
+        command: Bytes,
+        timeout: Option<Duration>,
+    ) -> impl Future<Output = Outcome> + Send + use<> {
+        let (reply, outcome) = oneshot::channel();
+        self.push_proposal(command, timeout, Reply::One(reply));
+        // Without an outcome the task went away with its runtime.
+        async move { outcome.await.unwrap_or(Err(ProposeError::Unknown)) }
+    }
+
+    fn push_proposal(&self, command: Bytes, timeout: Option<Duration>, reply: Reply) {
+        let since = Instant::now();
+        let deadline = self.deadline(since, timeout);
+        self.0.push(Request::Propose {
+            command,
+            reply,
+            since,
+            deadline,
+        });
+    }
+
+    fn deadline(&self, since: Instant, timeout: Option<Duration>) -> Option<Time> {
+        timeout.map(|timeout| self.0.clock.time_of(since).plus(timeout))
     }
 
     /// As [`propose`](Self::propose), with a callback that is called exactly once, as a rule from the group's task: it
@@ -87,7 +306,7 @@ impl Group {
         timeout: Option<Duration>,
         done: Box<dyn FnOnce(Result<Bytes, ProposeError>) + Send>,
     ) {
-        todo!()
+        self.push_proposal(command, timeout, Reply::Callback(Callback::new(done)));
     }
 
     /// Proposes a burst of commands, in order, at the cost of little more than one; `timeout` counts for all of them.
@@ -97,7 +316,22 @@ impl Group {
         commands: Vec<Bytes>,
         timeout: Option<Duration>,
     ) -> impl Future<Output = Vec<Result<Bytes, ProposeError>>> + Send + use<> {
-        async { todo!() }
+        let count = commands.len();
+        let (reply, outcomes) = oneshot::channel();
+        let since = Instant::now();
+        let deadline = self.deadline(since, timeout);
+        let burst = Burst::new(count, reply);
+        self.0.push(Request::ProposeAll {
+            commands,
+            burst,
+            since,
+            deadline,
+        });
+        async move {
+            outcomes
+                .await
+                .unwrap_or_else(|_| vec![Err(ProposeError::Unknown); count])
+        }
     }
 
     /// Answers a read from the state machine of this node. Ends [`Expired`](ReadError::Expired) after
@@ -107,7 +341,8 @@ impl Group {
         read: Read,
         query: Bytes,
     ) -> impl Future<Output = Result<Bytes, ReadError>> + Send + use<> {
-        async { todo!() }
+        let (reply, answer) = oneshot::channel();
+        self.ask(read, Queries::One(query, reply), answer)
     }
 
     /// Answers a burst of reads, all from the same state, at the cost of little more than one.
@@ -116,32 +351,70 @@ impl Group {
         read: Read,
         queries: Vec<Bytes>,
     ) -> impl Future<Output = Result<Vec<Bytes>, ReadError>> + Send + use<> {
-        async { todo!() }
+        let (reply, answers) = oneshot::channel();
+        self.ask(read, Queries::Many(queries, reply), answers)
     }
 
-    /// What the group is now. Always answers: with the last known state if the group has stopped or halted.
+    fn ask<T: Send>(
+        &self,
+        read: Read,
+        queries: Queries,
+        answer: oneshot::Receiver<Result<T, ReadError>>,
+    ) -> impl Future<Output = Result<T, ReadError>> + Send + use<T> {
+        let since = Instant::now();
+        let deadline = self.0.clock.time_of(since).plus(self.0.read_timeout);
+        self.0.push(Request::Read(ReadRequest {
+            read,
+            queries,
+            since,
+            deadline,
+        }));
+        async move {
+            answer
+                .await
+                .unwrap_or_else(|_| Err(ReadError::Stopped("the node's runtime has ended".into())))
+        }
+    }
+
+    /// What the group is now. Always answers: with the last known state if the group is overloaded or has stopped.
     pub async fn status(&self) -> GroupStatus {
-        todo!()
+        let (reply, status) = oneshot::channel();
+        self.0.push(Request::Status(reply));
+        status.await.unwrap_or_else(|_| self.0.last_status())
     }
 
     /// The leader's ballot as this node knows it; changes only when it changes. `ballot.node` leads, and the ballot is
     /// the fencing token of its leadership.
     pub fn leader(&self) -> watch::Receiver<Option<Ballot>> {
-        todo!()
+        self.0.leader.subscribe()
     }
 
     /// Whether this node leads the group, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        todo!()
+        self.0
+            .leader
+            .borrow()
+            .is_some_and(|ballot| ballot.node == self.0.node)
     }
 
     /// Why the group stopped or halted, if it did.
     pub fn halted(&self) -> Option<String> {
-        todo!()
+        self.0.stopped.get().cloned()
     }
 
     /// What the group has counted on this node.
     pub fn metrics(&self) -> &Arc<GroupMetrics> {
-        todo!()
+        &self.0.metrics
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group")
+            .field("id", &self.0.id)
+            .field("node", &self.0.node)
+            .field("leader", &*self.0.leader.borrow())
+            .field("halted", &self.0.stopped.get())
+            .finish_non_exhaustive()
     }
 }

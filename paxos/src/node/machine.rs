@@ -1,0 +1,251 @@
+//! Runs a group's state machine: hands it chosen entries in runs, and holds it to its contract.
+
+use std::{
+    boxed::Box,
+    format,
+    panic::{AssertUnwindSafe, catch_unwind},
+    string::String,
+    vec::Vec,
+};
+
+use bytes::Bytes;
+
+use super::storage::panic_text;
+use crate::{
+    core::{ChosenEntry, Token},
+    state_machine::{ApplyCommand, Chosen, MachineError, StateMachine},
+    types::Slot,
+};
+
+pub(super) struct Machine {
+    machine: Box<dyn StateMachine>,
+    applied: Slot,
+    /// The run that is being gathered.
+    upto: Slot,
+    commands: Vec<ApplyCommand>,
+    tokens: Vec<Option<Token>>,
+    replies: Vec<Bytes>,
+}
+
+/// Whose proposals a run answered, with the replies.
+pub(super) type Answers<'a> = std::iter::Zip<std::vec::Drain<'a, Option<Token>>, std::vec::Drain<'a, Bytes>>;
+
+impl Machine {
+    pub(super) fn new(machine: Box<dyn StateMachine>) -> Self {
+        let applied = machine.applied();
+        Self {
+            machine,
+            applied,
+            upto: applied,
+            commands: Vec::new(),
+            tokens: Vec::new(),
+            replies: Vec::new(),
+        }
+    }
+
+    /// The last slot that the machine has applied.
+    pub(super) const fn applied(&self) -> Slot {
+        self.applied
+    }
+
+    /// Adds a chosen entry to the run, unless the machine already holds its effects.
+    pub(super) fn push(&mut self, entry: ChosenEntry) {
+        if entry.slot <= self.applied {
+            return;
+        }
+        self.upto = entry.slot;
+        for chosen in entry.commands {
+            self.tokens.push(chosen.token);
+            self.commands.push(ApplyCommand {
+                slot: entry.slot,
+                ballot: entry.ballot,
+                id: chosen.command.id,
+                payload: chosen.command.payload,
+            });
+        }
+    }
+
+    /// Whether there is anything to apply.
+    pub(super) fn has_run(&self) -> bool {
+        self.upto > self.applied
+    }
+
+    /// Applies the run. After an error the machine must not be used any more.
+    pub(super) fn apply(&mut self) -> Result<Answers<'_>, MachineError> {
+        let chosen = Chosen {
+            upto: self.upto,
+            commands: &self.commands,
+        };
+        let (machine, replies) = (&mut self.machine, &mut self.replies);
+        replies.reserve(chosen.commands.len());
+        caught("apply", || machine.apply(chosen, replies))??;
+        if self.replies.len() != self.commands.len() {
+            return Err(MachineError(format!(
+                "apply pushed {} replies for {} commands; it must push exactly one for each",
+                self.replies.len(),
+                self.commands.len()
+            )));
+        }
+        let applied = self.machine.applied();
+        if applied != self.upto {
+            return Err(MachineError(format!(
+                "applied() is {applied} after a run up to slot {}; it must be that slot",
+                self.upto
+            )));
+        }
+        self.applied = applied;
+        self.commands.clear();
+        Ok(self.tokens.drain(..).zip(self.replies.drain(..)))
+    }
+
+    /// Answers a read. A panic is the answer to that read only: a query cannot change the state.
+    pub(super) fn query(&self, query: Bytes) -> Result<Bytes, String> {
+        caught("query", || self.machine.query(query)).map_err(|MachineError(why)| why)
+    }
+
+    pub(super) fn digest(&self) -> Option<u64> {
+        caught("digest", || self.machine.digest()).ok().flatten()
+    }
+}
+
+fn caught<T>(doing: &str, call: impl FnOnce() -> T) -> Result<T, MachineError> {
+    catch_unwind(AssertUnwindSafe(call))
+        .map_err(|panic| MachineError(format!("{doing} panicked: {}", panic_text(&*panic))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{string::ToString, vec};
+
+    use super::*;
+    use crate::{
+        core::{ChosenCommand, Command},
+        state_machine::SnapshotSource,
+        types::{Ballot, ProposalId},
+    };
+
+    /// Echoes, unless it is told to misbehave.
+    struct Echo {
+        applied: Slot,
+        runs: Vec<usize>,
+    }
+
+    impl StateMachine for Echo {
+        fn applied(&self) -> Slot {
+            self.applied
+        }
+
+        fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
+            self.runs.push(chosen.commands.len());
+            self.applied = chosen.upto;
+            for command in chosen.commands {
+                match &*command.payload {
+                    b"panic" => panic!("asked to"),
+                    b"fail" => return Err(MachineError::new("asked to")),
+                    b"mute" => {}
+                    b"stall" => self.applied = command.slot.previous(),
+                    _ => {}
+                }
+                if &*command.payload != b"mute" {
+                    replies.push(command.payload.clone());
+                }
+            }
+            Ok(())
+        }
+
+        fn query(&self, query: Bytes) -> Bytes {
+            assert_ne!(&*query, b"panic");
+            Bytes::from(format!("{:?}", self.runs))
+        }
+
+        fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+            Err(MachineError::new("none"))
+        }
+
+        fn restore(&mut self, _: Slot, _: &mut dyn std::io::Read) -> Result<(), MachineError> {
+            Err(MachineError::new("none"))
+        }
+    }
+
+    fn machine(applied: u64) -> Machine {
+        Machine::new(Box::new(Echo {
+            applied: Slot(applied),
+            runs: Vec::new(),
+        }))
+    }
+
+    fn entry(slot: u64, payload: &'static str) -> ChosenEntry {
+        let command = Command {
+            id: ProposalId::default(),
+            payload: Bytes::from_static(payload.as_bytes()),
+        };
+        ChosenEntry {
+            slot: Slot(slot),
+            ballot: Ballot::ZERO,
+            commands: vec![ChosenCommand {
+                command,
+                token: Some(Token(slot)),
+            }],
+            membership: None,
+        }
+    }
+
+    #[test]
+    fn entries_of_one_round_are_one_run_and_each_is_answered() {
+        let mut machine = machine(0);
+        machine.push(entry(1, "a"));
+        machine.push(ChosenEntry {
+            commands: Vec::new(),
+            ..entry(2, "")
+        });
+        machine.push(entry(3, "b"));
+        let answers: Vec<_> = machine.apply().unwrap().collect();
+        assert_eq!(
+            answers,
+            [
+                (Some(Token(1)), Bytes::from("a")),
+                (Some(Token(3)), Bytes::from("b"))
+            ]
+        );
+        assert_eq!((machine.applied(), machine.has_run()), (Slot(3), false));
+        assert_eq!(machine.query(Bytes::new()).unwrap(), "[2]");
+    }
+
+    #[test]
+    fn a_machine_is_never_given_what_it_already_holds() {
+        let mut machine = machine(2);
+        machine.push(entry(1, "a"));
+        machine.push(entry(2, "b"));
+        assert!(!machine.has_run());
+        machine.push(entry(3, "c"));
+        let answers: Vec<_> = machine.apply().unwrap().collect();
+        assert_eq!(answers, [(Some(Token(3)), Bytes::from("c"))]);
+    }
+
+    #[test]
+    fn a_machine_that_breaks_its_contract_is_found_out() {
+        for (command, finding) in [
+            ("panic", "apply panicked: asked to"),
+            ("fail", "asked to"),
+            ("mute", "pushed 0 replies for 1 commands"),
+            ("stall", "applied() is 0 after a run up to slot 1"),
+        ] {
+            let mut machine = machine(0);
+            machine.push(entry(1, command));
+            let error = machine.apply().map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(finding), "{command}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_query_that_panics_spoils_nothing() {
+        let machine = machine(0);
+        assert!(
+            machine
+                .query(Bytes::from_static(b"panic"))
+                .unwrap_err()
+                .contains("query panicked")
+        );
+        assert_eq!(machine.query(Bytes::new()).unwrap(), "[]");
+    }
+}

@@ -1,0 +1,305 @@
+//! Who waits for what: users' open proposals and reads, and their deadlines.
+
+use std::{
+    boxed::Box,
+    cmp::Reverse,
+    collections::BinaryHeap,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    vec::Vec,
+};
+
+use bytes::Bytes;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{group::Read, storage::panic_text};
+use crate::{
+    core::Token,
+    error::{ProposeError, ReadError},
+    types::{Slot, Time},
+};
+
+pub(super) type Outcome = Result<Bytes, ProposeError>;
+
+/// Gets the outcome of one proposal. If it is dropped without one, whoever waits is told that it is unknown.
+pub(super) enum Reply {
+    One(oneshot::Sender<Outcome>),
+    Callback(Callback),
+    Burst { burst: Arc<Burst>, position: usize },
+}
+
+impl Reply {
+    pub(super) fn send(self, outcome: Outcome) {
+        match self {
+            Self::One(reply) => {
+                // Nobody listens any more: fine.
+                let _ = reply.send(outcome);
+            }
+            Self::Callback(callback) => callback.call(outcome),
+            Self::Burst { burst, position } => burst.set(position, outcome),
+        }
+    }
+}
+
+/// Calls back exactly once, whatever happens.
+pub(super) struct Callback(Option<Box<dyn FnOnce(Outcome) + Send>>);
+
+impl Callback {
+    pub(super) fn new(done: Box<dyn FnOnce(Outcome) + Send>) -> Self {
+        Self(Some(done))
+    }
+
+    fn call(mut self, outcome: Outcome) {
+        self.call_once(outcome);
+    }
+
+    fn call_once(&mut self, outcome: Outcome) {
+        if let Some(done) = self.0.take()
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| done(outcome)))
+        {
+            tracing::error!(panic = panic_text(&*panic), "the callback of a proposal panicked");
+        }
+    }
+}
+
+impl Drop for Callback {
+    fn drop(&mut self) {
+        self.call_once(Err(ProposeError::Unknown));
+    }
+}
+
+/// Collects the outcomes of a burst of proposals, and hands them over when the last proposal lets go of it.
+pub(super) struct Burst {
+    outcomes: Mutex<Vec<Outcome>>,
+    reply: Option<oneshot::Sender<Vec<Outcome>>>,
+}
+
+impl Burst {
+    pub(super) fn new(commands: usize, reply: oneshot::Sender<Vec<Outcome>>) -> Arc<Self> {
+        Arc::new(Self {
+            outcomes: Mutex::new(std::vec![Err(ProposeError::Unknown); commands]),
+            reply: Some(reply),
+        })
+    }
+
+    fn set(&self, position: usize, outcome: Outcome) {
+        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = outcomes.get_mut(position) {
+            *place = outcome;
+        }
+    }
+
+    pub(super) fn set_all(&self, outcome: &Outcome) {
+        self.outcomes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fill(outcome.clone());
+    }
+}
+
+impl Drop for Burst {
+    fn drop(&mut self) {
+        let outcomes = mem::take(self.outcomes.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if let Some(reply) = self.reply.take() {
+            let _ = reply.send(outcomes);
+        }
+    }
+}
+
+/// One read, or several that are answered from the same state.
+pub(super) enum Queries {
+    One(Bytes, oneshot::Sender<Result<Bytes, ReadError>>),
+    Many(Vec<Bytes>, oneshot::Sender<Result<Vec<Bytes>, ReadError>>),
+}
+
+impl Queries {
+    pub(super) fn refuse(self, error: ReadError) {
+        match self {
+            Self::One(_, reply) => drop(reply.send(Err(error))),
+            Self::Many(_, reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+pub(super) struct ReadRequest {
+    pub(super) read: Read,
+    pub(super) queries: Queries,
+    pub(super) since: Instant,
+    pub(super) deadline: Time,
+}
+
+/// Somebody who waits.
+pub(super) enum Waiter {
+    Proposal {
+        reply: Reply,
+        since: Instant,
+        bytes: usize,
+    },
+    /// A read; `slot` once it is known what it waits for.
+    Read {
+        request: ReadRequest,
+        slot: Option<Slot>,
+    },
+}
+
+/// All who wait, by token. A token is an index and how often that place has been used.
+#[derive(Default)]
+pub(super) struct Waiting {
+    places: Vec<Place>,
+    free: Vec<u32>,
+    open: usize,
+    deadlines: BinaryHeap<Reverse<(Time, Token)>>,
+}
+
+#[derive(Default)]
+struct Place {
+    uses: u32,
+    waiter: Option<Waiter>,
+}
+
+impl Waiting {
+    pub(super) fn add(&mut self, waiter: Waiter, deadline: Option<Time>) -> Token {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            self.places.len() as u32 - 1
+        });
+        let place = &mut self.places[index as usize];
+        place.uses = place.uses.wrapping_add(1);
+        place.waiter = Some(waiter);
+        let token = Token(u64::from(place.uses) << 32 | u64::from(index));
+        self.open += 1;
+        if let Some(deadline) = deadline {
+            self.deadlines.push(Reverse((deadline, token)));
+            self.forget_deadlines_of_the_past();
+        }
+        token
+    }
+
+    pub(super) fn get_mut(&mut self, token: Token) -> Option<&mut Waiter> {
+        let place = self.places.get_mut(token.0 as u32 as usize)?;
+        if u64::from(place.uses) == token.0 >> 32 {
+            place.waiter.as_mut()
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn remove(&mut self, token: Token) -> Option<Waiter> {
+        self.get_mut(token)?;
+        let index = token.0 as u32;
+        self.open -= 1;
+        self.free.push(index);
+        self.places.get_mut(index as usize)?.waiter.take()
+    }
+
+    pub(super) fn tokens(&self) -> Vec<Token> {
+        let open = self
+            .places
+            .iter()
+            .zip(0_u64..)
+            .filter(|(place, _)| place.waiter.is_some());
+        open.map(|(place, index)| Token(u64::from(place.uses) << 32 | index))
+            .collect()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.peek().map(|Reverse((deadline, _))| *deadline)
+    }
+
+    /// Someone whose deadline has passed, each once.
+    pub(super) fn pop_expired(&mut self, now: Time) -> Option<Token> {
+        while self.next_deadline().is_some_and(|deadline| deadline <= now) {
+            let Reverse((_, token)) = self.deadlines.pop()?;
+            if self.get_mut(token).is_some() {
+                return Some(token);
+            }
+        }
+        None
+    }
+
+    /// Keeps the deadlines of those who were answered from piling up; constant time on average.
+    fn forget_deadlines_of_the_past(&mut self) {
+        if self.deadlines.len() > 2 * self.open + 1_024 {
+            let mut deadlines = mem::take(&mut self.deadlines);
+            deadlines.retain(|Reverse((_, token))| self.get_mut(*token).is_some());
+            self.deadlines = deadlines;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn proposal() -> (Waiter, oneshot::Receiver<Outcome>) {
+        let (reply, outcome) = oneshot::channel();
+        let waiter = Waiter::Proposal {
+            reply: Reply::One(reply),
+            since: Instant::now(),
+            bytes: 0,
+        };
+        (waiter, outcome)
+    }
+
+    const fn at(millis: u64) -> Time {
+        Time(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_token_means_one_waiter_for_ever() {
+        let mut waiting = Waiting::default();
+        let first = waiting.add(proposal().0, None);
+        assert!(waiting.remove(first).is_some());
+        assert!(waiting.remove(first).is_none());
+        let second = waiting.add(proposal().0, None);
+        assert_ne!(first, second, "the place is used again, the token is not");
+        assert!(waiting.get_mut(first).is_none());
+        assert_eq!(waiting.tokens(), [second]);
+    }
+
+    #[test]
+    fn only_those_who_still_wait_expire() {
+        let mut waiting = Waiting::default();
+        let late = waiting.add(proposal().0, Some(at(20)));
+        let early = waiting.add(proposal().0, Some(at(10)));
+        let answered = waiting.add(proposal().0, Some(at(5)));
+        waiting.remove(answered);
+        assert_eq!(waiting.pop_expired(at(10)), Some(early));
+        assert_eq!(waiting.pop_expired(at(10)), None);
+        assert_eq!(waiting.next_deadline(), Some(at(20)));
+        assert_eq!(waiting.pop_expired(at(20)), Some(late));
+    }
+
+    #[test]
+    fn deadlines_of_answered_proposals_do_not_pile_up() {
+        let mut waiting = Waiting::default();
+        for _ in 0..100_000 {
+            let token = waiting.add(proposal().0, Some(at(1_000_000)));
+            waiting.remove(token);
+        }
+        assert!(waiting.deadlines.len() <= 1_026, "{}", waiting.deadlines.len());
+    }
+
+    #[test]
+    fn whoever_is_forgotten_hears_that_the_outcome_is_unknown() {
+        let (called, heard) = std::sync::mpsc::channel();
+        let callback = Callback::new(Box::new(move |outcome| called.send(outcome).unwrap()));
+        drop(Reply::Callback(callback));
+        assert_eq!(heard.try_recv(), Ok(Err(ProposeError::Unknown)));
+
+        let (reply, mut outcomes) = oneshot::channel();
+        let burst = Burst::new(2, reply);
+        Reply::Burst {
+            burst: burst.clone(),
+            position: 1,
+        }
+        .send(Ok(Bytes::from_static(b"done")));
+        assert!(outcomes.try_recv().is_err(), "one of the burst is still open");
+        drop(Reply::Burst { burst, position: 0 });
+        let expected = std::vec![Err(ProposeError::Unknown), Ok(Bytes::from_static(b"done"))];
+        assert_eq!(outcomes.try_recv(), Ok(expected));
+    }
+}
