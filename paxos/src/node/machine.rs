@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub(super) struct Machine {
-    machine: Box<dyn StateMachine>,
+    inner: Box<dyn StateMachine>,
     applied: Slot,
     /// The run that is being gathered.
     upto: Slot,
@@ -34,7 +34,7 @@ impl Machine {
     pub(super) fn new(machine: Box<dyn StateMachine>) -> Self {
         let applied = machine.applied();
         Self {
-            machine,
+            inner: machine,
             applied,
             upto: applied,
             commands: Vec::new(),
@@ -76,7 +76,7 @@ impl Machine {
             upto: self.upto,
             commands: &self.commands,
         };
-        let (machine, replies) = (&mut self.machine, &mut self.replies);
+        let (machine, replies) = (&mut self.inner, &mut self.replies);
         replies.reserve(chosen.commands.len());
         caught("apply", || machine.apply(chosen, replies))??;
         if self.replies.len() != self.commands.len() {
@@ -86,7 +86,7 @@ impl Machine {
                 self.commands.len()
             )));
         }
-        let applied = self.machine.applied();
+        let applied = self.inner.applied();
         if applied != self.upto {
             return Err(MachineError(format!(
                 "applied() is {applied} after a run up to slot {}; it must be that slot",
@@ -100,11 +100,11 @@ impl Machine {
 
     /// Answers a read. A panic is the answer to that read only: a query cannot change the state.
     pub(super) fn query(&self, query: Bytes) -> Result<Bytes, String> {
-        caught("query", || self.machine.query(query)).map_err(|MachineError(why)| why)
+        caught("query", || self.inner.query(query)).map_err(|MachineError(why)| why)
     }
 
     pub(super) fn digest(&self) -> Option<u64> {
-        caught("digest", || self.machine.digest()).ok().flatten()
+        caught("digest", || self.inner.digest()).ok().flatten()
     }
 }
 

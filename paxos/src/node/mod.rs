@@ -140,7 +140,7 @@ impl Clock {
         // A day is as good as never, and no clock overflows.
         self.origin
             .checked_add(time.0)
-            .unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400))
+            .unwrap_or_else(|| Instant::now() + Duration::from_hours(24))
     }
 }
 

@@ -46,13 +46,16 @@ pub(super) struct Write {
     pub(super) done: EventSender,
 }
 
+/// Gets the entries found.
+type LoadDone = Box<dyn FnOnce(Vec<(Slot, Accepted)>) + Send>;
+
 /// A read, answered by a call; not at all if the store has failed.
 pub(super) struct Load {
     pub(super) group: GroupId,
     pub(super) first: Slot,
     pub(super) last: Slot,
     pub(super) max_bytes: usize,
-    pub(super) done: Box<dyn FnOnce(Vec<(Slot, Accepted)>) + Send>,
+    pub(super) done: LoadDone,
 }
 
 enum Request {

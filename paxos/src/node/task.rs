@@ -36,7 +36,7 @@ use crate::{
 const REFRESH: Duration = Duration::from_millis(100);
 
 /// When nothing is due.
-const FAR: Duration = Duration::from_secs(3_600);
+const FAR: Duration = Duration::from_hours(1);
 
 /// Why a task ends.
 enum End {
@@ -525,12 +525,11 @@ impl Task {
         self.refreshed = None;
         self.shared.leader.send_replace(leader);
         let (group, node) = (self.shared.id, self.shared.node);
-        match leader {
-            Some(ballot) => {
-                self.shared.metrics.leader_changes.increment();
-                tracing::info!(%group, %node, leader = %ballot.node, %ballot, "leader changed");
-            }
-            None => tracing::info!(%group, %node, "no leader"),
+        if let Some(ballot) = leader {
+            self.shared.metrics.leader_changes.increment();
+            tracing::info!(%group, %node, leader = %ballot.node, %ballot, "leader changed");
+        } else {
+            tracing::info!(%group, %node, "no leader");
         }
     }
 
