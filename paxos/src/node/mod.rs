@@ -256,7 +256,7 @@ impl Node {
             group,
             identity: self.environment.identity,
             incarnation: self.incarnation,
-            seed: self.environment.config.seed.unwrap_or_else(|| fastrand::u64(..)) ^ u64::from(group.0),
+            seed: self.seed(group),
             membership: membership.clone(),
             hard_state: recovered.hard_state,
             trimmed: recovered.trimmed,
@@ -310,6 +310,13 @@ impl Node {
             ))));
         }
         Ok(recovered)
+    }
+
+    /// Differs between the nodes and groups of one seed, or they would all stand for election at the same moment.
+    fn seed(&self, group: GroupId) -> u64 {
+        let seed = self.environment.config.seed.unwrap_or_else(|| fastrand::u64(..));
+        let place = self.environment.identity.node.0 << 32 ^ u64::from(group.0);
+        seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     /// The entries above the stored watermark.

@@ -1,0 +1,301 @@
+//! A disk, a network and a service that do what a test tells them to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use paxos::{
+    Accepted, ApplyCommand, Chosen, ClusterId, GroupId, HardState, Identity, Incarnation, MachineError, NodeId,
+    Slot, SnapshotSource, StateMachine, Storage, StorageError, StorageId, Transport, TransportError, WriteBatch,
+    WriteOp,
+    storage::{IndexEntry, Recovered, RecoveredGroup},
+    transport::{Inbox, Incoming, Outgoing, Peer, SendError},
+};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A disk that outlives its node. Clones are the same disk.
+#[derive(Clone)]
+pub(crate) struct Disk(Arc<Mutex<DiskState>>);
+
+#[derive(Default)]
+struct DiskState {
+    identity: Identity,
+    incarnation: u64,
+    groups: BTreeMap<GroupId, DiskGroup>,
+    damaged: BTreeMap<GroupId, Vec<Slot>>,
+    fault: Option<Fault>,
+    write_takes: Duration,
+    syncs: u64,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct DiskGroup {
+    hard_state: HardState,
+    trimmed: Slot,
+    entries: BTreeMap<Slot, Accepted>,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Fault {
+    Full,
+    Broken,
+    Panic,
+}
+
+impl Disk {
+    pub(crate) fn new(node: u64) -> Self {
+        let identity =
+            Identity { cluster: ClusterId::from_name("test"), node: NodeId(node), storage: StorageId(node * 100) };
+        Self(Arc::new(Mutex::new(DiskState { identity, ..DiskState::default() })))
+    }
+
+    /// From now on every write fails like this.
+    pub(crate) fn fail(&self, fault: Fault) {
+        lock(&self.0).fault = Some(fault);
+    }
+
+    pub(crate) fn write_takes(&self, duration: Duration) {
+        lock(&self.0).write_takes = duration;
+    }
+
+    pub(crate) fn damage(&self, group: GroupId, slot: Slot) {
+        let mut disk = lock(&self.0);
+        disk.groups.entry(group).or_default().entries.remove(&slot);
+        disk.damaged.entry(group).or_default().push(slot);
+    }
+
+    pub(crate) fn syncs(&self) -> u64 {
+        lock(&self.0).syncs
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.0).closed
+    }
+}
+
+#[async_trait]
+impl Storage for Disk {
+    async fn recover(&mut self) -> Result<Recovered, StorageError> {
+        let mut disk = lock(&self.0);
+        disk.incarnation += 1;
+        disk.closed = false;
+        let mut groups: BTreeMap<_, _> = disk
+            .groups
+            .iter()
+            .map(|(id, group)| {
+                let index = group.entries.iter().map(|(slot, accepted)| {
+                    let bytes = accepted.entry.payload.len() as u32;
+                    (*slot, IndexEntry { ballot: accepted.ballot, bytes })
+                });
+                let recovered = RecoveredGroup {
+                    hard_state: group.hard_state,
+                    trimmed: group.trimmed,
+                    index: index.collect(),
+                    damaged: Vec::new(),
+                };
+                (*id, recovered)
+            })
+            .collect();
+        for (group, slots) in &disk.damaged {
+            groups.entry(*group).or_default().damaged.clone_from(slots);
+        }
+        Ok(Recovered {
+            identity: disk.identity,
+            incarnation: Incarnation(disk.incarnation),
+            groups,
+            findings: Vec::new(),
+        })
+    }
+
+    async fn write(&mut self, batch: WriteBatch) -> Result<(), StorageError> {
+        let (takes, fault) = {
+            let disk = lock(&self.0);
+            (disk.write_takes, disk.fault)
+        };
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+        let error = |kind| Err(StorageError::io("writing the log", std::io::Error::from(kind)));
+        match fault {
+            Some(Fault::Full) => return error(std::io::ErrorKind::StorageFull),
+            Some(Fault::Broken) => return error(std::io::ErrorKind::Other),
+            Some(Fault::Panic) => panic!("the disk is on fire"),
+            None => {}
+        }
+        let mut disk = lock(&self.0);
+        disk.syncs += u64::from(batch.sync);
+        for op in batch.ops {
+            let group = disk.groups.entry(op.group()).or_default();
+            match op {
+                WriteOp::HardState { state, .. } => {
+                    assert!(state.promised >= group.hard_state.promised, "a promise never goes back");
+                    group.hard_state = state;
+                }
+                WriteOp::Accept { slot, ballot, entry, .. } => {
+                    group.entries.insert(slot, Accepted { ballot, entry });
+                }
+                WriteOp::Trim { upto, .. } => {
+                    group.entries = group.entries.split_off(&upto.next());
+                    group.trimmed = upto;
+                }
+                WriteOp::RemoveGroup { .. } => *group = DiskGroup::default(),
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(
+        &mut self,
+        group: GroupId,
+        slots: Range<Slot>,
+        max_bytes: usize,
+    ) -> Result<Vec<(Slot, Accepted)>, StorageError> {
+        let disk = lock(&self.0);
+        let Some(group) = disk.groups.get(&group) else { return Ok(Vec::new()) };
+        let mut bytes = 0;
+        let entries = group.entries.range(slots).take_while(|(_, accepted)| {
+            let first = bytes == 0;
+            bytes += accepted.entry.size();
+            first || bytes <= max_bytes
+        });
+        Ok(entries.map(|(slot, accepted)| (*slot, accepted.clone())).collect())
+    }
+
+    async fn close(&mut self) -> Result<(), StorageError> {
+        lock(&self.0).closed = true;
+        Ok(())
+    }
+}
+
+/// A network; clones are the same network.
+#[derive(Clone, Default)]
+pub(crate) struct Network(Arc<Mutex<NetworkState>>);
+
+#[derive(Default)]
+struct NetworkState {
+    inboxes: BTreeMap<NodeId, tokio::sync::mpsc::UnboundedSender<Incoming>>,
+    cut: BTreeSet<NodeId>,
+}
+
+impl Network {
+    pub(crate) fn transport(&self) -> Port {
+        Port { network: self.clone(), node: Arc::default() }
+    }
+
+    /// Cuts a node off, as pulling its cable would: nobody is told.
+    pub(crate) fn cut_off(&self, node: u64) {
+        lock(&self.0).cut.insert(NodeId(node));
+    }
+
+    pub(crate) fn reconnect(&self, node: u64) {
+        lock(&self.0).cut.remove(&NodeId(node));
+    }
+
+    /// Delivers bytes to a node as if a peer had sent them.
+    pub(crate) fn inject(&self, node: u64, frame: Bytes) {
+        if let Some(inbox) = lock(&self.0).inboxes.get(&NodeId(node)) {
+            let _ = inbox.send(Incoming::Frame(frame));
+        }
+    }
+}
+
+/// One node's end of the network.
+pub(crate) struct Port {
+    network: Network,
+    node: Arc<Mutex<Option<NodeId>>>,
+}
+
+#[async_trait]
+impl Transport for Port {
+    async fn start(&self, inbox: Inbox) -> Result<(), TransportError> {
+        let node = inbox.identity.node;
+        *lock(&self.node) = Some(node);
+        let (sender, mut incoming) = tokio::sync::mpsc::unbounded_channel();
+        lock(&self.network.0).inboxes.insert(node, sender);
+        tokio::spawn(async move {
+            while let Some(incoming) = incoming.recv().await {
+                if inbox.deliver(incoming).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError> {
+        let network = lock(&self.network.0);
+        let from = lock(&self.node).ok_or(SendError::Closed)?;
+        if network.cut.contains(&from) || network.cut.contains(&to) {
+            return Ok(());
+        }
+        let inbox = network.inboxes.get(&to).ok_or(SendError::NotConnected)?;
+        inbox.send(Incoming::Frame(message.to_bytes())).map_err(|_| SendError::NotConnected)
+    }
+
+    fn set_peers(&self, _: &[Peer]) {}
+
+    async fn close(&self) {
+        let Some(node) = *lock(&self.node) else { return };
+        let mut network = lock(&self.network.0);
+        network.inboxes.remove(&node);
+        for inbox in network.inboxes.values() {
+            let _ = inbox.send(Incoming::Disconnected(node));
+        }
+    }
+}
+
+/// A list of all commands in their order; replies with the position of the command. Obeys some commands.
+#[derive(Default)]
+pub(crate) struct List {
+    applied: Slot,
+    commands: Vec<Bytes>,
+}
+
+impl StateMachine for List {
+    fn applied(&self) -> Slot {
+        self.applied
+    }
+
+    fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
+        for ApplyCommand { payload, .. } in chosen.commands {
+            match &**payload {
+                b"fail" => return Err(MachineError::new("told to fail")),
+                b"panic" => panic!("told to panic"),
+                b"block" => std::thread::sleep(Duration::from_millis(500)),
+                _ => {}
+            }
+            self.commands.push(payload.clone());
+            replies.push(Bytes::from(self.commands.len().to_string()));
+        }
+        self.applied = chosen.upto;
+        Ok(())
+    }
+
+    fn query(&self, query: Bytes) -> Bytes {
+        assert_ne!(&*query, b"panic", "told to panic");
+        Bytes::from(self.commands.iter().map(|command| String::from_utf8_lossy(command)).collect::<Vec<_>>().join(" "))
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+        Err(MachineError::new("no snapshots"))
+    }
+
+    fn restore(&mut self, _: Slot, _: &mut dyn std::io::Read) -> Result<(), MachineError> {
+        Err(MachineError::new("no snapshots"))
+    }
+
+    fn digest(&self) -> Option<u64> {
+        Some(self.commands.iter().flatten().fold(0, |digest, byte| {
+            u64::from(*byte).wrapping_add(digest).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        }))
+    }
+}
