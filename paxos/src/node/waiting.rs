@@ -3,7 +3,8 @@
 use std::{
     boxed::Box,
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, HashMap},
+    hash::{BuildHasherDefault, Hasher},
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
@@ -143,32 +144,39 @@ pub(super) enum Waiter {
     },
 }
 
-/// All who wait, by token. A token is an index and how often that place has been used.
+/// All who wait, by token. Tokens ascend, as the replica wants it.
 #[derive(Default)]
 pub(super) struct Waiting {
-    places: Vec<Place>,
-    free: Vec<u32>,
-    open: usize,
+    last: u64,
+    waiters: HashMap<Token, Waiter, BuildHasherDefault<TokenHasher>>,
     deadlines: BinaryHeap<Reverse<(Time, Token)>>,
 }
 
+/// Tokens are numbers of our own making: spreading them needs no more than a multiplication.
 #[derive(Default)]
-struct Place {
-    uses: u32,
-    waiter: Option<Waiter>,
+struct TokenHasher(u64);
+
+impl Hasher for TokenHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
 }
 
 impl Waiting {
     pub(super) fn add(&mut self, waiter: Waiter, deadline: Option<Time>) -> Token {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place::default());
-            self.places.len() as u32 - 1
-        });
-        let place = &mut self.places[index as usize];
-        place.uses = place.uses.wrapping_add(1);
-        place.waiter = Some(waiter);
-        let token = Token(u64::from(place.uses) << 32 | u64::from(index));
-        self.open += 1;
+        self.last += 1;
+        let token = Token(self.last);
+        self.waiters.insert(token, waiter);
         if let Some(deadline) = deadline {
             self.deadlines.push(Reverse((deadline, token)));
             self.forget_deadlines_of_the_past();
@@ -177,30 +185,18 @@ impl Waiting {
     }
 
     pub(super) fn get_mut(&mut self, token: Token) -> Option<&mut Waiter> {
-        let place = self.places.get_mut(token.0 as u32 as usize)?;
-        if u64::from(place.uses) == token.0 >> 32 {
-            place.waiter.as_mut()
-        } else {
-            None
-        }
+        self.waiters.get_mut(&token)
     }
 
     pub(super) fn remove(&mut self, token: Token) -> Option<Waiter> {
-        self.get_mut(token)?;
-        let index = token.0 as u32;
-        self.open -= 1;
-        self.free.push(index);
-        self.places.get_mut(index as usize)?.waiter.take()
+        self.waiters.remove(&token)
     }
 
+    /// In the order in which they came.
     pub(super) fn tokens(&self) -> Vec<Token> {
-        let open = self
-            .places
-            .iter()
-            .zip(0_u64..)
-            .filter(|(place, _)| place.waiter.is_some());
-        open.map(|(place, index)| Token(u64::from(place.uses) << 32 | index))
-            .collect()
+        let mut tokens: Vec<_> = self.waiters.keys().copied().collect();
+        tokens.sort_unstable();
+        tokens
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
@@ -211,7 +207,7 @@ impl Waiting {
     pub(super) fn pop_expired(&mut self, now: Time) -> Option<Token> {
         while self.next_deadline().is_some_and(|deadline| deadline <= now) {
             let Reverse((_, token)) = self.deadlines.pop()?;
-            if self.get_mut(token).is_some() {
+            if self.waiters.contains_key(&token) {
                 return Some(token);
             }
         }
@@ -220,10 +216,8 @@ impl Waiting {
 
     /// Keeps the deadlines of those who were answered from piling up; constant time on average.
     fn forget_deadlines_of_the_past(&mut self) {
-        if self.deadlines.len() > 2 * self.open + 1_024 {
-            let mut deadlines = mem::take(&mut self.deadlines);
-            deadlines.retain(|Reverse((_, token))| self.get_mut(*token).is_some());
-            self.deadlines = deadlines;
+        if self.deadlines.len() > 2 * self.waiters.len() + 1_024 {
+            self.deadlines.retain(|Reverse((_, token))| self.waiters.contains_key(token));
         }
     }
 }
@@ -249,13 +243,13 @@ mod tests {
     }
 
     #[test]
-    fn a_token_means_one_waiter_for_ever() {
+    fn a_token_means_one_waiter_for_ever_and_tokens_ascend() {
         let mut waiting = Waiting::default();
         let first = waiting.add(proposal().0, None);
         assert!(waiting.remove(first).is_some());
         assert!(waiting.remove(first).is_none());
         let second = waiting.add(proposal().0, None);
-        assert_ne!(first, second, "the place is used again, the token is not");
+        assert!(second > first);
         assert!(waiting.get_mut(first).is_none());
         assert_eq!(waiting.tokens(), [second]);
     }
