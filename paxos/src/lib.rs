@@ -29,6 +29,8 @@ pub mod storage;
 pub mod testing;
 #[cfg(feature = "std")]
 pub mod transport;
+#[cfg(feature = "runtime")]
+pub mod typed;
 #[cfg(feature = "std")]
 pub mod wire;
 

@@ -168,7 +168,9 @@ impl Hasher for TokenHasher {
     }
 
     fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+        self.0 = (self.0 ^ number)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(32);
     }
 }
 
@@ -217,7 +219,8 @@ impl Waiting {
     /// Keeps the deadlines of those who were answered from piling up; constant time on average.
     fn forget_deadlines_of_the_past(&mut self) {
         if self.deadlines.len() > 2 * self.waiters.len() + 1_024 {
-            self.deadlines.retain(|Reverse((_, token))| self.waiters.contains_key(token));
+            self.deadlines
+                .retain(|Reverse((_, token))| self.waiters.contains_key(token));
         }
     }
 }

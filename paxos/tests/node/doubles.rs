@@ -10,9 +10,9 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use paxos::{
-    Accepted, ApplyCommand, Chosen, ClusterId, GroupId, HardState, Identity, Incarnation, MachineError, NodeId,
-    Slot, SnapshotSource, StateMachine, Storage, StorageError, StorageId, Transport, TransportError, WriteBatch,
-    WriteOp,
+    Accepted, ApplyCommand, Chosen, ClusterId, GroupId, HardState, Identity, Incarnation, MachineError,
+    NodeId, Slot, SnapshotSource, StateMachine, Storage, StorageError, StorageId, Transport, TransportError,
+    WriteBatch, WriteOp,
     storage::{IndexEntry, Recovered, RecoveredGroup},
     transport::{Inbox, Incoming, Outgoing, Peer, SendError},
 };
@@ -53,9 +53,15 @@ pub(crate) enum Fault {
 
 impl Disk {
     pub(crate) fn new(node: u64) -> Self {
-        let identity =
-            Identity { cluster: ClusterId::from_name("test"), node: NodeId(node), storage: StorageId(node * 100) };
-        Self(Arc::new(Mutex::new(DiskState { identity, ..DiskState::default() })))
+        let identity = Identity {
+            cluster: ClusterId::from_name("test"),
+            node: NodeId(node),
+            storage: StorageId(node * 100),
+        };
+        Self(Arc::new(Mutex::new(DiskState {
+            identity,
+            ..DiskState::default()
+        })))
     }
 
     /// From now on every write fails like this.
@@ -94,7 +100,13 @@ impl Storage for Disk {
             .map(|(id, group)| {
                 let index = group.entries.iter().map(|(slot, accepted)| {
                     let bytes = accepted.entry.payload.len() as u32;
-                    (*slot, IndexEntry { ballot: accepted.ballot, bytes })
+                    (
+                        *slot,
+                        IndexEntry {
+                            ballot: accepted.ballot,
+                            bytes,
+                        },
+                    )
                 });
                 let recovered = RecoveredGroup {
                     hard_state: group.hard_state,
@@ -137,10 +149,15 @@ impl Storage for Disk {
             let group = disk.groups.entry(op.group()).or_default();
             match op {
                 WriteOp::HardState { state, .. } => {
-                    assert!(state.promised >= group.hard_state.promised, "a promise never goes back");
+                    assert!(
+                        state.promised >= group.hard_state.promised,
+                        "a promise never goes back"
+                    );
                     group.hard_state = state;
                 }
-                WriteOp::Accept { slot, ballot, entry, .. } => {
+                WriteOp::Accept {
+                    slot, ballot, entry, ..
+                } => {
                     group.entries.insert(slot, Accepted { ballot, entry });
                 }
                 WriteOp::Trim { upto, .. } => {
@@ -160,14 +177,18 @@ impl Storage for Disk {
         max_bytes: usize,
     ) -> Result<Vec<(Slot, Accepted)>, StorageError> {
         let disk = lock(&self.0);
-        let Some(group) = disk.groups.get(&group) else { return Ok(Vec::new()) };
+        let Some(group) = disk.groups.get(&group) else {
+            return Ok(Vec::new());
+        };
         let mut bytes = 0;
         let entries = group.entries.range(slots).take_while(|(_, accepted)| {
             let first = bytes == 0;
             bytes += accepted.entry.size();
             first || bytes <= max_bytes
         });
-        Ok(entries.map(|(slot, accepted)| (*slot, accepted.clone())).collect())
+        Ok(entries
+            .map(|(slot, accepted)| (*slot, accepted.clone()))
+            .collect())
     }
 
     async fn close(&mut self) -> Result<(), StorageError> {
@@ -188,7 +209,10 @@ struct NetworkState {
 
 impl Network {
     pub(crate) fn transport(&self) -> Port {
-        Port { network: self.clone(), node: Arc::default() }
+        Port {
+            network: self.clone(),
+            node: Arc::default(),
+        }
     }
 
     /// Cuts a node off, as pulling its cable would: nobody is told.
@@ -238,7 +262,9 @@ impl Transport for Port {
             return Ok(());
         }
         let inbox = network.inboxes.get(&to).ok_or(SendError::NotConnected)?;
-        inbox.send(Incoming::Frame(message.to_bytes())).map_err(|_| SendError::NotConnected)
+        inbox
+            .send(Incoming::Frame(message.to_bytes()))
+            .map_err(|_| SendError::NotConnected)
     }
 
     fn set_peers(&self, _: &[Peer]) {}
@@ -282,7 +308,13 @@ impl StateMachine for List {
 
     fn query(&self, query: Bytes) -> Bytes {
         assert_ne!(&*query, b"panic", "told to panic");
-        Bytes::from(self.commands.iter().map(|command| String::from_utf8_lossy(command)).collect::<Vec<_>>().join(" "))
+        Bytes::from(
+            self.commands
+                .iter()
+                .map(|command| String::from_utf8_lossy(command))
+                .collect::<Vec<_>>()
+                .join(" "),
+        )
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
@@ -295,7 +327,9 @@ impl StateMachine for List {
 
     fn digest(&self) -> Option<u64> {
         Some(self.commands.iter().flatten().fold(0, |digest, byte| {
-            u64::from(*byte).wrapping_add(digest).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            u64::from(*byte)
+                .wrapping_add(digest)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
         }))
     }
 }

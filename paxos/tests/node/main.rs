@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use paxos::{
-    ClusterId, Group, GroupId, Member, Membership, Node, NodeError, NodeId, ProposeError, Read, ReadError, Slot,
-    StorageId, core::Message, node::Config, wire,
+    ClusterId, Group, GroupId, Member, Membership, Node, NodeError, NodeId, ProposeError, Read, ReadError,
+    Slot, StorageId, core::Message, node::Config, wire,
 };
 
 use crate::doubles::{Disk, Fault, List, Network};
@@ -18,11 +18,19 @@ use crate::doubles::{Disk, Fault, List, Network};
 const GROUP: GroupId = GroupId(1);
 
 fn config() -> Config {
-    Config { storage_thread: false, seed: Some(1), ..Config::default() }
+    Config {
+        storage_thread: false,
+        seed: Some(1),
+        ..Config::default()
+    }
 }
 
 fn members(nodes: impl IntoIterator<Item = u64>) -> Membership {
-    Membership::new(nodes.into_iter().map(|node| Member::voter(NodeId(node), format!("node-{node}"))))
+    Membership::new(
+        nodes
+            .into_iter()
+            .map(|node| Member::voter(NodeId(node), format!("node-{node}"))),
+    )
 }
 
 /// Three nodes with one group each, unless a test wants it otherwise.
@@ -40,7 +48,12 @@ impl Cluster {
 
     async fn start_with(config: Config) -> Self {
         let disks = (1..=3).map(|node| (node, Disk::new(node))).collect();
-        let mut cluster = Self { network: Network::default(), disks, nodes: BTreeMap::new(), config };
+        let mut cluster = Self {
+            network: Network::default(),
+            disks,
+            nodes: BTreeMap::new(),
+            config,
+        };
         for node in 1..=3 {
             cluster.start_node(node).await;
         }
@@ -49,12 +62,20 @@ impl Cluster {
 
     async fn start_node(&mut self, node: u64) {
         let started = self.spawn_node(node).await.unwrap();
-        started.add_group(GROUP, members(1..=3), List::default()).await.unwrap();
+        started
+            .add_group(GROUP, members(1..=3), List::default())
+            .await
+            .unwrap();
         self.nodes.insert(node, started);
     }
 
     async fn spawn_node(&self, node: u64) -> Result<Node, NodeError> {
-        Node::spawn(self.config.clone(), self.disks[&node].clone(), self.network.transport()).await
+        Node::spawn(
+            self.config.clone(),
+            self.disks[&node].clone(),
+            self.network.transport(),
+        )
+        .await
     }
 
     /// As `kill -9`: nothing is closed.
@@ -86,7 +107,11 @@ impl Cluster {
     }
 
     async fn list(&self, node: u64) -> String {
-        let list = self.group(node).query(Read::Linearizable, Bytes::new()).await.unwrap();
+        let list = self
+            .group(node)
+            .query(Read::Linearizable, Bytes::new())
+            .await
+            .unwrap();
         String::from_utf8(list.to_vec()).unwrap()
     }
 }
@@ -99,7 +124,11 @@ fn text(text: &str) -> Bytes {
 async fn every_node_takes_proposals_and_all_apply_the_same() {
     let cluster = Cluster::start().await;
     for node in 1..=3 {
-        let reply = cluster.group(node).propose(text(&format!("from-{node}"))).await.unwrap();
+        let reply = cluster
+            .group(node)
+            .propose(text(&format!("from-{node}")))
+            .await
+            .unwrap();
         assert_eq!(reply, node.to_string(), "the position in the list");
     }
     for node in 1..=3 {
@@ -117,7 +146,9 @@ async fn proposals_keep_the_order_of_the_calls_however_they_are_polled() {
     let cluster = Cluster::start().await;
     let follower = cluster.follower().await;
     let group = cluster.group(follower);
-    let mut open: Vec<_> = (1..=100).map(|index| group.propose(text(&index.to_string()))).collect();
+    let mut open: Vec<_> = (1..=100)
+        .map(|index| group.propose(text(&index.to_string())))
+        .collect();
     open.reverse();
     for (index, proposal) in (1..=100).rev().zip(open) {
         assert_eq!(proposal.await.unwrap(), index.to_string());
@@ -130,12 +161,19 @@ async fn a_burst_is_answered_in_order_and_so_is_a_callback() {
     let group = cluster.group(1);
     let burst = group.propose_all((1..=50).map(|index| text(&index.to_string())).collect(), None);
     let (done, called) = tokio::sync::oneshot::channel();
-    group.propose_with(text("last"), None, Box::new(move |outcome| done.send(outcome).unwrap()));
+    group.propose_with(
+        text("last"),
+        None,
+        Box::new(move |outcome| done.send(outcome).unwrap()),
+    );
     let replies = burst.await.into_iter().map(|reply| reply.unwrap());
     assert!(replies.eq((1..=50).map(|index: u32| index.to_string())));
     assert_eq!(called.await.unwrap().unwrap(), "51");
     assert!(group.propose_all(Vec::new(), None).await.is_empty());
-    let answers = group.query_all(Read::Linearizable, vec![Bytes::new(); 2]).await.unwrap();
+    let answers = group
+        .query_all(Read::Linearizable, vec![Bytes::new(); 2])
+        .await
+        .unwrap();
     assert_eq!(answers[0], answers[1]);
     assert!(answers[0].ends_with(b"50 last"));
 }
@@ -164,7 +202,11 @@ async fn a_crashed_leader_is_replaced_and_comes_back_with_its_disk() {
 async fn everything_acknowledged_survives_a_crash_of_all_nodes() {
     let mut cluster = Cluster::start().await;
     for index in 1..=20 {
-        cluster.group(1 + index % 3).propose(text(&index.to_string())).await.unwrap();
+        cluster
+            .group(1 + index % 3)
+            .propose(text(&index.to_string()))
+            .await
+            .unwrap();
     }
     let list = cluster.list(1).await;
     for node in 1..=3 {
@@ -210,16 +252,26 @@ async fn a_machine_that_kept_its_state_is_given_only_what_it_lacks() {
     }
 
     let disk = Disk::new(1);
-    let node = Node::spawn(config(), disk.clone(), Network::default().transport()).await.unwrap();
-    let group = node.add_group(GROUP, members([1]), List::default()).await.unwrap();
+    let node = Node::spawn(config(), disk.clone(), Network::default().transport())
+        .await
+        .unwrap();
+    let group = node
+        .add_group(GROUP, members([1]), List::default())
+        .await
+        .unwrap();
     for index in 0..5 {
         group.propose(text(&index.to_string())).await.unwrap();
     }
     let applied = group.status().await.applied;
     node.shutdown().await.unwrap();
 
-    let node = Node::spawn(config(), disk, Network::default().transport()).await.unwrap();
-    let group = node.add_group(GROUP, members([1]), Kept(applied, 5)).await.unwrap();
+    let node = Node::spawn(config(), disk, Network::default().transport())
+        .await
+        .unwrap();
+    let group = node
+        .add_group(GROUP, members([1]), Kept(applied, 5))
+        .await
+        .unwrap();
     assert_eq!(group.query(Read::Linearizable, Bytes::new()).await.unwrap(), "5");
     assert_eq!(group.propose(text("sixth")).await.unwrap(), "6");
 }
@@ -242,11 +294,16 @@ async fn a_failed_disk_halts_its_node_and_no_other() {
         let group = cluster.group(leader);
         let later = group.propose(text("later")).await.unwrap_err();
         assert_eq!(later, ProposeError::Stopped(halted.clone()));
-        let read = group.query(Read::Stale { at_least: Slot::ZERO }, Bytes::new()).await.unwrap_err();
+        let read = group
+            .query(Read::Stale { at_least: Slot::ZERO }, Bytes::new())
+            .await
+            .unwrap_err();
         assert_eq!(read, ReadError::Stopped(halted.clone()));
         assert_eq!(group.status().await.halted.as_ref(), Some(&halted));
         assert!(!group.is_leader());
-        let refused = cluster.nodes[&leader].add_group(GroupId(9), members(1..=3), List::default()).await;
+        let refused = cluster.nodes[&leader]
+            .add_group(GroupId(9), members(1..=3), List::default())
+            .await;
         assert!(matches!(refused, Err(NodeError::Stopped(why)) if why == halted));
 
         let other = cluster.leader().await;
@@ -259,9 +316,17 @@ async fn a_failed_disk_halts_its_node_and_no_other() {
 #[tokio::test]
 async fn a_storage_that_panics_halts_its_node() {
     let disk = Disk::new(1);
-    let config = Config { storage_thread: true, ..config() };
-    let node = Node::spawn(config, disk.clone(), Network::default().transport()).await.unwrap();
-    let group = node.add_group(GROUP, members([1]), List::default()).await.unwrap();
+    let config = Config {
+        storage_thread: true,
+        ..config()
+    };
+    let node = Node::spawn(config, disk.clone(), Network::default().transport())
+        .await
+        .unwrap();
+    let group = node
+        .add_group(GROUP, members([1]), List::default())
+        .await
+        .unwrap();
     group.propose(text("fine")).await.unwrap();
     disk.fail(Fault::Panic);
     assert!(group.propose(text("lost")).await.is_err());
@@ -278,7 +343,11 @@ async fn a_disk_that_takes_two_seconds_a_write_does_not_cost_the_leadership() {
         disk.write_takes(Duration::from_secs(2));
     }
     for index in 0..5 {
-        cluster.group(leader).propose(text(&index.to_string())).await.unwrap();
+        cluster
+            .group(leader)
+            .propose(text(&index.to_string()))
+            .await
+            .unwrap();
     }
     for node in 1..=3 {
         assert_eq!(*cluster.group(node).leader().borrow(), ballot);
@@ -302,19 +371,37 @@ async fn writes_that_wait_share_a_sync() {
         proposal.await.unwrap();
     }
     let syncs = disk.syncs() - before;
-    assert!((2..=30).contains(&syncs), "100 proposals, one a millisecond, 10 ms a sync: {syncs} syncs");
+    assert!(
+        (2..=30).contains(&syncs),
+        "100 proposals, one a millisecond, 10 ms a sync: {syncs} syncs"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_fails_halts_its_group_only() {
     for command in ["fail", "panic"] {
-        let node = Node::spawn(config(), Disk::new(1), Network::default().transport()).await.unwrap();
-        let sick = node.add_group(GroupId(1), members([1]), List::default()).await.unwrap();
-        let well = node.add_group(GroupId(2), members([1]), List::default()).await.unwrap();
-        assert_eq!(sick.propose(text(command)).await, Err(ProposeError::Unknown), "it was chosen");
+        let node = Node::spawn(config(), Disk::new(1), Network::default().transport())
+            .await
+            .unwrap();
+        let sick = node
+            .add_group(GroupId(1), members([1]), List::default())
+            .await
+            .unwrap();
+        let well = node
+            .add_group(GroupId(2), members([1]), List::default())
+            .await
+            .unwrap();
+        assert_eq!(
+            sick.propose(text(command)).await,
+            Err(ProposeError::Unknown),
+            "it was chosen"
+        );
         let why = sick.status().await.halted.unwrap();
         assert!(why.contains(&format!("told to {command}")), "{why}");
-        assert_eq!(sick.propose(text("more")).await, Err(ProposeError::Stopped(why.clone())));
+        assert_eq!(
+            sick.propose(text("more")).await,
+            Err(ProposeError::Stopped(why.clone()))
+        );
         assert_eq!(well.propose(text("fine")).await.unwrap(), "1");
         assert_eq!(well.halted(), None);
         assert!(node.prometheus().contains("paxos_group_halted{group=\"1\"} 1"));
@@ -324,10 +411,21 @@ async fn a_machine_that_fails_halts_its_group_only() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_machine_that_blocks_delays_its_group_only() {
-    let config = Config { storage_thread: true, ..config() };
-    let node = Node::spawn(config, Disk::new(1), Network::default().transport()).await.unwrap();
-    let slow = node.add_group(GroupId(1), members([1]), List::default()).await.unwrap();
-    let fast = node.add_group(GroupId(2), members([1]), List::default()).await.unwrap();
+    let config = Config {
+        storage_thread: true,
+        ..config()
+    };
+    let node = Node::spawn(config, Disk::new(1), Network::default().transport())
+        .await
+        .unwrap();
+    let slow = node
+        .add_group(GroupId(1), members([1]), List::default())
+        .await
+        .unwrap();
+    let fast = node
+        .add_group(GroupId(2), members([1]), List::default())
+        .await
+        .unwrap();
     fast.propose(text("ready")).await.unwrap();
     let blocked = tokio::spawn(slow.propose(text("block")));
     for index in 0..20 {
@@ -355,15 +453,28 @@ async fn without_a_quorum_everything_ends_at_its_deadline() {
     let group = cluster.group(leader);
     let sent = group.propose_within(text("sent"), Duration::from_secs(1));
     let read = group.query(Read::Linearizable, Bytes::new());
-    assert_eq!(sent.await, Err(ProposeError::Unknown), "the leader had begun to replicate it");
+    assert_eq!(
+        sent.await,
+        Err(ProposeError::Unknown),
+        "the leader had begun to replicate it"
+    );
     assert_eq!(read.await, Err(ReadError::Expired));
 
     // By now it knows that it leads no more: what it takes now stays here.
     let kept = group.propose_within(text("kept"), Duration::from_secs(1)).await;
     assert_eq!(kept, Err(ProposeError::Expired));
-    let burst = group.propose_all(vec![text("a"), text("b")], Some(Duration::from_secs(1))).await;
+    let burst = group
+        .propose_all(vec![text("a"), text("b")], Some(Duration::from_secs(1)))
+        .await;
     assert_eq!(burst, [Err(ProposeError::Expired), Err(ProposeError::Expired)]);
-    let stale = group.query(Read::Stale { at_least: Slot(1_000) }, Bytes::new()).await;
+    let stale = group
+        .query(
+            Read::Stale {
+                at_least: Slot(1_000),
+            },
+            Bytes::new(),
+        )
+        .await;
     assert_eq!(stale, Err(ReadError::Expired));
 
     cluster.network.reconnect(leader);
@@ -381,7 +492,11 @@ async fn a_stale_read_waits_for_its_slot_and_sees_at_least_that() {
     cluster.group(leader).propose(text("a")).await.unwrap();
     let at_least = cluster.group(leader).status().await.applied;
     for node in 1..=3 {
-        let answer = cluster.group(node).query(Read::Stale { at_least }, Bytes::new()).await.unwrap();
+        let answer = cluster
+            .group(node)
+            .query(Read::Stale { at_least }, Bytes::new())
+            .await
+            .unwrap();
         assert_eq!(answer, "a");
     }
 }
@@ -393,17 +508,31 @@ async fn too_much_at_once_is_refused_and_nothing_is_lost() {
     let cluster = Cluster::start_with(config).await;
     let group = cluster.group(cluster.leader().await);
     // Nothing else runs between these calls.
-    let open: Vec<_> = (0..15).map(|index| group.propose(text(&index.to_string()))).collect();
+    let open: Vec<_> = (0..15)
+        .map(|index| group.propose(text(&index.to_string())))
+        .collect();
     let large = group.propose_all(vec![text("x"); 20], None);
     let mut outcomes = Vec::new();
     for proposal in open {
         outcomes.push(proposal.await);
     }
     assert!(outcomes[..10].iter().all(Result::is_ok));
-    assert!(outcomes[10..].iter().all(|outcome| matches!(outcome, Err(ProposeError::Overloaded { .. }))));
-    assert!(large.await.iter().all(|outcome| matches!(outcome, Err(ProposeError::Overloaded { .. }))));
+    assert!(
+        outcomes[10..]
+            .iter()
+            .all(|outcome| matches!(outcome, Err(ProposeError::Overloaded { .. })))
+    );
+    assert!(
+        large
+            .await
+            .iter()
+            .all(|outcome| matches!(outcome, Err(ProposeError::Overloaded { .. })))
+    );
     let large = group.propose_all(vec![text("x"); 20], None).await;
-    assert!(large.iter().all(Result::is_ok), "a burst larger than the queue is taken when the queue is empty");
+    assert!(
+        large.iter().all(Result::is_ok),
+        "a burst larger than the queue is taken when the queue is empty"
+    );
     assert_eq!(group.metrics().rejected.overloaded.get(), 25);
     assert_eq!(group.metrics().proposals_committed.get(), 30);
 }
@@ -432,16 +561,26 @@ async fn shutdown_answers_everything_and_closes_the_store() {
     let read = group.query(Read::Linearizable, Bytes::new());
     let parked = group.query(Read::Stale { at_least: Slot::MAX }, Bytes::new());
     let (done, called) = tokio::sync::oneshot::channel();
-    group.propose_with(text("called"), None, Box::new(move |outcome| done.send(outcome).unwrap()));
+    group.propose_with(
+        text("called"),
+        None,
+        Box::new(move |outcome| done.send(outcome).unwrap()),
+    );
     tokio::task::yield_now().await;
     let not_taken = group.propose(text("not taken"));
     node.shutdown().await.unwrap();
     for outcome in [sent.await, not_taken.await, called.await.unwrap()] {
-        assert!(matches!(outcome, Err(ProposeError::Unknown | ProposeError::Stopped(_))), "{outcome:?}");
+        assert!(
+            matches!(outcome, Err(ProposeError::Unknown | ProposeError::Stopped(_))),
+            "{outcome:?}"
+        );
     }
     assert!(matches!(read.await, Err(ReadError::Stopped(_))));
     assert!(matches!(parked.await, Err(ReadError::Stopped(_))));
-    assert!(matches!(group.propose(text("late")).await, Err(ProposeError::Stopped(_))));
+    assert!(matches!(
+        group.propose(text("late")).await,
+        Err(ProposeError::Stopped(_))
+    ));
     assert!(group.status().await.halted.is_some());
     assert!(cluster.disks[&leader].is_closed());
 }
@@ -451,15 +590,22 @@ async fn groups_may_be_added_in_any_order_and_before_their_peers_know_them() {
     let cluster = Cluster::start().await;
     let late = GroupId(7);
     for node in [3, 1, 2] {
-        cluster.nodes[&node].add_group(late, members(1..=3), List::default()).await.unwrap();
+        cluster.nodes[&node]
+            .add_group(late, members(1..=3), List::default())
+            .await
+            .unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!(cluster.nodes[&2].metrics().unknown_group_frames.get() > 0);
     let group = cluster.nodes[&2].group(late).unwrap();
     assert_eq!(group.propose(text("a")).await.unwrap(), "1");
-    let twice = cluster.nodes[&2].add_group(late, members(1..=3), List::default()).await;
+    let twice = cluster.nodes[&2]
+        .add_group(late, members(1..=3), List::default())
+        .await;
     assert!(matches!(twice, Err(NodeError::Configuration(why)) if why.contains("added already")));
-    let empty = cluster.nodes[&2].add_group(GroupId(8), members([]), List::default()).await;
+    let empty = cluster.nodes[&2]
+        .add_group(GroupId(8), members([]), List::default())
+        .await;
     assert!(matches!(empty, Err(NodeError::Configuration(why)) if why.contains("no voter")));
     let ids: Vec<_> = cluster.nodes[&2].groups().iter().map(Group::id).collect();
     assert_eq!(ids, [GROUP, late]);
@@ -469,10 +615,23 @@ async fn groups_may_be_added_in_any_order_and_before_their_peers_know_them() {
 async fn a_group_with_damaged_entries_is_refused() {
     let disk = Disk::new(1);
     disk.damage(GROUP, Slot(3));
-    let node = Node::spawn(config(), disk, Network::default().transport()).await.unwrap();
-    let refused = node.add_group(GROUP, members([1]), List::default()).await.unwrap_err();
-    assert!(refused.to_string().contains("damaged entries at the slots [3]"), "{refused}");
-    node.add_group(GroupId(2), members([1]), List::default()).await.unwrap().propose(text("a")).await.unwrap();
+    let node = Node::spawn(config(), disk, Network::default().transport())
+        .await
+        .unwrap();
+    let refused = node
+        .add_group(GROUP, members([1]), List::default())
+        .await
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("damaged entries at the slots [3]"),
+        "{refused}"
+    );
+    node.add_group(GroupId(2), members([1]), List::default())
+        .await
+        .unwrap()
+        .propose(text("a"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -487,10 +646,18 @@ async fn strangers_and_garbage_are_counted_and_disturb_nobody() {
     };
     let frame = |envelope: &wire::Envelope| wire::Outgoing::encode(envelope).unwrap().to_bytes();
     cluster.network.inject(1, frame(&stranger));
-    let myself = wire::Envelope { cluster: ClusterId::from_name("test"), from: NodeId(1), ..stranger.clone() };
+    let myself = wire::Envelope {
+        cluster: ClusterId::from_name("test"),
+        from: NodeId(1),
+        ..stranger.clone()
+    };
     cluster.network.inject(1, frame(&myself));
     cluster.network.inject(1, text("garbage"));
-    let elsewhere = wire::Envelope { from: NodeId(2), group: GroupId(99), ..myself };
+    let elsewhere = wire::Envelope {
+        from: NodeId(2),
+        group: GroupId(99),
+        ..myself
+    };
     cluster.network.inject(1, frame(&elsewhere));
     cluster.group(1).propose(text("a")).await.unwrap();
     let metrics = cluster.nodes[&1].metrics();
@@ -505,21 +672,34 @@ async fn the_leader_watch_tells_changes_only() {
     let leader = cluster.leader().await;
     let follower = cluster.follower().await;
     let mut watch = cluster.group(follower).leader();
-    watch.wait_for(|ballot| ballot.is_some_and(|ballot| ballot.node == NodeId(leader))).await.unwrap();
+    watch
+        .wait_for(|ballot| ballot.is_some_and(|ballot| ballot.node == NodeId(leader)))
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!watch.has_changed().unwrap(), "heartbeats are no changes");
     cluster.crash(leader).await;
-    watch.wait_for(|ballot| ballot.is_some_and(|ballot| ballot.node != NodeId(leader))).await.unwrap();
+    watch
+        .wait_for(|ballot| ballot.is_some_and(|ballot| ballot.node != NodeId(leader)))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_configuration_that_cannot_work_is_refused_with_what_to_do() {
     let mut bad = config();
     bad.replica.election_timeout = bad.replica.heartbeat_interval;
-    let refused = Node::spawn(bad, Disk::new(1), Network::default().transport()).await.unwrap_err();
+    let refused = Node::spawn(bad, Disk::new(1), Network::default().transport())
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("at least twice"), "{refused}");
-    let bad = Config { max_turn_inputs: 0, ..config() };
-    let refused = Node::spawn(bad, Disk::new(1), Network::default().transport()).await.unwrap_err();
+    let bad = Config {
+        max_turn_inputs: 0,
+        ..config()
+    };
+    let refused = Node::spawn(bad, Disk::new(1), Network::default().transport())
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("max_turn_inputs is 0"), "{refused}");
 }
 
@@ -542,7 +722,14 @@ async fn what_happens_is_counted() {
         "paxos_apply_lag{group=\"1\"} 0",
         "paxos_node_halted 0",
     ] {
-        assert!(text.contains(&format!("\n{line}\n")), "{line} is missing in:\n{text}");
+        assert!(
+            text.contains(&format!("\n{line}\n")),
+            "{line} is missing in:\n{text}"
+        );
     }
-    assert_eq!(text.matches("paxos_peer_active{group=\"1\",peer=").count(), 2, "{text}");
+    assert_eq!(
+        text.matches("paxos_peer_active{group=\"1\",peer=").count(),
+        2,
+        "{text}"
+    );
 }
