@@ -49,17 +49,26 @@ pub trait SnapshotSource: Send {
 }
 
 /// A service. Deterministic: the same commands in the same order give the same state and the same replies on every
-/// replica, so `apply` must not look at clocks, randomness, addresses, or the order of a hash map.
+/// replica, however they are grouped into runs. So `apply` must not look at clocks, randomness, addresses, the order of
+/// a hash map, or where a run begins. `paxos::testing::state_machine` puts a machine through this contract.
 ///
 /// # Calls
 ///
-/// One call at a time, by the group's task. `apply` and `query` should not block; what they do delays the whole group.
+/// One call at a time, by the group's task. `apply` and `query` should not block; what they do delays the whole group
+/// (and, on a runtime with a single thread, the whole node).
+///
+/// # Errors
+///
+/// A command that the service rejects, or cannot even read, is a *reply*: every replica gives the same, and goes on. An
+/// error or a panic of `apply` says that this replica cannot follow any more: the group halts on this node, the reason
+/// is in its status, and the machine is not called again. A panic of `query` is that read's failure only.
 ///
 /// # What a crash leaves
 ///
 /// A machine in memory starts empty, with [`applied`](Self::applied) and [`durable`](Self::durable) at
 /// [`Slot::ZERO`], and is brought up to date from a snapshot and the log. A machine that keeps its state on disk
-/// starts where it made it durable, and is given everything above [`durable`](Self::durable).
+/// starts where it made it durable, and is given everything above it. It must make the state and the slot durable
+/// together: a slot that is behind its state would have commands applied twice, one that is ahead would lose them.
 pub trait StateMachine: Send + 'static {
     /// The last slot whose effects the state holds.
     fn applied(&self) -> Slot;
@@ -76,10 +85,13 @@ pub trait StateMachine: Send + 'static {
     /// Answers a read from the state as it is. Must not change it.
     fn query(&self, query: Bytes) -> Bytes;
 
-    /// Freezes the state as of [`applied`](Self::applied); should take microseconds, the writing comes later.
+    /// Freezes the state as of [`applied`](Self::applied); should take microseconds, the writing comes later, while
+    /// [`apply`](Self::apply) goes on. Changes nothing. What is applied later must not show in it.
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError>;
 
-    /// Replaces the whole state by a snapshot as of `upto`.
+    /// Replaces the whole state, whatever it was, by a snapshot as of `upto`; [`applied`](Self::applied) is `upto` then.
+    /// From the same commands on it gives the same replies as the machine that the snapshot was taken of. After an error
+    /// the machine is not used any more.
     fn restore(&mut self, upto: Slot, from: &mut dyn std::io::Read) -> Result<(), MachineError>;
 
     /// A digest of the state, for comparing replicas at the same slot; `None` if the machine has none.

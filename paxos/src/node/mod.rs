@@ -1,7 +1,7 @@
 //! The tokio driver: runs replicas on real storage, a real network and a real clock.
 //!
 //! A [`Node`] owns one store and one transport. Each of its groups has a task that owns the group's
-//! [`Replica`](crate::core::Replica) and [`StateMachine`]; the store has a thread. A task works in turns: it takes in
+//! [`Replica`] and [`StateMachine`]; the store has a thread. A task works in turns: it takes in
 //! everything that waits (peers' messages, users' requests, the store's answers), then carries out what the replica
 //! wants: messages leave at once, the writes of the turn go to the store's thread in one piece, chosen entries are
 //! applied in one run, and whoever waited is answered. The store's thread merges what all groups have handed it while

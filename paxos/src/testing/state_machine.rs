@@ -143,7 +143,7 @@ impl<M: StateMachine> Check<'_, M> {
     }
 
     /// Applies entries as one run, and returns the replies to each of them.
-    fn run(&self, machine: &mut M, entries: &[Entry]) -> Result<Vec<Vec<Bytes>>, String> {
+    fn run(machine: &mut M, entries: &[Entry]) -> Result<Vec<Vec<Bytes>>, String> {
         let Some(last) = entries.last() else {
             return Ok(Vec::new());
         };
@@ -189,10 +189,10 @@ impl<M: StateMachine> Check<'_, M> {
             .collect())
     }
 
-    fn run_all(&self, machine: &mut M, entries: &[Entry], length: usize) -> Result<Vec<Vec<Bytes>>, String> {
+    fn run_all(machine: &mut M, entries: &[Entry], length: usize) -> Result<Vec<Vec<Bytes>>, String> {
         let mut replies = Vec::new();
         for run in entries.chunks(length.max(1)) {
-            replies.extend(self.run(machine, run)?);
+            replies.extend(Self::run(machine, run)?);
         }
         Ok(replies)
     }
@@ -205,14 +205,14 @@ impl<M: StateMachine> Check<'_, M> {
 
     fn runs_of_any_length_give_the_same(&self) -> Result<Reference, String> {
         let mut machine = (self.new)();
-        let replies = self.run_all(&mut machine, &self.log.entries, 1)?;
+        let replies = Self::run_all(&mut machine, &self.log.entries, 1)?;
         let reference = Reference {
             replies,
             view: self.view(&machine)?,
         };
         for length in [1, 2, 5, self.log.entries.len()] {
             let mut machine = (self.new)();
-            let replies = self.run_all(&mut machine, &self.log.entries, length)?;
+            let replies = Self::run_all(&mut machine, &self.log.entries, length)?;
             let what = format!("with the same commands in runs of {length} entries, ");
             self.same_tail(&what, &reference, 0, &replies, &machine)?;
         }
@@ -223,7 +223,7 @@ impl<M: StateMachine> Check<'_, M> {
         let mut machine = (self.new)();
         let mut replies = Vec::new();
         for run in self.log.entries.chunks(3) {
-            replies.extend(self.run(&mut machine, run)?);
+            replies.extend(Self::run(&mut machine, run)?);
             let first = self.view(&machine)?;
             expect(
                 "what the same queries answer the second time",
@@ -244,23 +244,23 @@ impl<M: StateMachine> Check<'_, M> {
         let (head, tail) = self.log.entries.split_at(cut);
         let upto = head.last().map_or(Slot::ZERO, |entry| entry.slot);
         let mut origin = (self.new)();
-        self.run_all(&mut origin, head, 4)?;
+        Self::run_all(&mut origin, head, 4)?;
         let at_cut = self.view(&origin)?;
-        let frozen = self.freeze(&origin)?;
-        let late = self.freeze(&origin)?;
+        let frozen = Self::freeze(&origin)?;
+        let late = Self::freeze(&origin)?;
         expect(
             "what a machine shows after snapshot()",
             &at_cut,
             &self.view(&origin)?,
         )?;
         let bytes = write(frozen)?;
-        let replies = self.run_all(&mut origin, tail, 4)?;
+        let replies = Self::run_all(&mut origin, tail, 4)?;
         let what = format!("after a snapshot at slot {upto}, ");
         self.same_tail(&what, reference, cut, &replies, &origin)?;
         let late = write(late)?;
 
         let mut used = (self.new)();
-        self.run_all(&mut used, &self.log.entries, 4)?;
+        Self::run_all(&mut used, &self.log.entries, 4)?;
         for (how, mut machine, bytes) in [
             ("restored into a new machine", (self.new)(), &bytes),
             ("restored into a machine with another state", used, &bytes),
@@ -274,7 +274,7 @@ impl<M: StateMachine> Check<'_, M> {
                 &at_cut,
                 &self.view(&machine)?,
             )?;
-            let replies = self.run_all(&mut machine, tail, 4)?;
+            let replies = Self::run_all(&mut machine, tail, 4)?;
             self.same_tail(&what, reference, cut, &replies, &machine)?;
         }
         Ok(())
@@ -282,8 +282,8 @@ impl<M: StateMachine> Check<'_, M> {
 
     fn a_cut_snapshot_is_an_error_at_worst(&self) -> Result<(), String> {
         let mut machine = (self.new)();
-        self.run_all(&mut machine, &self.log.entries, 4)?;
-        let bytes = write(self.freeze(&machine)?)?;
+        Self::run_all(&mut machine, &self.log.entries, 4)?;
+        let bytes = write(Self::freeze(&machine)?)?;
         for length in [0, bytes.len() / 2, bytes.len().saturating_sub(1)] {
             let mut machine = (self.new)();
             // Whether it is noticed is the service's business: the engine checks its snapshots itself.
@@ -294,7 +294,7 @@ impl<M: StateMachine> Check<'_, M> {
         Ok(())
     }
 
-    fn freeze(&self, machine: &M) -> Result<Box<dyn SnapshotSource>, String> {
+    fn freeze(machine: &M) -> Result<Box<dyn SnapshotSource>, String> {
         caught("snapshot", || machine.snapshot())?.map_err(|error| format!("snapshot failed: {error}"))
     }
 

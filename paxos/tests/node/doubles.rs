@@ -69,6 +69,11 @@ impl Disk {
         lock(&self.0).fault = Some(fault);
     }
 
+    /// As a new disk with the old content.
+    pub(crate) fn mend(&self) {
+        lock(&self.0).fault = None;
+    }
+
     pub(crate) fn write_takes(&self, duration: Duration) {
         lock(&self.0).write_takes = duration;
     }
