@@ -186,7 +186,6 @@ mod tests {
                 command,
                 token: Some(Token(slot)),
             }],
-            membership: None,
         }
     }
 

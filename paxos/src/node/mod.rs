@@ -261,8 +261,6 @@ impl Node {
             hard_state: recovered.hard_state,
             trimmed: recovered.trimmed,
             tail,
-            // The replica walks the whole log, to know every command again; the machine skips what it holds.
-            applied: recovered.trimmed,
         };
         let now = self.environment.clock.now();
         let replica = Replica::new(self.environment.config.replica.clone(), start, now);

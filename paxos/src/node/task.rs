@@ -319,10 +319,6 @@ impl Task {
                 self.write.any = true;
             }
             Output::Apply(entry) => {
-                if let Some(membership) = &entry.membership {
-                    self.environment
-                        .set_membership(self.shared.id, membership.clone());
-                }
                 if !entry.commands.is_empty() {
                     self.shared
                         .metrics
