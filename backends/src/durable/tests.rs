@@ -261,7 +261,7 @@ async fn large_trims_are_swept_in_steps_and_completely() {
         store
             .write(WriteBatch { sync: true, ops })
             .await
-            .expect("a sound store")
+            .expect("a sound store");
     };
     write((1..=3_500).map(|slot| accept(A, slot, 1)).collect()).await;
     write(vec![WriteOp::Trim {
