@@ -2,4 +2,5 @@
 pub mod command;
 pub mod machine;
 pub mod resp;
+pub mod server;
 pub mod shards;

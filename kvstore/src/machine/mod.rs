@@ -16,7 +16,10 @@ use std::{cell::RefCell, collections::BTreeMap};
 use bytes::{Bytes, BytesMut};
 use paxos::{Chosen, MachineError, Slot, SnapshotSource, StateMachine};
 
-pub use self::keyspace::{Keyspace, Record};
+pub use self::{
+    glob::matches,
+    keyspace::{Keyspace, Record},
+};
 use self::operations::Action;
 use crate::{
     command::codec::{self, Malformed, Operands},

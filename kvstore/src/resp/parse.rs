@@ -89,6 +89,15 @@ impl<'a> Args<'a> {
             .unwrap_or_default()
     }
 
+    /// The same without the first `count` arguments.
+    #[must_use]
+    pub fn skip(&self, count: usize) -> Self {
+        Self {
+            buffer: self.buffer,
+            spans: self.spans.get(count..).unwrap_or_default(),
+        }
+    }
+
     /// The arguments from `index` on.
     pub fn from(&self, index: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let this = *self;

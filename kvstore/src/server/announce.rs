@@ -1,0 +1,74 @@
+//! Nodes tell each other through the log where clients reach them, so that any node can name the leader's address.
+
+use std::{collections::BTreeMap, sync::{Arc, PoisonError}, time::Duration};
+
+use bytes::BytesMut;
+use paxos::{Slot, node::Read};
+
+use super::{Shared, wide};
+use crate::{
+    command::codec,
+    machine::{NodeAddresses, operations as op},
+    resp::Value,
+};
+
+/// How often the directory is read when nothing happens.
+const REFRESH: Duration = Duration::from_secs(5);
+/// How long to wait before this node's own entry is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Keeps the directory of nodes up to date and this node's entry in it; runs as long as the server.
+pub async fn announce(shared: Arc<Shared>) {
+    let Some(mut leader) = shared.leaders.first().cloned() else {
+        return;
+    };
+    loop {
+        let known = match directory(&shared).await {
+            Some(directory) => {
+                let own = directory.get(&shared.settings.node.0) == Some(&shared.settings.addresses);
+                *shared.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
+                own || (leader.borrow().is_some() && propose(&shared).await)
+            }
+            None => false,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(if known { REFRESH } else { RETRY }) => {}
+            changed = leader.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+/// The directory as this node's replica has it.
+async fn directory(shared: &Shared) -> Option<BTreeMap<u64, NodeAddresses>> {
+    let local = Read::Stale { at_least: Slot::ZERO };
+    let reply = shared.ask(0, local, op::NODES, &[]).await.ok()?;
+    let Ok(Value::Array(entries)) = wide::value(&reply) else {
+        return None;
+    };
+    let entry = |entry: &[Value]| {
+        let [Value::Integer(node), resp, http] = entry else {
+            return None;
+        };
+        let addresses = NodeAddresses {
+            resp: resp.to_text(),
+            http: http.to_text(),
+        };
+        Some((u64::try_from(*node).ok()?, addresses))
+    };
+    Some(entries.chunks(3).filter_map(entry).collect())
+}
+
+/// Writes this node's entry; false if that should be tried again.
+async fn propose(shared: &Shared) -> bool {
+    let mut command = BytesMut::new();
+    let node = shared.settings.node.to_string();
+    let NodeAddresses { resp, http } = &shared.settings.addresses;
+    codec::encode(&mut command, op::ANNOUNCE.code, [node.as_bytes(), resp.as_bytes(), http.as_bytes()]);
+    let outcome = shared.groups[0].propose_within(command.freeze(), shared.settings.request_timeout).await;
+    if let Err(error) = &outcome {
+        tracing::debug!(%error, "could not announce this node's addresses yet");
+    }
+    outcome.is_ok()
+}

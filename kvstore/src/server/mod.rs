@@ -1,0 +1,144 @@
+//! The server: speaks the Redis protocol with clients and takes their commands to the groups.
+
+mod announce;
+mod clients;
+mod connection;
+mod info;
+pub mod local;
+mod metrics;
+mod pipeline;
+mod routing;
+mod status;
+mod wide;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use paxos::{
+    Ballot, NodeId,
+    node::{Group, Node},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+
+pub use self::{
+    announce::announce,
+    clients::Session,
+    metrics::Metrics,
+    routing::Route,
+    status::{GroupReport, Report},
+    wide::Wide,
+};
+use crate::{machine::NodeAddresses, resp::Limits, shards::Shards};
+
+/// What a server must be told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub node: NodeId,
+    /// The cluster's name, for people.
+    pub cluster: String,
+    /// The storage engine's name.
+    pub storage: String,
+    /// Where clients reach this node.
+    pub addresses: NodeAddresses,
+    /// What is done with commands for a group that another node leads.
+    pub route: Route,
+    /// How many clients may be connected.
+    pub max_clients: usize,
+    /// How long a command may wait for a leader and its outcome.
+    pub request_timeout: Duration,
+    /// What a client may send.
+    pub limits: Limits,
+}
+
+/// What all connections of a server share.
+#[derive(Debug)]
+pub struct Shared {
+    /// As started.
+    pub settings: Settings,
+    /// Which key belongs to which group.
+    pub shards: Shards,
+    /// The groups, by index.
+    pub groups: Vec<Group>,
+    /// What the server has counted.
+    pub metrics: Metrics,
+    /// The connected clients.
+    pub clients: clients::Clients,
+    leaders: Vec<watch::Receiver<Option<Ballot>>>,
+    directory: RwLock<BTreeMap<u64, NodeAddresses>>,
+    started: Instant,
+}
+
+impl Shared {
+    /// What the connections of one server share; `groups` by index.
+    pub fn new(settings: Settings, groups: Vec<Group>) -> Arc<Self> {
+        Arc::new(Self {
+            shards: Shards::new(u16::try_from(groups.len()).unwrap_or(Shards::MAX_GROUPS)),
+            leaders: groups.iter().map(Group::leader).collect(),
+            groups,
+            metrics: Metrics::default(),
+            clients: clients::Clients::default(),
+            directory: RwLock::default(),
+            started: Instant::now(),
+            settings,
+        })
+    }
+
+    /// The leader of a group, as far as this node knows.
+    pub fn leader(&self, group: usize) -> Option<Ballot> {
+        *self.leaders.get(group)?.borrow()
+    }
+
+    /// Where a node is reached, if it has said so.
+    pub fn addresses_of(&self, node: NodeId) -> Option<NodeAddresses> {
+        let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
+        directory.get(&node.0).cloned()
+    }
+
+    /// How long the server has run.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Everything that the node and the server have counted, in Prometheus' text format.
+    pub fn prometheus(&self, node: &Node) -> String {
+        node.prometheus() + &self.metrics.expose(self)
+    }
+}
+
+/// Serves clients that connect to `listener` until `stop` becomes true or its sender is gone.
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(shared.settings.max_clients));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.changed() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, as a rule: some client will leave.
+                tracing::warn!(%error, "cannot accept a client");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            connection::serve(stream, peer, shared, stop).await;
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,256 @@
+//! One burst of commands of one connection.
+//!
+//! Consecutive writes become one burst of proposals for each group, consecutive reads one burst of queries. A read
+//! waits for the writes before it and a write for the reads before it, so a client sees its commands done in order.
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use paxos::node::Read;
+
+use super::{Session, Shared, wide};
+use crate::{
+    command::{Command, Run, codec, table},
+    machine::operations::Action,
+    resp::{Args, write},
+};
+
+/// Bursts share allocations of this many bytes for what is sent to the groups.
+const ENCODE_CHUNK_BYTES: usize = 16 << 10;
+/// At most this many commands wait for each other.
+const MAX_PHASE_COMMANDS: usize = 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Reads,
+    Writes,
+}
+
+/// Where a command's reply comes from.
+#[derive(Debug)]
+enum Answer {
+    /// The next reply of this group, to this command (a position in the table).
+    Group(usize, usize),
+    /// An error that is known already.
+    Refused(String),
+}
+
+/// The commands of one connection that have been read and not answered.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    kind: Kind,
+    /// For each group, what it is asked for.
+    requests: Vec<Vec<Bytes>>,
+    /// In the order of the commands.
+    answers: Vec<Answer>,
+    scratch: BytesMut,
+    /// A reply in version 3 before it is translated.
+    reply: BytesMut,
+    started: Instant,
+}
+
+impl Pipeline {
+    pub(super) fn new(groups: usize) -> Self {
+        Self {
+            kind: Kind::Reads,
+            requests: vec![Vec::new(); groups],
+            answers: Vec::new(),
+            scratch: BytesMut::new(),
+            reply: BytesMut::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Notes when the commands that follow were read.
+    pub(super) fn begin(&mut self) {
+        self.started = Instant::now();
+    }
+
+    /// Takes one command in; replies that are there are appended to `out`. See [`finish`](Self::finish).
+    pub(super) async fn take(&mut self, args: Args<'_>, shared: &Shared, session: &mut Session, out: &mut BytesMut) {
+        let Some(index) = table::find(args.get(0)) else {
+            shared.metrics.unknown_commands.increment();
+            self.answers.push(Answer::Refused(unknown_command(args)));
+            return;
+        };
+        let command = &table::COMMANDS[index];
+        if !command.takes(args.len()) {
+            shared.metrics.commands[index].failed.increment();
+            self.answers.push(Answer::Refused(wrong_arity(command.name)));
+            return;
+        }
+        match command.run {
+            Run::Machine(operation) => {
+                let kind = match operation.action {
+                    Action::Write(_) => Kind::Writes,
+                    Action::Read(_) => Kind::Reads,
+                };
+                if kind != self.kind || self.answers.len() >= MAX_PHASE_COMMANDS {
+                    self.finish(shared, session, out).await;
+                    self.kind = kind;
+                }
+                self.ask(command, index, operation.code, args, shared);
+            }
+            Run::Local(run) => {
+                self.finish(shared, session, out).await;
+                run(shared, session, args, &mut self.reply);
+                self.answer_here(index, shared, session, out);
+            }
+            Run::Wide(wide) => {
+                self.finish(shared, session, out).await;
+                if let Err(error) = wide::run(wide, shared, session, args, &mut self.reply).await {
+                    self.reply.clear();
+                    write::error(&mut self.reply, &error);
+                }
+                self.answer_here(index, shared, session, out);
+            }
+        }
+    }
+
+    fn ask(&mut self, command: &Command, index: usize, code: u8, args: Args<'_>, shared: &Shared) {
+        let group = match shared.group_for(command.keys, args) {
+            Ok(group) => group,
+            Err(error) => {
+                shared.metrics.commands[index].failed.increment();
+                self.answers.push(Answer::Refused(error));
+                return;
+            }
+        };
+        if self.scratch.capacity() < 128 {
+            self.scratch.reserve(ENCODE_CHUNK_BYTES);
+        }
+        codec::encode(&mut self.scratch, code, args.from(1));
+        self.requests[group].push(self.scratch.split().freeze());
+        self.answers.push(Answer::Group(group, index));
+    }
+
+    fn answer_here(&mut self, index: usize, shared: &Shared, session: &Session, out: &mut BytesMut) {
+        let failed = self.reply.first() == Some(&b'-');
+        shared.metrics.commands[index].count(failed, self.started.elapsed());
+        session.answer(out, &self.reply);
+        self.reply.clear();
+    }
+
+    /// Waits for the replies to all commands taken in, and appends them to `out` in order.
+    pub(super) async fn finish(&mut self, shared: &Shared, session: &Session, out: &mut BytesMut) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let mut replies = match self.kind {
+            Kind::Writes => self.propose(shared).await,
+            Kind::Reads => self.query(shared).await,
+        };
+        let elapsed = self.started.elapsed();
+        for answer in self.answers.drain(..) {
+            let (reply, index) = match answer {
+                Answer::Refused(error) => (Err(error), None),
+                Answer::Group(group, index) => {
+                    let reply = replies[group].next();
+                    (reply.unwrap_or_else(|| Err("ERR no reply".into())), Some(index))
+                }
+            };
+            let failed = match reply {
+                Ok(reply) => {
+                    session.answer(out, &reply);
+                    reply.first() == Some(&b'-')
+                }
+                Err(error) => {
+                    write::error(out, &error);
+                    true
+                }
+            };
+            if let Some(index) = index {
+                shared.metrics.commands[index].count(failed, elapsed);
+            }
+        }
+    }
+
+    async fn propose(&mut self, shared: &Shared) -> Vec<Replies> {
+        // Proposals take their places at the call, so all groups work at once.
+        let mut asked = Vec::with_capacity(self.requests.len());
+        for (group, requests) in shared.groups.iter().zip(&mut self.requests) {
+            let requests = std::mem::take(requests);
+            let timeout = Some(shared.settings.request_timeout);
+            asked.push((!requests.is_empty()).then(|| group.propose_all(requests, timeout)));
+        }
+        let mut replies = Vec::with_capacity(asked.len());
+        for outcomes in asked {
+            let outcomes = match outcomes {
+                Some(outcomes) => outcomes.await,
+                None => Vec::new(),
+            };
+            let outcomes: Vec<_> =
+                outcomes.into_iter().map(|outcome| outcome.map_err(|error| shared.propose_error(&error))).collect();
+            replies.push(outcomes.into_iter());
+        }
+        replies
+    }
+
+    async fn query(&mut self, shared: &Shared) -> Vec<Replies> {
+        let mut asked = Vec::with_capacity(self.requests.len());
+        for (group, requests) in shared.groups.iter().zip(&mut self.requests) {
+            let requests = std::mem::take(requests);
+            let count = requests.len();
+            asked.push((count > 0).then(|| (count, group.query_all(Read::Linearizable, requests))));
+        }
+        let mut replies = Vec::with_capacity(asked.len());
+        for outcome in asked {
+            let outcomes: Vec<_> = match outcome {
+                None => Vec::new(),
+                Some((count, outcome)) => match outcome.await {
+                    Ok(replies) => replies.into_iter().map(Ok).collect(),
+                    Err(error) => vec![Err(shared.read_error(&error)); count],
+                },
+            };
+            replies.push(outcomes.into_iter());
+        }
+        replies
+    }
+}
+
+type Replies = std::vec::IntoIter<Result<Bytes, String>>;
+
+/// What Redis says of a wrong number of arguments.
+pub(super) fn wrong_arity(name: &str) -> String {
+    format!("ERR wrong number of arguments for '{name}' command")
+}
+
+/// What Redis says of a command that it does not know.
+fn unknown_command(args: Args<'_>) -> String {
+    const MAX_SHOWN_BYTES: usize = 128;
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_SHOWN_BYTES)]).into_owned();
+    let mut text = format!("ERR unknown command '{}', with args beginning with: ", shown(args.get(0)));
+    let mut room = MAX_SHOWN_BYTES;
+    for arg in args.from(1) {
+        if room == 0 {
+            break;
+        }
+        let arg = shown(&arg[..arg.len().min(room)]);
+        room = room.saturating_sub(arg.len() + 3);
+        text.push('\'');
+        text.push_str(&arg);
+        text.push_str("' ");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resp::Parser;
+
+    #[test]
+    fn unknown_commands_are_quoted_as_redis_does() {
+        let mut parser = Parser::default();
+        let mut buffer = b"foo bar 'b z'\r\n".to_vec();
+        parser.parse(&mut buffer).unwrap();
+        assert_eq!(
+            unknown_command(parser.command(0, &buffer)),
+            "ERR unknown command 'foo', with args beginning with: 'bar' 'b z' "
+        );
+        let mut buffer = [&b"foo "[..], &[b'x'; 500], b" y\r\n"].concat();
+        let mut parser = Parser::default();
+        parser.parse(&mut buffer).unwrap();
+        assert!(unknown_command(parser.command(0, &buffer)).len() < 200);
+    }
+}
