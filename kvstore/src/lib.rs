@@ -1,5 +1,22 @@
 //! A replicated key-value store that ordinary Redis clients use unchanged.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`cli`] | the command line: `serve`, `demo`, the verbs that talk to a cluster |
+//! | [`server`] | connections, pipelines, routing to groups, commands that the server answers |
+//! | [`command`] | the table of commands, and their form on the log |
+//! | [`machine`] | the replicated state and the operations on it |
+//! | [`resp`] | the Redis protocol |
+//! | [`shards`] | which group serves which key |
+//! | [`http`], [`client`], [`bench`](mod@bench) | the operators' HTTP, a client, a load generator |
+
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod cli;
+pub mod client;
 pub mod command;
+pub mod http;
 pub mod machine;
 pub mod resp;
 pub mod server;

@@ -1,2 +1,5 @@
 //! A replicated key-value store that ordinary Redis clients use unchanged.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    kvstore::cli::main()
+}

@@ -2,10 +2,8 @@
 
 use std::fmt::Write as _;
 
-use paxos::{Slot, node::Read};
-
-use super::{Route, Session, Shared, metrics::process_usage, wide};
-use crate::{machine::operations as op, resp::{Args, Value}};
+use super::{Route, Session, Shared, metrics::process_usage};
+use crate::resp::Args;
 
 /// The version of Redis whose commands' behaviour is followed.
 pub(super) const REDIS_VERSION: &str = "7.4.0";
@@ -66,7 +64,7 @@ async fn facts(section: &str, shared: &Shared, session: &Session) -> Vec<(&'stat
             ("total_commands_processed", shared.metrics.answered().to_string()),
         ],
         "replication" => replication(shared),
-        _ => match shared.keyspace_size().await {
+        _ => match shared.sizes().await.keys {
             0 => Vec::new(),
             keys => vec![("db0", format!("keys={keys},expires=0,avg_ttl=0"))],
         },
@@ -99,18 +97,5 @@ impl Shared {
     /// What clients take this node for: they write to what calls itself master only.
     pub(super) fn role(&self) -> &'static str {
         if self.serves_writes() { "master" } else { "slave" }
-    }
-
-    /// How many keys this node's replicas hold.
-    pub async fn keyspace_size(&self) -> u64 {
-        let mut keys = 0;
-        for group in 0..self.groups.len() {
-            let local = Read::Stale { at_least: Slot::ZERO };
-            let reply = self.ask(group, local, op::DBSIZE, &[]).await;
-            if let Ok(Ok(Value::Integer(count))) = reply.map(|reply| wide::value(&reply)) {
-                keys += u64::try_from(count).unwrap_or(0);
-            }
-        }
-        keys
     }
 }

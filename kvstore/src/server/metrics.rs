@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use paxos::metrics::{Counter, Exposition, Histogram, Kind};
+use paxos::{
+    Slot,
+    metrics::{Counter, Exposition, Histogram, Kind},
+    node::Read,
+};
 
-use super::Shared;
-use crate::command::table::COMMANDS;
+use super::{Shared, wide};
+use crate::{command::table::COMMANDS, machine::operations as op, resp::Value};
 
 /// What has been counted of one command.
 #[derive(Debug)]
@@ -55,7 +59,7 @@ impl Metrics {
         self.commands.iter().map(|command| command.done.get() + command.failed.get()).sum()
     }
 
-    pub(super) fn expose(&self, shared: &Shared) -> String {
+    fn expose(&self, shared: &Shared, sizes: Sizes) -> String {
         let mut to = Exposition::default();
         let used = || {
             let named = COMMANDS.iter().zip(&self.commands);
@@ -78,6 +82,8 @@ impl Metrics {
         for (name, help, value) in [
             ("kvstore_connected_clients", "Clients connected", shared.clients.len() as u64),
             ("kvstore_parked_requests", "Commands that wait for a leader", shared.parked()),
+            ("kvstore_keys", "Keys that this node's replicas hold", sizes.keys),
+            ("kvstore_data_bytes", "Bytes of those keys and their values", sizes.bytes),
         ] {
             to.family(name, Kind::Gauge, help);
             to.value(&[], value);
@@ -89,7 +95,38 @@ impl Metrics {
     }
 }
 
+/// What this node's replicas hold, over all groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Keys.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+}
+
 impl Shared {
+    /// What this node's replicas hold now.
+    pub async fn sizes(&self) -> Sizes {
+        let mut sizes = Sizes::default();
+        for group in 0..self.groups.len() {
+            let local = Read::Stale { at_least: Slot::ZERO };
+            let reply = self.ask(group, local, op::SIZES, &[]).await;
+            let Ok(Ok(Value::Array(numbers))) = reply.map(|reply| wide::value(&reply)) else {
+                continue;
+            };
+            if let [Value::Integer(keys), Value::Integer(bytes), ..] = numbers[..] {
+                sizes.keys += keys.unsigned_abs();
+                sizes.bytes += bytes.unsigned_abs();
+            }
+        }
+        sizes
+    }
+
+    /// Everything that the server has counted, in Prometheus' text format.
+    pub async fn prometheus(&self) -> String {
+        self.metrics.expose(self, self.sizes().await)
+    }
+
     /// How many commands wait for a leader on this node.
     fn parked(&self) -> u64 {
         let leaderless = self.groups.iter().filter(|group| group.metrics().has_leader.get() == 0);

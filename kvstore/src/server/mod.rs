@@ -29,9 +29,9 @@ use tokio::{
 pub use self::{
     announce::announce,
     clients::Session,
-    metrics::Metrics,
+    metrics::{Metrics, Sizes},
     routing::Route,
-    status::{GroupReport, Report},
+    status::{GroupReport, Report, obstacles},
     wide::Wide,
 };
 use crate::{machine::NodeAddresses, resp::Limits, shards::Shards};
@@ -104,11 +104,6 @@ impl Shared {
     /// How long the server has run.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
-    }
-
-    /// Everything that the node and the server have counted, in Prometheus' text format.
-    pub fn prometheus(&self, node: &Node) -> String {
-        node.prometheus() + &self.metrics.expose(self)
     }
 }
 

@@ -1,0 +1,200 @@
+//! A node's life: open the store, join the cluster, serve clients, stop in order.
+
+use std::{
+    io::Read as _,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use paxos::{ClusterId, GroupId, Member, Membership, Node, NodeId, node::NodeError, storage::Owner};
+use paxos_backends::Backend;
+use paxos_transports::tcp::{Tcp, TcpConfig};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
+
+use super::{
+    Exit, Failure,
+    serve::{Plan, prepare_directory},
+};
+use crate::{
+    http,
+    machine::{Machine, NodeAddresses},
+    resp::Limits,
+    server::{self, Settings, Shared},
+};
+
+/// How long clients' last replies and the store's closing may take.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
+    let mut stopping = Stopping::new(plan.exit_with_stdin)?;
+    prepare_directory(&plan)?;
+    let request_timeout = 2 * plan.election_timeout + Duration::from_secs(1);
+    let (node, cluster) = open(&plan, request_timeout).await?;
+    let node = Arc::new(node);
+    let groups = add_groups(&plan, &node).await?;
+
+    let failed = |error: std::io::Error| Failure::error(format!("cannot serve: {error}"));
+    let (resp, http) = (TcpListener::from_std(plan.resp), TcpListener::from_std(plan.http));
+    let (resp, http) = (resp.map_err(failed)?, http.map_err(failed)?);
+    let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());
+    let addresses = NodeAddresses {
+        resp: address(&resp).map_err(failed)?,
+        http: address(&http).map_err(failed)?,
+    };
+    tracing::info!(
+        node = plan.id, resp = addresses.resp, http = addresses.http, storage = plan.backend.name(),
+        groups = plan.groups, "serving"
+    );
+    let settings = Settings {
+        node: NodeId(plan.id),
+        cluster,
+        storage: plan.backend.name().to_owned(),
+        addresses,
+        route: plan.route,
+        max_clients: plan.max_clients,
+        request_timeout,
+        limits: Limits::default(),
+    };
+    let shared = Shared::new(settings, groups);
+    let stop = watch::Sender::new(false);
+    let clients = tokio::spawn(server::serve(resp, Arc::clone(&shared), stop.subscribe()));
+    let http = tokio::spawn(http::serve(http, Arc::clone(&shared), Arc::downgrade(&node), stop.subscribe()));
+    let announce = tokio::spawn(server::announce(Arc::clone(&shared)));
+    let leaders = tokio::spawn(log_leaders(shared, Arc::downgrade(&node)));
+
+    let halted = tokio::select! {
+        why = stopping.requested() => {
+            tracing::info!(why, "stopping");
+            None
+        }
+        why = node.halted() => Some(why),
+    };
+    announce.abort();
+    leaders.abort();
+    let _ = stop.send(true);
+    let _ = tokio::time::timeout(Duration::from_secs(1), async { tokio::join!(clients, http) }).await;
+    close(node).await;
+    match halted {
+        None => Ok(Exit::Ok),
+        Some(why) => Err(Failure::error(format!("node {} has halted: {why}", plan.id))),
+    }
+}
+
+/// Opens the store and starts the node on it; returns the cluster's name for people too.
+async fn open(plan: &Plan, request_timeout: Duration) -> Result<(Node, String), Failure> {
+    let owner = Owner {
+        cluster: ClusterId::from_name(&plan.cluster_name),
+        node: NodeId(plan.id),
+    };
+    let cluster = if plan.is_named { plan.cluster_name.clone() } else { owner.cluster.to_string() };
+    if plan.backend == Backend::Memory {
+        tracing::warn!("storage is memory: everything on this node is lost when it stops");
+    }
+    let storage = paxos_backends::open(plan.backend, &plan.data_dir, owner)
+        .map_err(|error| Failure::error(error.to_string()))?;
+    let address = plan.members.get(&plan.id).cloned().unwrap_or_default();
+    let transport = Tcp::new(TcpConfig::new(address));
+    let mut config = paxos::node::Config::default();
+    config.replica.election_timeout = plan.election_timeout;
+    config.replica.heartbeat_interval = plan.heartbeat_interval;
+    config.read_timeout = request_timeout;
+    let node = Node::spawn(config, storage, transport).await.map_err(|error| match error {
+        NodeError::Transport(error) => Failure::error(format!(
+            "{error}; stop what uses the address that --cluster gives this node, or change it there"
+        )),
+        error => Failure::error(error.to_string()),
+    })?;
+    Ok((node, cluster))
+}
+
+async fn add_groups(plan: &Plan, node: &Node) -> Result<Vec<paxos::node::Group>, Failure> {
+    let members = plan.members.iter().map(|(id, address)| Member::voter(NodeId(*id), address.clone()));
+    let membership = Membership::new(members);
+    let mut groups = Vec::with_capacity(usize::from(plan.groups));
+    for group in 0..u32::from(plan.groups) {
+        let added = node.add_group(GroupId(group), membership.clone(), Machine::default()).await;
+        groups.push(added.map_err(|error| Failure::error(format!("group {group} cannot start: {error}")))?);
+    }
+    Ok(groups)
+}
+
+/// One line for each change of the first group's leader: what an operator wants to see, and nothing more.
+async fn log_leaders(shared: Arc<Shared>, node: Weak<Node>) {
+    let Some(mut leader) = shared.groups.first().map(paxos::node::Group::leader) else {
+        return;
+    };
+    while node.strong_count() > 0 {
+        match *leader.borrow_and_update() {
+            Some(ballot) => tracing::info!(leader = %ballot.node, %ballot, "the leader is known"),
+            None => tracing::info!("there is no leader"),
+        }
+        if leader.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn close(node: Arc<Node>) {
+    let Some(node) = Arc::into_inner(node) else {
+        // A request for metrics is under way; what is acknowledged is durable without this.
+        return tracing::debug!("the node is still in use, not closed in order");
+    };
+    match tokio::time::timeout(SHUTDOWN_LIMIT, node.shutdown()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the node did not close in order"),
+        Err(_) => tracing::error!("the node took too long to close"),
+    }
+}
+
+/// The reasons to stop that come from outside.
+struct Stopping {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    orphaned: Option<oneshot::Receiver<()>>,
+}
+
+impl Stopping {
+    fn new(exit_with_stdin: bool) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::error(format!("cannot listen to signals: {error}"));
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            orphaned: exit_with_stdin.then(watch_stdin),
+        })
+    }
+
+    async fn requested(&mut self) -> &'static str {
+        let orphaned = async {
+            match &mut self.orphaned {
+                Some(orphaned) => {
+                    let _ = orphaned.await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupted",
+            _ = self.terminate.recv() => "terminated",
+            () = orphaned => "standard input was closed",
+        }
+    }
+}
+
+/// Reads standard input, on a thread of its own, until it is closed. The process that started this one holds the other
+/// end: it is closed when that process ends, however it ends.
+fn watch_stdin() -> oneshot::Receiver<()> {
+    // A stopped process reads nothing; only the kernel can end it together with its parent.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let (closed, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut sink = [0; 64];
+        while std::io::stdin().read(&mut sink).is_ok_and(|read| read > 0) {}
+        let _ = closed.send(());
+    });
+    receiver
+}

@@ -1,0 +1,276 @@
+//! `serve`: one node of a cluster.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener, ToSocketAddrs},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use paxos_backends::Backend;
+use tracing_subscriber::EnvFilter;
+
+use super::{Exit, Failure, node};
+use crate::{server::Route, shards::Shards};
+
+/// The flags of `serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeOptions {
+    /// This node's id in the cluster
+    #[arg(long, env = "KVSTORE_ID", value_parser = clap::value_parser!(u64).range(1..))]
+    id: u64,
+    /// All nodes of the cluster: 1=host:port,2=host:port,... where they talk to each other; the same on every node
+    #[arg(long, env = "KVSTORE_CLUSTER")]
+    cluster: String,
+    /// Where to serve Redis clients
+    #[arg(long, env = "KVSTORE_RESP", default_value = "127.0.0.1:6379")]
+    resp: String,
+    /// Where to serve HTTP: /livez /readyz /metrics /status
+    #[arg(long, env = "KVSTORE_HTTP", default_value = "127.0.0.1:7201")]
+    http: String,
+    /// Where this node keeps its data
+    #[arg(long, env = "KVSTORE_DATA_DIR", default_value = "kvstore-data")]
+    data_dir: PathBuf,
+    /// The storage engine; the fastest durable one that is built in if not given
+    #[arg(long, env = "KVSTORE_STORAGE")]
+    storage: Option<String>,
+    /// Among how many groups (independent logs) the keys are dealt out; the same on every node, for ever
+    #[arg(long, env = "KVSTORE_GROUPS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(Shards::MAX_GROUPS)))]
+    groups: u16,
+    /// What to do with commands that another node must lead
+    #[arg(long, env = "KVSTORE_ROUTE", value_enum, default_value_t)]
+    route: Route,
+    /// The cluster's name; made of --cluster if not given, which then must never change
+    #[arg(long, env = "KVSTORE_CLUSTER_ID")]
+    cluster_id: Option<String>,
+    /// How many clients may be connected
+    #[arg(long, env = "KVSTORE_MAX_CLIENTS", default_value_t = 10_000)]
+    max_clients: usize,
+    /// Without a sign of life from the leader for this long, another node is elected
+    #[arg(long, env = "KVSTORE_ELECTION_TIMEOUT", value_parser = super::duration, default_value = "500ms")]
+    election_timeout: Duration,
+    /// How often a leader gives signs of life
+    #[arg(long, env = "KVSTORE_HEARTBEAT_INTERVAL", value_parser = super::duration, default_value = "100ms")]
+    heartbeat_interval: Duration,
+    /// What to log: error, warn, info, debug, trace, or a filter like info,paxos=debug
+    #[arg(long, env = "KVSTORE_LOG", default_value = "info")]
+    log: String,
+    /// Stop when standard input is closed: for programs that start nodes
+    #[arg(long, hide = true)]
+    exit_with_stdin: bool,
+}
+
+/// A checked configuration with everything opened that can be taken by others.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) id: u64,
+    /// Node ids and their addresses.
+    pub(super) members: BTreeMap<u64, String>,
+    /// Names the cluster.
+    pub(super) cluster_name: String,
+    /// Whether the name was given or made of the members.
+    pub(super) is_named: bool,
+    pub(super) backend: Backend,
+    pub(super) data_dir: PathBuf,
+    pub(super) groups: u16,
+    pub(super) route: Route,
+    pub(super) max_clients: usize,
+    pub(super) election_timeout: Duration,
+    pub(super) heartbeat_interval: Duration,
+    pub(super) resp: TcpListener,
+    pub(super) http: TcpListener,
+    pub(super) exit_with_stdin: bool,
+}
+
+pub(super) fn run(options: &ServeOptions) -> Result<Exit, Failure> {
+    let filter = EnvFilter::try_new(&options.log)
+        .map_err(|error| Failure::usage(format!("--log {}: {error}; try --log info", options.log)))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let plan = plan(options)?;
+    super::block_on(node::run(plan))
+}
+
+fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
+    let members = members(&options.cluster)?;
+    if !members.contains_key(&options.id) {
+        let ids: Vec<String> = members.keys().map(u64::to_string).collect();
+        return Err(Failure::usage(format!(
+            "--id {} is not in --cluster, which has {}; give this node one of those ids or add it to --cluster",
+            options.id,
+            ids.join(", ")
+        )));
+    }
+    let backend = backend(options.storage.as_deref())?;
+    let made: Vec<String> = members.iter().map(|(id, address)| format!("{id}={address}")).collect();
+    Ok(Plan {
+        id: options.id,
+        cluster_name: options.cluster_id.clone().unwrap_or_else(|| made.join(",")),
+        is_named: options.cluster_id.is_some(),
+        members,
+        backend,
+        data_dir: options.data_dir.clone(),
+        groups: options.groups,
+        route: options.route,
+        max_clients: options.max_clients,
+        election_timeout: options.election_timeout,
+        heartbeat_interval: options.heartbeat_interval,
+        resp: listen("--resp", &options.resp)?,
+        http: listen("--http", &options.http)?,
+        exit_with_stdin: options.exit_with_stdin,
+    })
+}
+
+/// `1=host:port,2=host:port`.
+fn members(cluster: &str) -> Result<BTreeMap<u64, String>, Failure> {
+    let mut members = BTreeMap::new();
+    for member in cluster.split(',').map(str::trim) {
+        let bad = |why: &str| {
+            Failure::usage(format!("--cluster: '{member}' {why}; write 1=host:port,2=host:port,..."))
+        };
+        let (id, address) = member.split_once('=').ok_or_else(|| bad("has no id"))?;
+        let id: u64 = id.parse().ok().filter(|id| *id > 0).ok_or_else(|| bad("has no number above 0 as id"))?;
+        let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("has no port"))?;
+        if host.is_empty() || port.parse::<u16>().ok().is_none_or(|port| port == 0) {
+            return Err(bad("is no address"));
+        }
+        if members.values().any(|other| other == address) {
+            return Err(bad("has the address of another node"));
+        }
+        if members.insert(id, address.to_owned()).is_some() {
+            return Err(bad("has the id of another node"));
+        }
+    }
+    Ok(members)
+}
+
+fn listen(flag: &str, address: &str) -> Result<TcpListener, Failure> {
+    let resolved: Vec<SocketAddr> = address
+        .to_socket_addrs()
+        .map_err(|error| {
+            Failure::usage(format!("{flag} {address} is no address ({error}); write host:port, as in 127.0.0.1:7001"))
+        })?
+        .collect();
+    let listener = TcpListener::bind(&resolved[..]).map_err(|error| {
+        Failure::error(format!(
+            "cannot listen on {flag} {address}: {error}; stop what uses it or choose another address"
+        ))
+    })?;
+    listener.set_nonblocking(true).map_err(|error| Failure::error(format!("{flag} {address}: {error}")))?;
+    Ok(listener)
+}
+
+/// The engine asked for, or the fastest durable one.
+fn backend(name: Option<&str>) -> Result<Backend, Failure> {
+    let Some(name) = name else {
+        let durable = [Backend::LevelDb, Backend::Sqlite].into_iter().find(|backend| backend.is_built_in());
+        return Ok(durable.unwrap_or_else(|| {
+            tracing::warn!("no durable storage is built in: everything is lost when this process ends");
+            Backend::Memory
+        }));
+    };
+    let backend: Backend = name.parse().map_err(|error| Failure::usage(format!("--storage: {error}")))?;
+    if !backend.is_built_in() {
+        return Err(Failure::usage(format!(
+            "--storage {name} is not built into this program; build it with: cargo build -p kvstore --features {name}"
+        )));
+    }
+    Ok(backend)
+}
+
+/// What a data directory was made for; must never change.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DirectoryFacts {
+    format: u32,
+    storage: String,
+    groups: u16,
+}
+
+const FACTS_FILE: &str = "kvstore.json";
+const FACTS_FORMAT: u32 = 1;
+
+/// Creates the data directory or checks that it was made for this configuration.
+pub(super) fn prepare_directory(plan: &Plan) -> Result<(), Failure> {
+    if plan.backend == Backend::Memory {
+        return Ok(());
+    }
+    let directory = plan.data_dir.display();
+    let io = |doing: &str, error: std::io::Error| {
+        Failure::error(format!(
+            "cannot {doing} the data directory {directory}: {error}; choose a --data-dir that this user may write to"
+        ))
+    };
+    std::fs::create_dir_all(&plan.data_dir).map_err(|error| io("create", error))?;
+    let wanted = DirectoryFacts {
+        format: FACTS_FORMAT,
+        storage: plan.backend.name().to_owned(),
+        groups: plan.groups,
+    };
+    let file = plan.data_dir.join(FACTS_FILE);
+    let found = match std::fs::read(&file) {
+        Ok(text) => serde_json::from_slice::<DirectoryFacts>(&text).map_err(|error| {
+            Failure::error(format!("{} cannot be read: {error}; was it written by another version?", file.display()))
+        })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return write_facts(&plan.data_dir, &file, &wanted).map_err(|error| io("write to", error));
+        }
+        Err(error) => return Err(io("read", error)),
+    };
+    let differs = |what: &str, flag: &str, found: &dyn std::fmt::Display, given: &dyn std::fmt::Display| {
+        Err(Failure::error(format!(
+            "the data directory {directory} was made with {what} {found}, not {given}; start with {flag} {found} or \
+             choose another --data-dir"
+        )))
+    };
+    if found.format != wanted.format {
+        return differs("format", "a program of format", &found.format, &wanted.format);
+    }
+    if found.storage != wanted.storage {
+        return differs("storage", "--storage", &found.storage, &wanted.storage);
+    }
+    if found.groups != wanted.groups {
+        return differs("groups", "--groups", &found.groups, &wanted.groups);
+    }
+    Ok(())
+}
+
+fn write_facts(directory: &Path, file: &Path, facts: &DirectoryFacts) -> std::io::Result<()> {
+    let temporary = file.with_extension("tmp");
+    let mut text = serde_json::to_vec_pretty(facts)?;
+    text.push(b'\n');
+    std::fs::write(&temporary, text)?;
+    std::fs::File::open(&temporary)?.sync_all()?;
+    std::fs::rename(&temporary, file)?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_ids_and_addresses() {
+        let found = members("2=b:2, 1=[::1]:1").unwrap();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [(1, "[::1]:1".to_owned()), (2, "b:2".to_owned())]);
+        for (cluster, why) in [
+            ("", "has no id"),
+            ("host:1", "has no id"),
+            ("x=host:1", "number above 0"),
+            ("0=host:1", "number above 0"),
+            ("1=host", "has no port"),
+            ("1=host:0", "is no address"),
+            ("1=:1", "is no address"),
+            ("1=a:1,1=b:1", "id of another"),
+            ("1=a:1,2=a:1", "address of another"),
+        ] {
+            let refused = members(cluster).unwrap_err();
+            assert_eq!(refused.exit, Exit::Usage);
+            assert!(refused.text.contains(why) && refused.text.contains("write 1="), "{cluster}: {refused}");
+        }
+    }
+}
