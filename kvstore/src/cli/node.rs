@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use paxos::{ClusterId, GroupId, Member, Membership, Node, NodeId, node::NodeError, storage::Owner};
+use paxos::{ClusterId, GroupId, Member, Membership, Node, NodeId, storage::Owner};
 use paxos_backends::Backend;
 use paxos_transports::tcp::{Tcp, TcpConfig};
 use tokio::{
@@ -31,9 +31,15 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     let mut stopping = Stopping::new(plan.exit_with_stdin)?;
+    // The address first: a node that is running already should be the reason given, and not its locked directory.
+    let address = plan.members.get(&plan.id).cloned().unwrap_or_default();
+    let transport = Tcp::bind(TcpConfig::new(address)).map_err(|error| {
+        let advice = "stop what uses the address that --cluster gives this node, or change it there";
+        Failure::error(format!("{error}; {advice}"))
+    })?;
     prepare_directory(&plan)?;
     let request_timeout = 2 * plan.election_timeout + Duration::from_secs(1);
-    let (node, cluster) = open(&plan, request_timeout).await?;
+    let (node, cluster) = open(&plan, transport, request_timeout).await?;
     let node = Arc::new(node);
     let groups = add_groups(&plan, &node).await?;
 
@@ -85,7 +91,7 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
 }
 
 /// Opens the store and starts the node on it; returns the cluster's name for people too.
-async fn open(plan: &Plan, request_timeout: Duration) -> Result<(Node, String), Failure> {
+async fn open(plan: &Plan, transport: Tcp, request_timeout: Duration) -> Result<(Node, String), Failure> {
     let owner = Owner {
         cluster: ClusterId::from_name(&plan.cluster_name),
         node: NodeId(plan.id),
@@ -96,19 +102,12 @@ async fn open(plan: &Plan, request_timeout: Duration) -> Result<(Node, String), 
     }
     let storage = paxos_backends::open(plan.backend, &plan.data_dir, owner)
         .map_err(|error| Failure::error(error.to_string()))?;
-    let address = plan.members.get(&plan.id).cloned().unwrap_or_default();
-    let transport = Tcp::new(TcpConfig::new(address));
     let mut config = paxos::node::Config::default();
     config.replica.election_timeout = plan.election_timeout;
     config.replica.heartbeat_interval = plan.heartbeat_interval;
     config.read_timeout = request_timeout;
-    let node = Node::spawn(config, storage, transport).await.map_err(|error| match error {
-        NodeError::Transport(error) => Failure::error(format!(
-            "{error}; stop what uses the address that --cluster gives this node, or change it there"
-        )),
-        error => Failure::error(error.to_string()),
-    })?;
-    Ok((node, cluster))
+    let node = Node::spawn(config, storage, transport).await;
+    Ok((node.map_err(|error| Failure::error(error.to_string()))?, cluster))
 }
 
 async fn add_groups(plan: &Plan, node: &Node) -> Result<Vec<paxos::node::Group>, Failure> {

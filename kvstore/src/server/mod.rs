@@ -17,10 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use paxos::{
-    Ballot, NodeId,
-    node::{Group, Node},
-};
+use paxos::{Ballot, NodeId, node::Group};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
