@@ -74,8 +74,8 @@ struct Demo {
     children: BTreeMap<u16, Child>,
     paused: Vec<u16>,
     started: Instant,
-    /// When the leader was lost, for the line that tells of the next one.
-    leaderless_since: Option<Instant>,
+    /// When a leader was last seen.
+    led_until: Instant,
     leader: Option<(u64, u64)>,
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn run(options: DemoOptions) -> Result<Exit, Failure> {
         children: BTreeMap::new(),
         paused: Vec::new(),
         started: Instant::now(),
-        leaderless_since: Some(Instant::now()),
+        led_until: Instant::now(),
         leader: None,
     };
     let outcome = demo.live().await;
@@ -271,21 +271,20 @@ impl Demo {
             group.is_leader.then_some((group.ballot.round, group.ballot.node))
         };
         let leader = answers.iter().filter_map(|(_, answer)| leads(answer.as_ref().ok()?)).max();
-        if leader == self.leader {
-            return;
-        }
-        let at = self.started.elapsed().as_secs_f64();
-        match leader {
-            Some((round, node)) => {
-                let without = self.leaderless_since.take().map_or(0, |since| since.elapsed().as_millis());
-                println!("{at:7.1} s  node {node} leads (ballot {round}.{node}), after {without} ms without a leader");
+        if leader != self.leader {
+            let at = self.started.elapsed().as_secs_f64();
+            match leader {
+                Some((round, node)) => {
+                    let without = self.led_until.elapsed().as_millis();
+                    println!("{at:7.1} s  node {node} leads (ballot {round}.{node}), at most {without} ms without a leader");
+                }
+                None => println!("{at:7.1} s  there is no leader"),
             }
-            None => {
-                self.leaderless_since = Some(Instant::now());
-                println!("{at:7.1} s  there is no leader");
-            }
+            self.leader = leader;
         }
-        self.leader = leader;
+        if leader.is_some() {
+            self.led_until = Instant::now();
+        }
     }
 
     async fn show_status(&self) {
