@@ -102,7 +102,8 @@ struct Tally {
 impl Default for Tally {
     fn default() -> Self {
         // One microsecond to ten minutes, three digits.
-        let latency = Histogram::new_with_bounds(1, 600_000_000, 3).expect("the bounds are constants that fit");
+        let latency =
+            Histogram::new_with_bounds(1, 600_000_000, 3).expect("the bounds are constants that fit");
         Self {
             writes: 0,
             reads: 0,
@@ -126,7 +127,9 @@ pub async fn run(options: &BenchOptions, endpoints: &[String], timeout: Duration
     let mut clients = Vec::new();
     for index in 0..options.clients as usize {
         let (options, endpoints) = (options.clone(), endpoints.to_vec());
-        clients.push(tokio::spawn(async move { one_client(index, &options, &endpoints, timeout, started).await }));
+        clients.push(tokio::spawn(async move {
+            one_client(index, &options, &endpoints, timeout, started).await
+        }));
     }
     let mut all = Tally::default();
     for client in clients {
@@ -161,7 +164,9 @@ async fn one_client(
 ) -> Tally {
     let mut tally = Tally::default();
     let mut random = fastrand::Rng::with_seed(index as u64 + 1);
-    let value: Vec<u8> = (0..options.value_size).map(|_| random.alphanumeric() as u8).collect();
+    let value: Vec<u8> = (0..options.value_size)
+        .map(|_| random.alphanumeric() as u8)
+        .collect();
     let pipeline = options.pipeline as usize;
     let between = options.rate.map(|rate| {
         let bursts_per_second = (rate / f64::from(options.clients) / pipeline as f64).max(1e-6);
@@ -173,18 +178,17 @@ async fn one_client(
     let mut burst = BytesMut::new();
     let mut reads = Vec::new();
     while started.elapsed() < options.duration {
-        let client = match &mut connection {
-            Some(client) => client,
-            None => {
-                endpoint += 1;
-                let address = &endpoints[(endpoint - 1) % endpoints.len()];
-                match Client::connect(address, timeout).await {
-                    Ok(client) => connection.insert(client),
-                    Err(error) => {
-                        tally.error(1, || error.to_string());
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                        continue;
-                    }
+        let client = if let Some(client) = &mut connection {
+            client
+        } else {
+            endpoint += 1;
+            let address = &endpoints[(endpoint - 1) % endpoints.len()];
+            match Client::connect(address, timeout).await {
+                Ok(client) => connection.insert(client),
+                Err(error) => {
+                    tally.error(1, || error.to_string());
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
                 }
             }
         };
@@ -218,8 +222,14 @@ async fn one_client(
                 refused = true;
                 return tally.error(1, || error);
             }
-            *(if is_read { &mut tally.reads } else { &mut tally.writes }) += 1;
-            tally.latency.saturating_record(u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX));
+            *(if is_read {
+                &mut tally.reads
+            } else {
+                &mut tally.writes
+            }) += 1;
+            tally
+                .latency
+                .saturating_record(u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX));
         });
         if let Err(error) = outcome.await {
             tally.error((pipeline - answered) as u64, || error.to_string());

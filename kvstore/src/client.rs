@@ -83,7 +83,12 @@ impl Client {
     }
 
     /// Sends `bytes`, which hold `count` commands, and hands each reply to `take`.
-    pub async fn exchange(&mut self, bytes: &[u8], count: usize, mut take: impl FnMut(Value)) -> Result<(), ClientError> {
+    pub async fn exchange(
+        &mut self,
+        bytes: &[u8],
+        count: usize,
+        mut take: impl FnMut(Value),
+    ) -> Result<(), ClientError> {
         let exchange = async {
             self.stream.write_all(bytes).await?;
             for _ in 0..count {
@@ -110,5 +115,7 @@ impl Client {
 }
 
 async fn within<T>(limit: Duration, io: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
-    timeout(limit, io).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+    timeout(limit, io)
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }

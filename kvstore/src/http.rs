@@ -1,6 +1,9 @@
 //! HTTP for operators and their tools: `/livez`, `/readyz`, `/metrics`, `/status`.
 
-use std::sync::{Arc, Weak};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, Weak},
+};
 
 use axum::{
     Json, Router,
@@ -22,7 +25,12 @@ struct Context {
 }
 
 /// Serves HTTP on `listener` until `stop` becomes true or its sender is gone.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, node: Weak<Node>, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    node: Weak<Node>,
+    mut stop: watch::Receiver<bool>,
+) {
     let router = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
@@ -32,7 +40,10 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, node: Weak<Node>,
     let stopped = async move {
         let _ = stop.wait_for(|stop| *stop).await;
     };
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+    if let Err(error) = axum::serve(listener, router)
+        .with_graceful_shutdown(stopped)
+        .await
+    {
         tracing::error!(%error, "the HTTP server failed");
     }
 }
@@ -46,16 +57,30 @@ async fn livez() -> &'static str {
 async fn readyz(State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
     let report = context.shared.report().await;
     let obstacles = obstacles(&report);
-    let code = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if report.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let mut text = String::from(if report.ready { "ready\n" } else { "not ready\n" });
-    if query.is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="))) {
+    if query.is_some_and(|query| {
+        query
+            .split('&')
+            .any(|part| part == "verbose" || part.starts_with("verbose="))
+    }) {
         for group in &report.groups {
-            let leader = group.leader.map_or_else(|| "none".to_owned(), |leader| format!("node {leader}"));
+            let leader = group
+                .leader
+                .map_or_else(|| "none".to_owned(), |leader| format!("node {leader}"));
             let lag = group.chosen.saturating_sub(group.applied);
-            text += &format!("group {}: leader {leader}, {lag} slots to apply\n", group.group);
+            let _ = writeln!(
+                text,
+                "group {}: leader {leader}, {lag} slots to apply",
+                group.group
+            );
         }
         for obstacle in obstacles {
-            text += &format!("obstacle: {obstacle}\n");
+            let _ = writeln!(text, "obstacle: {obstacle}");
         }
     }
     (code, text).into_response()
@@ -66,7 +91,11 @@ async fn status(State(context): State<Context>) -> Response {
 }
 
 async fn metrics(State(context): State<Context>) -> Response {
-    let engine = context.node.upgrade().map(|node| node.prometheus()).unwrap_or_default();
+    let engine = context
+        .node
+        .upgrade()
+        .map(|node| node.prometheus())
+        .unwrap_or_default();
     let text = engine + &context.shared.prometheus().await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

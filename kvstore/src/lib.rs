@@ -11,6 +11,7 @@
 //! | [`http`], [`client`], [`bench`](mod@bench) | the operators' HTTP, a client, a load generator |
 
 #![forbid(unsafe_code)]
+#![allow(clippy::cast_possible_wrap, reason = "lengths and counts are far below 2^63")]
 
 pub mod bench;
 pub mod cli;

@@ -15,7 +15,11 @@ const fn crc16_table() -> [u16; 256] {
         let mut crc = (byte as u16) << 8;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            crc = if crc & 0x8000 == 0 {
+                crc << 1
+            } else {
+                (crc << 1) ^ 0x1021
+            };
             bit += 1;
         }
         table[byte] = crc;
@@ -25,7 +29,9 @@ const fn crc16_table() -> [u16; 256] {
 }
 
 fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
+    bytes.iter().fold(0, |crc, byte| {
+        (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)]
+    })
 }
 
 /// The hash slot of a key, as Redis Cluster defines it: if the key has a non-empty part in braces, only the first such
@@ -68,7 +74,11 @@ impl Shards {
 
     /// The index of the group that serves a key.
     pub fn group_of(self, key: &[u8]) -> usize {
-        if self.groups == 1 { 0 } else { self.group_of_slot(hash_slot(key)) }
+        if self.groups == 1 {
+            0
+        } else {
+            self.group_of_slot(hash_slot(key))
+        }
     }
 
     /// The hash slots that a group serves.
@@ -86,7 +96,13 @@ mod tests {
     fn hash_slots_are_those_of_redis_cluster() {
         // The check value of CRC-16/XMODEM, and what `redis-cli cluster keyslot` says.
         assert_eq!(crc16(b"123456789"), 0x31c3);
-        for (key, slot) in [("", 0), ("a", 15_495), ("foo", 12_182), ("somekey", 11_058), ("foo{hash_tag}", 2_515)] {
+        for (key, slot) in [
+            ("", 0),
+            ("a", 15_495),
+            ("foo", 12_182),
+            ("somekey", 11_058),
+            ("foo{hash_tag}", 2_515),
+        ] {
             assert_eq!(hash_slot(key.as_bytes()), slot, "{key}");
         }
     }

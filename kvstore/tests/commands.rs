@@ -1,5 +1,7 @@
 //! What a Redis client sees of a cluster, whichever node it talks to.
 
+#![allow(clippy::cast_possible_wrap, reason = "counts are far below 2^63")]
+
 mod common;
 
 use std::{
@@ -36,7 +38,11 @@ fn any_node_serves_any_client() {
     let cluster = Cluster::start(3, &["--storage", "memory"]);
     for writer in 1..=3 {
         let key = format!("key{writer}");
-        let _: () = cmd("SET").arg(&key).arg(writer).query(&mut cluster.connect(writer)).unwrap();
+        let _: () = cmd("SET")
+            .arg(&key)
+            .arg(writer)
+            .query(&mut cluster.connect(writer))
+            .unwrap();
         for reader in 1..=3 {
             let found: usize = cmd("GET").arg(&key).query(&mut cluster.connect(reader)).unwrap();
             assert_eq!(found, writer, "written through {writer}, read through {reader}");
@@ -56,16 +62,27 @@ fn any_node_serves_any_client() {
 }
 
 fn a_pipeline_is_done_in_order(client: &mut Connection) {
-    let (before, set, between, count, after, missing): (Option<i64>, String, i64, i64, i64, Option<i64>) = pipe()
-        .cmd("GET").arg("p")
-        .cmd("SET").arg("p").arg(5)
-        .cmd("GET").arg("p")
-        .cmd("INCR").arg("p")
-        .cmd("GET").arg("p")
-        .cmd("GET").arg("q")
-        .query(client)
-        .unwrap();
-    assert_eq!((before, set.as_str(), between, count, after, missing), (None, "OK", 5, 6, 6, None));
+    let (before, set, between, count, after, missing): (Option<i64>, String, i64, i64, i64, Option<i64>) =
+        pipe()
+            .cmd("GET")
+            .arg("p")
+            .cmd("SET")
+            .arg("p")
+            .arg(5)
+            .cmd("GET")
+            .arg("p")
+            .cmd("INCR")
+            .arg("p")
+            .cmd("GET")
+            .arg("p")
+            .cmd("GET")
+            .arg("q")
+            .query(client)
+            .unwrap();
+    assert_eq!(
+        (before, set.as_str(), between, count, after, missing),
+        (None, "OK", 5, 6, 6, None)
+    );
 
     let mut burst = pipe();
     for index in 0..3_000 {
@@ -84,14 +101,26 @@ fn a_pipeline_is_done_in_order(client: &mut Connection) {
 fn errors_are_those_of_redis(client: &mut Connection) {
     let _: () = cmd("SET").arg("text").arg("abc").query(client).unwrap();
     for (args, expected) in [
-        (&["nosuch", "a", "b"][..], "unknown command 'nosuch', with args beginning with: 'a' 'b' "),
+        (
+            &["nosuch", "a", "b"][..],
+            "unknown command 'nosuch', with args beginning with: 'a' 'b' ",
+        ),
         (&["get"], "wrong number of arguments for 'get' command"),
         (&["SET", "a"], "wrong number of arguments for 'set' command"),
-        (&["mset", "a", "1", "b"], "wrong number of arguments for 'mset' command"),
+        (
+            &["mset", "a", "1", "b"],
+            "wrong number of arguments for 'mset' command",
+        ),
         (&["INCR", "text"], "value is not an integer or out of range"),
         (&["SELECT", "1"], "DB index is out of range"),
-        (&["CLIENT", "nosuch"], "unknown subcommand 'nosuch'. Try CLIENT HELP."),
-        (&["CLIENT", "setname"], "wrong number of arguments for 'client|setname' command"),
+        (
+            &["CLIENT", "nosuch"],
+            "unknown subcommand 'nosuch'. Try CLIENT HELP.",
+        ),
+        (
+            &["CLIENT", "setname"],
+            "wrong number of arguments for 'client|setname' command",
+        ),
         (&["SCAN", "x"], "invalid cursor"),
         (&["HELLO", "4"], "unsupported protocol version"),
     ] {
@@ -104,14 +133,23 @@ fn versions_2_and_3_are_spoken(cluster: &Cluster) {
     let asked = b"GET none\r\nHELLO 3\r\nGET none\r\nCONFIG GET save\r\nHELLO 2\r\nGET none\r\nQUIT\r\n";
     let text = raw(cluster.resp[0], asked, "");
     assert!(text.starts_with("$-1\r\n%7\r\n$6\r\nserver\r\n"), "{text}");
-    assert!(text.contains("\r\n_\r\n%1\r\n$4\r\nsave\r\n$0\r\n\r\n*14\r\n$6\r\nserver"), "{text}");
+    assert!(
+        text.contains("\r\n_\r\n%1\r\n$4\r\nsave\r\n$0\r\n\r\n*14\r\n$6\r\nserver"),
+        "{text}"
+    );
     assert!(text.ends_with("$-1\r\n+OK\r\n"), "{text}");
 }
 
 fn broken_clients_disturb_nobody(cluster: &Cluster, other: &mut Connection) {
     let port = cluster.resp[0];
-    assert_eq!(raw(port, b"PING\r\n*1\r\n:1\r\n", ""), "+PONG\r\n-ERR Protocol error: expected '$', got ':'\r\n");
-    assert_eq!(raw(port, b"*99999999\r\n", ""), "-ERR Protocol error: invalid multibulk length\r\n");
+    assert_eq!(
+        raw(port, b"PING\r\n*1\r\n:1\r\n", ""),
+        "+PONG\r\n-ERR Protocol error: expected '$', got ':'\r\n"
+    );
+    assert_eq!(
+        raw(port, b"*99999999\r\n", ""),
+        "-ERR Protocol error: invalid multibulk length\r\n"
+    );
     let too_large = raw(port, b"*2\r\n$3\r\nGET\r\n$999999999\r\n", "");
     assert_eq!(too_large, "-ERR Protocol error: invalid bulk length\r\n");
     drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
@@ -125,7 +163,10 @@ fn http_tells_of_the_node(cluster: &Cluster) {
     };
     assert!(get("/livez").starts_with("HTTP/1.1 200"));
     let ready = get("/readyz?verbose");
-    assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("group 0: leader node"), "{ready}");
+    assert!(
+        ready.starts_with("HTTP/1.1 200") && ready.contains("group 0: leader node"),
+        "{ready}"
+    );
     let metrics = get("/metrics");
     for name in [
         "paxos_has_leader{group=\"0\"} 1",
@@ -139,14 +180,27 @@ fn http_tells_of_the_node(cluster: &Cluster) {
     }
     let status = get("/status");
     let status: serde_json::Value = serde_json::from_str(status.split("\r\n\r\n").nth(1).unwrap()).unwrap();
-    let fields = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let fields = |value: &serde_json::Value| {
+        value
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect::<BTreeSet<_>>()
+    };
     let expected = |names: &str| names.split(' ').map(str::to_owned).collect::<BTreeSet<_>>();
-    assert_eq!(fields(&status), expected("node_id cluster_id version storage uptime_seconds groups ready alarms"));
+    assert_eq!(
+        fields(&status),
+        expected("node_id cluster_id version storage uptime_seconds groups ready alarms")
+    );
     assert_eq!(
         fields(&status["groups"][0]),
         expected("group is_leader leader ballot chosen applied first_slot last_slot digest members")
     );
-    assert_eq!(fields(&status["groups"][0]["members"][0]), expected("id address role matched alive"));
+    assert_eq!(
+        fields(&status["groups"][0]["members"][0]),
+        expected("id address role matched alive")
+    );
     assert_eq!(status["node_id"], 2);
     assert_eq!(status["ready"], true);
 }
@@ -156,8 +210,12 @@ fn scan(cluster: &Cluster, count: usize) -> Vec<String> {
     let mut clients: Vec<Connection> = (1..=3).map(|node| cluster.connect(node)).collect();
     let (mut cursor, mut found, mut turn) = (0_u64, Vec::new(), 0);
     loop {
-        let page: (u64, Vec<String>) =
-            cmd("SCAN").arg(cursor).arg("COUNT").arg(count).query(&mut clients[turn % 3]).unwrap();
+        let page: (u64, Vec<String>) = cmd("SCAN")
+            .arg(cursor)
+            .arg("COUNT")
+            .arg(count)
+            .query(&mut clients[turn % 3])
+            .unwrap();
         turn += 1;
         found.extend(page.1);
         cursor = page.0;
@@ -194,7 +252,10 @@ fn several_groups_share_the_keys() {
     // These hash slots lie in different quarters; tags keep keys together.
     let apart = error_of(cmd("MSET").arg(&["a", "1", "foo", "2"]).query::<()>(&mut client));
     assert!(apart.to_uppercase().contains("CROSSSLOT"), "{apart}");
-    let _: () = cmd("MSET").arg(&["{t}a", "1", "{t}b", "2"]).query(&mut client).unwrap();
+    let _: () = cmd("MSET")
+        .arg(&["{t}a", "1", "{t}b", "2"])
+        .query(&mut client)
+        .unwrap();
     let found: Vec<i64> = cmd("MGET").arg(&["{t}a", "{t}b"]).query(&mut client).unwrap();
     assert_eq!(found, [1, 2]);
     let _: () = cmd("FLUSHALL").query(&mut client).unwrap();
@@ -231,7 +292,10 @@ fn verbs_work_against_any_node_and_end_as_documented() {
     let told = |code: i32, text: &str| (code, text.to_owned());
     assert_eq!(verb(&["get", "a"]), told(3, "(not found)"));
     assert_eq!(verb(&["put", "a", "1"]), told(0, "OK"));
-    assert_eq!(verb(&["get", "a", "-o", "json"]), told(0, r#"{"key":"a","value":"1"}"#));
+    assert_eq!(
+        verb(&["get", "a", "-o", "json"]),
+        told(0, r#"{"key":"a","value":"1"}"#)
+    );
     assert_eq!(verb(&["incr", "a"]), told(0, "2"));
     assert_eq!(verb(&["incr", "a", "-5"]), told(0, "-3"));
     assert_eq!(verb(&["cas", "a", "-3", "x"]), told(0, "swapped"));
@@ -242,7 +306,19 @@ fn verbs_work_against_any_node_and_end_as_documented() {
     let (code, json) = verb(&["status", "-o", "json"]);
     let nodes: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((code, &nodes[1]["status"]["node_id"]), (0, &3.into()));
-    let (code, json) = verb(&["bench", "--duration", "200ms", "--clients", "4", "--pipeline", "4", "--read-ratio", "0.5", "-o", "json"]);
+    let (code, json) = verb(&[
+        "bench",
+        "--duration",
+        "200ms",
+        "--clients",
+        "4",
+        "--pipeline",
+        "4",
+        "--read-ratio",
+        "0.5",
+        "-o",
+        "json",
+    ]);
     let summary: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(code, 0);
     assert!(summary["commands"].as_u64().unwrap() > 0, "{summary}");
@@ -252,7 +328,10 @@ fn verbs_work_against_any_node_and_end_as_documented() {
     cluster.kill(1);
     cluster.kill(2);
     let (code, _) = verb(&["put", "a", "1"]);
-    assert!(code == 4 || code == 1, "without a quorum nothing is acknowledged: {code}");
+    assert!(
+        code == 4 || code == 1,
+        "without a quorum nothing is acknowledged: {code}"
+    );
     assert_eq!(verb(&["get", "a"]).0, 4);
     assert!(cluster.terminate(3).success(), "{}", cluster.log(3));
     assert_eq!(verb(&["get", "a"]).0, 1);

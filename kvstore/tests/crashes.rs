@@ -1,5 +1,7 @@
 //! What was acknowledged survives `kill -9`, and happened once.
 
+#![allow(clippy::cast_possible_wrap, reason = "counts are far below 2^63")]
+
 mod common;
 
 use std::{
@@ -15,7 +17,10 @@ use redis::cmd;
 
 /// How often the leader is killed; `KVSTORE_TEST_KILLS` asks for more.
 fn kills() -> usize {
-    std::env::var("KVSTORE_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(2)
+    std::env::var("KVSTORE_TEST_KILLS")
+        .ok()
+        .and_then(|kills| kills.parse().ok())
+        .unwrap_or(2)
 }
 
 /// What one client knows of its increments.
@@ -31,17 +36,21 @@ fn increment(ports: Vec<u16>, first: usize, stop: &AtomicBool) -> Tally {
     let mut turn = first;
     'connect: while !stop.load(SeqCst) {
         turn += 1;
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}/", ports[turn % ports.len()])).unwrap();
+        let client =
+            redis::Client::open(format!("redis://127.0.0.1:{}/", ports[turn % ports.len()])).unwrap();
         let Ok(mut connection) = client.get_connection_with_timeout(Duration::from_secs(1)) else {
             std::thread::sleep(Duration::from_millis(20));
             continue;
         };
-        connection.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        connection
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         while !stop.load(SeqCst) {
             match cmd("INCR").arg("n").query::<i64>(&mut connection) {
                 Ok(count) => tally.acknowledged.push(count),
-                Err(error) if ["LOADING", "BUSY"].contains(&error.code().unwrap_or_default())
-                    || error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::BusyLoading) =>
+                Err(error)
+                    if ["LOADING", "BUSY"].contains(&error.code().unwrap_or_default())
+                        || error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::BusyLoading) =>
                 {
                     std::thread::sleep(Duration::from_millis(20));
                 }
@@ -72,15 +81,24 @@ fn leaders_are_killed_under_load(storage: &str) {
         // The load goes on without it.
         let survivor = leader % 3 + 1;
         eventually("writes go on", || {
-            let read = cluster.client(survivor).and_then(|mut client| cmd("GET").arg("n").query::<i64>(&mut client));
-            if read.as_ref().is_ok_and(|count| *count > before) { Ok(()) } else { Err(read) }
+            let read = cluster
+                .client(survivor)
+                .and_then(|mut client| cmd("GET").arg("n").query::<i64>(&mut client));
+            if read.as_ref().is_ok_and(|count| *count > before) {
+                Ok(())
+            } else {
+                Err(read)
+            }
         });
         cluster.start_node(leader);
         cluster.wait_until_it_reads(leader);
     }
     stop.store(true, SeqCst);
     let tallies: Vec<Tally> = clients.into_iter().map(|client| client.join().unwrap()).collect();
-    let mut acknowledged: Vec<i64> = tallies.iter().flat_map(|tally| tally.acknowledged.clone()).collect();
+    let mut acknowledged: Vec<i64> = tallies
+        .iter()
+        .flat_map(|tally| tally.acknowledged.clone())
+        .collect();
     let unknown: usize = tallies.iter().map(|tally| tally.unknown).sum();
 
     for node in 1..=3 {
@@ -107,7 +125,11 @@ fn the_replicas_agree(cluster: &Cluster) {
                 Ok((group["applied"].clone(), group["digest"].clone()))
             })
             .collect::<Result<_, String>>()?;
-        if states.windows(2).all(|pair| pair[0] == pair[1]) { Ok(()) } else { Err(format!("{states:?}")) }
+        if states.windows(2).all(|pair| pair[0] == pair[1]) {
+            Ok(())
+        } else {
+            Err(format!("{states:?}"))
+        }
     });
 }
 
@@ -118,7 +140,11 @@ fn all_nodes_are_killed_at_once(storage: &str) {
         for index in 0..keys {
             let node = index % 3 + 1;
             let set = format!("value {round}.{index}");
-            let _: () = cmd("SET").arg(format!("key{index}")).arg(set).query(&mut cluster.connect(node)).unwrap();
+            let _: () = cmd("SET")
+                .arg(format!("key{index}"))
+                .arg(set)
+                .query(&mut cluster.connect(node))
+                .unwrap();
         }
         for node in 1..=3 {
             cluster.kill(node);

@@ -17,7 +17,10 @@ fn base_port() -> u16 {
             .iter()
             .all(|offset| std::net::TcpListener::bind(("127.0.0.1", base + offset)).is_ok())
     };
-    (0..100).map(|_| free_ports(1)[0].min(60_000)).find(is_free).expect("free ports")
+    (0..100)
+        .map(|_| free_ports(1)[0].min(60_000))
+        .find(is_free)
+        .expect("free ports")
 }
 
 /// A demo that has a leader.
@@ -49,13 +52,19 @@ fn wait_for_line(lines: &mut impl BufRead, wanted: &str) -> String {
 fn children(demo: &Child) -> Vec<u32> {
     let path = format!("/proc/{0}/task/{0}/children", demo.id());
     let text = std::fs::read_to_string(path).expect("its children");
-    text.split_ascii_whitespace().map(|pid| pid.parse().expect("a process id")).collect()
+    text.split_ascii_whitespace()
+        .map(|pid| pid.parse().expect("a process id"))
+        .collect()
 }
 
 fn all_end(pids: &[u32]) {
     eventually("the nodes end", || {
         let left: Vec<_> = pids.iter().filter(|pid| is_alive(**pid)).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are left")) }
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{left:?} are left"))
+        }
     });
 }
 
@@ -96,7 +105,12 @@ fn keys_kill_and_start_nodes_and_quit() {
 
 #[test]
 fn no_node_outlives_the_demo_however_it_ends() {
-    for (how, pause) in [("-INT", false), ("-TERM", false), ("-KILL", false), ("-KILL", true)] {
+    for (how, pause) in [
+        ("-INT", false),
+        ("-TERM", false),
+        ("-KILL", false),
+        ("-KILL", true),
+    ] {
         let (mut demo, mut lines) = start(base_port());
         let pids = children(&demo);
         // With standard input closed the demo just runs.
@@ -121,6 +135,13 @@ fn a_taken_port_is_named() {
     let _taken = std::net::TcpListener::bind(("127.0.0.1", base + 101)).unwrap();
     let output = common::run(&["demo", "--base-port", &base.to_string()]);
     let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
-    assert!(text.contains(&format!("127.0.0.1:{}", base + 101)) && text.contains("--base-port"), "{text}");
+    assert_eq!(
+        (output.status.code(), text.lines().count()),
+        (Some(1), 1),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("127.0.0.1:{}", base + 101)) && text.contains("--base-port"),
+        "{text}"
+    );
 }

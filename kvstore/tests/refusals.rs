@@ -17,7 +17,11 @@ fn refused(args: &[&str]) -> (i32, Vec<String>) {
     let output = child.wait_with_output().expect("its output");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     // Log lines are not what tells the reason.
-    let lines = text.lines().filter(|line| line.starts_with("kvstore: ")).map(str::to_owned).collect();
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with("kvstore: "))
+        .map(str::to_owned)
+        .collect();
     (status.code().unwrap_or(-1), lines)
 }
 
@@ -50,7 +54,10 @@ impl Flags {
     }
 
     fn args(&self) -> Vec<&str> {
-        let flags = self.values.iter().flat_map(|(flag, value)| [*flag, value.as_str()]);
+        let flags = self
+            .values
+            .iter()
+            .flat_map(|(flag, value)| [*flag, value.as_str()]);
         std::iter::once("serve").chain(flags).collect()
     }
 
@@ -66,17 +73,42 @@ impl Flags {
 #[test]
 fn bad_flags_are_named() {
     for (flag, value, code, parts) in [
-        ("--frobnicate", "1", 2, &["unexpected argument '--frobnicate'", "--help"][..]),
+        (
+            "--frobnicate",
+            "1",
+            2,
+            &["unexpected argument '--frobnicate'", "--help"][..],
+        ),
         ("--id", "7", 2, &["--id 7 is not in --cluster, which has 1"]),
         ("--id", "none", 2, &["'none'", "--id"]),
-        ("--cluster", "1=nowhere", 2, &["--cluster: '1=nowhere' has no port", "write 1=host:port"]),
-        ("--resp", "nowhere", 2, &["--resp nowhere is no address", "127.0.0.1:7001"]),
-        ("--http", "127.0.0.1:99999", 2, &["--http 127.0.0.1:99999 is no address"]),
+        (
+            "--cluster",
+            "1=nowhere",
+            2,
+            &["--cluster: '1=nowhere' has no port", "write 1=host:port"],
+        ),
+        (
+            "--resp",
+            "nowhere",
+            2,
+            &["--resp nowhere is no address", "127.0.0.1:7001"],
+        ),
+        (
+            "--http",
+            "127.0.0.1:99999",
+            2,
+            &["--http 127.0.0.1:99999 is no address"],
+        ),
         ("--storage", "floppy", 2, &["--storage", "floppy", "memory"]),
         ("--groups", "0", 2, &["--groups", "1.."]),
         ("--route", "sideways", 2, &["sideways", "forward", "redirect"]),
         ("--election-timeout", "soon", 2, &["--election-timeout", "250ms"]),
-        ("--election-timeout", "1ms", 1, &["election_timeout", "heartbeat_interval"]),
+        (
+            "--election-timeout",
+            "1ms",
+            1,
+            &["election_timeout", "heartbeat_interval"],
+        ),
         ("--log", "in[valid", 2, &["--log in[valid"]),
     ] {
         Flags::new().with(flag, value).refused(code, parts);
@@ -89,15 +121,23 @@ fn bad_flags_are_named() {
 #[cfg(not(feature = "sqlite"))]
 #[test]
 fn a_storage_engine_that_is_not_built_in_names_its_feature() {
-    Flags::new().with("--storage", "sqlite").refused(2, &["sqlite is not built into this program", "--features sqlite"]);
+    Flags::new()
+        .with("--storage", "sqlite")
+        .refused(2, &["sqlite is not built into this program", "--features sqlite"]);
 }
 
 #[test]
 fn taken_ports_are_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for (flag, value) in [("--resp", address.clone()), ("--http", address.clone()), ("--cluster", format!("1={address}"))] {
-        Flags::new().with(flag, value).refused(1, &["cannot listen on", &address, "in use", "stop what uses"]);
+    for (flag, value) in [
+        ("--resp", address.clone()),
+        ("--http", address.clone()),
+        ("--cluster", format!("1={address}")),
+    ] {
+        Flags::new()
+            .with(flag, value)
+            .refused(1, &["cannot listen on", &address, "in use", "stop what uses"]);
     }
 }
 
@@ -110,7 +150,9 @@ mod directories {
     fn an_unwritable_directory_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let below = file.path().join("data").display().to_string();
-        Flags::new().with("--data-dir", &below).refused(1, &["cannot create the data directory", &below, "--data-dir"]);
+        Flags::new()
+            .with("--data-dir", &below)
+            .refused(1, &["cannot create the data directory", &below, "--data-dir"]);
     }
 
     /// Runs a node on a directory and stops it in order.
@@ -123,12 +165,25 @@ mod directories {
     fn a_directory_of_another_cluster_node_or_configuration_is_refused() {
         let mut cluster = Cluster::start(1, &["--storage", "leveldb", "--groups", "2"]);
         let directory = used(&mut cluster);
-        let here = || Flags::new().with("--data-dir", &directory).with("--groups", "2").with("--cluster", cluster.members());
-        here().with("--cluster", format!("1=127.0.0.1:{}", free_ports(1)[0])).refused(1, &["belongs to cluster", "data directory"]);
-        here().with("--cluster-id", "another").refused(1, &["belongs to cluster"]);
-        here().with("--groups", "3").refused(1, &["was made with groups 2, not 3", "--groups 2"]);
+        let here = || {
+            Flags::new()
+                .with("--data-dir", &directory)
+                .with("--groups", "2")
+                .with("--cluster", cluster.members())
+        };
+        here()
+            .with("--cluster", format!("1=127.0.0.1:{}", free_ports(1)[0]))
+            .refused(1, &["belongs to cluster", "data directory"]);
+        here()
+            .with("--cluster-id", "another")
+            .refused(1, &["belongs to cluster"]);
+        here()
+            .with("--groups", "3")
+            .refused(1, &["was made with groups 2, not 3", "--groups 2"]);
         if cfg!(feature = "sqlite") {
-            here().with("--storage", "sqlite").refused(1, &["was made with storage leveldb, not sqlite"]);
+            here()
+                .with("--storage", "sqlite")
+                .refused(1, &["was made with storage leveldb, not sqlite"]);
         }
         cluster.start_node(1);
         cluster.wait_until_it_reads(1);
@@ -138,7 +193,9 @@ mod directories {
     fn a_directory_in_use_is_refused() {
         let cluster = Cluster::start(1, &["--storage", "leveldb", "--cluster-id", "one"]);
         let directory = cluster.data_dir(1).display().to_string();
-        let flags = Flags::new().with("--data-dir", &directory).with("--cluster-id", "one");
+        let flags = Flags::new()
+            .with("--data-dir", &directory)
+            .with("--cluster-id", "one");
         flags.refused(1, &["in use by another process"]);
     }
 }

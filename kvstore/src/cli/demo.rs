@@ -18,11 +18,14 @@ use tokio::{
 };
 
 use super::{Exit, Failure, status};
-use crate::{bench::{self, BenchOptions}, server::Report};
+use crate::{
+    bench::{self, BenchOptions},
+    server::Report,
+};
 
 /// The flags of `demo`.
 #[derive(Clone, Debug, Args)]
-pub struct DemoOptions {
+pub(super) struct DemoOptions {
     /// How many nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
     nodes: u16,
@@ -65,7 +68,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long the first leader may take before it is said that there is none.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const KEYS: &str = "keys: k 2 kill node 2, s 2 start it, p 1 pause node 1 (s 1 wakes it), b bench, Enter status, q quit";
+const KEYS: &str =
+    "keys: k 2 kill node 2, s 2 start it, p 1 pause node 1 (s 1 wakes it), b bench, Enter status, q quit";
 
 /// The cluster and what is known of it.
 struct Demo {
@@ -83,10 +87,16 @@ pub(super) async fn run(options: DemoOptions) -> Result<Exit, Failure> {
     check_ports(&options)?;
     let (directory, temporary) = match &options.data_dir {
         Some(directory) => (directory.clone(), false),
-        None => (std::env::temp_dir().join(format!("kvstore-demo-{}", std::process::id())), true),
+        None => (
+            std::env::temp_dir().join(format!("kvstore-demo-{}", std::process::id())),
+            true,
+        ),
     };
     std::fs::create_dir_all(&directory).map_err(|error| {
-        Failure::error(format!("cannot create {}: {error}; choose another --data-dir", directory.display()))
+        Failure::error(format!(
+            "cannot create {}: {error}; choose another --data-dir",
+            directory.display()
+        ))
     })?;
     let mut demo = Demo {
         options,
@@ -110,9 +120,11 @@ pub(super) async fn run(options: DemoOptions) -> Result<Exit, Failure> {
 /// Says which port is taken before anything is started.
 fn check_ports(options: &DemoOptions) -> Result<(), Failure> {
     for node in 1..=options.nodes {
-        for (address, what) in
-            [(options.resp(node), "Redis clients"), (options.peer(node), "peers"), (options.http(node), "HTTP")]
-        {
+        for (address, what) in [
+            (options.resp(node), "Redis clients"),
+            (options.peer(node), "peers"),
+            (options.http(node), "HTTP"),
+        ] {
             if let Err(error) = TcpListener::bind(&address) {
                 return Err(Failure::error(format!(
                     "cannot use {address} (node {node}, {what}): {error}; stop what uses it or choose another --base-port"
@@ -160,7 +172,8 @@ impl Demo {
     }
 
     fn start(&mut self, node: u16) -> Result<(), Failure> {
-        let failed = |what: &Path, error: std::io::Error| Failure::error(format!("{}: {error}", what.display()));
+        let failed =
+            |what: &Path, error: std::io::Error| Failure::error(format!("{}: {error}", what.display()));
         let program = std::env::current_exe().map_err(|error| failed(Path::new("this program"), error))?;
         let log_path = self.log_path(node);
         let log = File::options()
@@ -168,8 +181,9 @@ impl Demo {
             .append(true)
             .open(&log_path)
             .map_err(|error| failed(&log_path, error))?;
-        let members: Vec<String> =
-            (1..=self.options.nodes).map(|node| format!("{node}={}", self.options.peer(node))).collect();
+        let members: Vec<String> = (1..=self.options.nodes)
+            .map(|node| format!("{node}={}", self.options.peer(node)))
+            .collect();
         let mut command = Command::new(&program);
         for (name, _) in std::env::vars_os() {
             // The nodes are told everything; what is meant for another cluster must not reach them.
@@ -178,8 +192,20 @@ impl Demo {
             }
         }
         command
-            .args(["serve", "--exit-with-stdin", "--id", &node.to_string(), "--cluster", &members.join(",")])
-            .args(["--resp", &self.options.resp(node), "--http", &self.options.http(node)])
+            .args([
+                "serve",
+                "--exit-with-stdin",
+                "--id",
+                &node.to_string(),
+                "--cluster",
+                &members.join(","),
+            ])
+            .args([
+                "--resp",
+                &self.options.resp(node),
+                "--http",
+                &self.options.http(node),
+            ])
             .args(["--groups", &self.options.groups.to_string()])
             .arg("--data-dir")
             .arg(self.directory.join(format!("node-{node}")))
@@ -205,7 +231,10 @@ impl Demo {
     async fn obey(&mut self, line: &str) -> bool {
         let mut words = line.split_ascii_whitespace();
         let verb = words.next().unwrap_or_default();
-        let node = words.next().and_then(|node| node.parse().ok()).filter(|node| (1..=self.options.nodes).contains(node));
+        let node = words
+            .next()
+            .and_then(|node| node.parse().ok())
+            .filter(|node| (1..=self.options.nodes).contains(node));
         match (verb, node) {
             ("q", _) => return true,
             ("b", _) => self.bench().await,
@@ -240,7 +269,11 @@ impl Demo {
     }
 
     fn signal(&self, node: u16, signal: Signal) {
-        let id = self.children.get(&node).and_then(Child::id).and_then(|id| i32::try_from(id).ok());
+        let id = self
+            .children
+            .get(&node)
+            .and_then(Child::id)
+            .and_then(|id| i32::try_from(id).ok());
         if let Some(pid) = id.and_then(Pid::from_raw) {
             let _ = kill_process(pid, signal);
         }
@@ -253,10 +286,17 @@ impl Demo {
     }
 
     fn notice_exits(&mut self) {
-        let log_paths: BTreeMap<u16, PathBuf> = self.children.keys().map(|node| (*node, self.log_path(*node))).collect();
+        let log_paths: BTreeMap<u16, PathBuf> = self
+            .children
+            .keys()
+            .map(|node| (*node, self.log_path(*node)))
+            .collect();
         self.children.retain(|node, child| match child.try_wait() {
             Ok(Some(status)) => {
-                println!("node {node} has ended by itself ({status}): {}", last_line(&log_paths[node]));
+                println!(
+                    "node {node} has ended by itself ({status}): {}",
+                    last_line(&log_paths[node])
+                );
                 false
             }
             _ => true,
@@ -270,13 +310,18 @@ impl Demo {
             let group = report.groups.first()?;
             group.is_leader.then_some((group.ballot.round, group.ballot.node))
         };
-        let leader = answers.iter().filter_map(|(_, answer)| leads(answer.as_ref().ok()?)).max();
+        let leader = answers
+            .iter()
+            .filter_map(|(_, answer)| leads(answer.as_ref().ok()?))
+            .max();
         if leader != self.leader {
             let at = self.started.elapsed().as_secs_f64();
             match leader {
                 Some((round, node)) => {
                     let without = self.led_until.elapsed().as_millis();
-                    println!("{at:7.1} s  node {node} leads (ballot {round}.{node}), at most {without} ms without a leader");
+                    println!(
+                        "{at:7.1} s  node {node} leads (ballot {round}.{node}), at most {without} ms without a leader"
+                    );
                 }
                 None => println!("{at:7.1} s  there is no leader"),
             }
@@ -288,7 +333,10 @@ impl Demo {
     }
 
     async fn show_status(&self) {
-        print!("{}", status::table(&status::ask_all(&self.options.endpoints(), POLL * 5).await));
+        print!(
+            "{}",
+            status::table(&status::ask_all(&self.options.endpoints(), POLL * 5).await)
+        );
     }
 
     async fn introduce(&self) {
@@ -296,12 +344,19 @@ impl Demo {
         self.show_status().await;
         let port = |node: u16| self.options.base_port + node.min(self.options.nodes) - 1;
         println!();
-        println!("status  http://{}/status    metrics  http://{}/metrics", self.options.http(1), self.options.http(1));
+        println!(
+            "status  http://{}/status    metrics  http://{}/metrics",
+            self.options.http(1),
+            self.options.http(1)
+        );
         println!("data    {}", self.directory.display());
         println!();
         println!("try     redis-cli -p {} set greeting hello", port(1));
         println!("        redis-cli -p {} get greeting", port(2));
-        println!("        redis-benchmark -p {} -t set,get -n 100000 -c 50 -P 16 -q", port(3));
+        println!(
+            "        redis-benchmark -p {} -t set,get -n 100000 -c 50 -P 16 -q",
+            port(3)
+        );
         println!();
         println!("{KEYS}");
     }
@@ -317,13 +372,17 @@ impl Demo {
             rate: None,
         };
         println!("64 clients, one write of 256 bytes at a time each, for 5 s ...");
-        println!("{}", bench::run(&options, &self.awake(), Duration::from_secs(5)).await);
+        println!(
+            "{}",
+            bench::run(&options, &self.awake(), Duration::from_secs(5)).await
+        );
     }
 
     /// Why there is no leader: what the nodes said last.
     fn explain_failure(&self) -> Failure {
-        let said: Vec<String> =
-            (1..=self.options.nodes).map(|node| format!("node {node}: {}", last_line(&self.log_path(node)))).collect();
+        let said: Vec<String> = (1..=self.options.nodes)
+            .map(|node| format!("node {node}: {}", last_line(&self.log_path(node))))
+            .collect();
         Failure::error(format!("the cluster did not start ({})", said.join("; ")))
     }
 
@@ -337,7 +396,10 @@ impl Demo {
         }
         let deadline = Instant::now() + STOP_LIMIT;
         for (_, mut child) in std::mem::take(&mut self.children) {
-            if tokio::time::timeout_at(deadline.into(), child.wait()).await.is_err() {
+            if tokio::time::timeout_at(deadline.into(), child.wait())
+                .await
+                .is_err()
+            {
                 let _ = child.kill().await;
             }
         }

@@ -177,7 +177,9 @@ pub enum Output {
 
 /// `250ms`, `5s`, `1.5s`, `2m`, `1h`; a number alone is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let scale = match unit {
         "us" => 1e-6,
@@ -187,7 +189,10 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return Err(format!("unknown unit '{unit}': write 250ms, 5s, 2m or 1h")),
     };
-    let seconds = number.parse::<f64>().map_err(|_| "write 250ms, 5s, 2m or 1h".to_owned())? * scale;
+    let seconds = number
+        .parse::<f64>()
+        .map_err(|_| "write 250ms, 5s, 2m or 1h".to_owned())?
+        * scale;
     Duration::try_from_secs_f64(seconds).map_err(|_| "the time is out of range".to_owned())
 }
 
@@ -214,12 +219,23 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Put { key, value, client } => block_on(verbs::put(&client, &key, &value)),
         Verb::Del { keys, client } => block_on(verbs::del(&client, &keys)),
         Verb::Incr { key, by, client } => block_on(verbs::incr(&client, &key, by)),
-        Verb::Cas { key, old, new, client } => block_on(verbs::cas(&client, &key, &old, &new)),
+        Verb::Cas {
+            key,
+            old,
+            new,
+            client,
+        } => block_on(verbs::cas(&client, &key, &old, &new)),
         Verb::Status { watch, client } => block_on(status::run(&client, watch)),
         Verb::Bench { bench, client } => block_on(verbs::bench(bench, &client)),
         Verb::Version => {
-            let built_in: Vec<_> = paxos_backends::Backend::built_in().map(|backend| backend.name()).collect();
-            println!("kvstore {} (storage: {})", env!("CARGO_PKG_VERSION"), built_in.join(", "));
+            let built_in: Vec<_> = paxos_backends::Backend::built_in()
+                .map(paxos_backends::Backend::name)
+                .collect();
+            println!(
+                "kvstore {} (storage: {})",
+                env!("CARGO_PKG_VERSION"),
+                built_in.join(", ")
+            );
             Ok(Exit::Ok)
         }
     }
@@ -245,8 +261,13 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return Exit::Usage.into();
     }
     let text = error.render().to_string();
-    let told = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let told: Vec<&str> = told.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+    let told = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
+    let told: Vec<&str> = told
+        .filter(|line| !line.is_empty() && !line.starts_with("For more"))
+        .collect();
     let told = told.join(" ");
     let told = told.strip_prefix("error: ").unwrap_or(&told);
     eprintln!("kvstore: {told} (see 'kvstore --help')");
@@ -268,7 +289,7 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         assert!(duration("2 weeks").unwrap_err().contains("unknown unit"));
         assert!(duration("x").is_err());
         assert!(duration("").is_err());

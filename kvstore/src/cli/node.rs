@@ -52,8 +52,12 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
         http: address(&http).map_err(failed)?,
     };
     tracing::info!(
-        node = plan.id, resp = addresses.resp, http = addresses.http, storage = plan.backend.name(),
-        groups = plan.groups, "serving"
+        node = plan.id,
+        resp = addresses.resp,
+        http = addresses.http,
+        storage = plan.backend.name(),
+        groups = plan.groups,
+        "serving"
     );
     let settings = Settings {
         node: NodeId(plan.id),
@@ -68,7 +72,12 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     let shared = Shared::new(settings, groups);
     let stop = watch::Sender::new(false);
     let clients = tokio::spawn(server::serve(resp, Arc::clone(&shared), stop.subscribe()));
-    let http = tokio::spawn(http::serve(http, Arc::clone(&shared), Arc::downgrade(&node), stop.subscribe()));
+    let http = tokio::spawn(http::serve(
+        http,
+        Arc::clone(&shared),
+        Arc::downgrade(&node),
+        stop.subscribe(),
+    ));
     let announce = tokio::spawn(server::announce(Arc::clone(&shared)));
     let leaders = tokio::spawn(log_leaders(shared, Arc::downgrade(&node)));
 
@@ -96,7 +105,11 @@ async fn open(plan: &Plan, transport: Tcp, request_timeout: Duration) -> Result<
         cluster: ClusterId::from_name(&plan.cluster_name),
         node: NodeId(plan.id),
     };
-    let cluster = if plan.is_named { plan.cluster_name.clone() } else { owner.cluster.to_string() };
+    let cluster = if plan.is_named {
+        plan.cluster_name.clone()
+    } else {
+        owner.cluster.to_string()
+    };
     if plan.backend == Backend::Memory {
         tracing::warn!("storage is memory: everything on this node is lost when it stops");
     }
@@ -111,11 +124,16 @@ async fn open(plan: &Plan, transport: Tcp, request_timeout: Duration) -> Result<
 }
 
 async fn add_groups(plan: &Plan, node: &Node) -> Result<Vec<paxos::node::Group>, Failure> {
-    let members = plan.members.iter().map(|(id, address)| Member::voter(NodeId(*id), address.clone()));
+    let members = plan
+        .members
+        .iter()
+        .map(|(id, address)| Member::voter(NodeId(*id), address.clone()));
     let membership = Membership::new(members);
     let mut groups = Vec::with_capacity(usize::from(plan.groups));
     for group in 0..u32::from(plan.groups) {
-        let added = node.add_group(GroupId(group), membership.clone(), Machine::default()).await;
+        let added = node
+            .add_group(GroupId(group), membership.clone(), Machine::default())
+            .await;
         groups.push(added.map_err(|error| Failure::error(format!("group {group} cannot start: {error}")))?);
     }
     Ok(groups)
@@ -127,9 +145,10 @@ async fn log_leaders(shared: Arc<Shared>, node: Weak<Node>) {
         return;
     };
     while node.strong_count() > 0 {
-        match *leader.borrow_and_update() {
-            Some(ballot) => tracing::info!(leader = %ballot.node, %ballot, "the leader is known"),
-            None => tracing::info!("there is no leader"),
+        if let Some(ballot) = *leader.borrow_and_update() {
+            tracing::info!(leader = %ballot.node, %ballot, "the leader is known");
+        } else {
+            tracing::info!("there is no leader");
         }
         if leader.changed().await.is_err() {
             return;

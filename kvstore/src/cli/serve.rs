@@ -16,7 +16,7 @@ use crate::{server::Route, shards::Shards};
 
 /// The flags of `serve`.
 #[derive(Clone, Debug, Args)]
-pub struct ServeOptions {
+pub(super) struct ServeOptions {
     /// This node's id in the cluster
     #[arg(long, env = "KVSTORE_ID", value_parser = clap::value_parser!(u64).range(1..))]
     id: u64,
@@ -106,7 +106,10 @@ fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
         )));
     }
     let backend = backend(options.storage.as_deref())?;
-    let made: Vec<String> = members.iter().map(|(id, address)| format!("{id}={address}")).collect();
+    let made: Vec<String> = members
+        .iter()
+        .map(|(id, address)| format!("{id}={address}"))
+        .collect();
     Ok(Plan {
         id: options.id,
         cluster_name: options.cluster_id.clone().unwrap_or_else(|| made.join(",")),
@@ -130,10 +133,16 @@ fn members(cluster: &str) -> Result<BTreeMap<u64, String>, Failure> {
     let mut members = BTreeMap::new();
     for member in cluster.split(',').map(str::trim) {
         let bad = |why: &str| {
-            Failure::usage(format!("--cluster: '{member}' {why}; write 1=host:port,2=host:port,..."))
+            Failure::usage(format!(
+                "--cluster: '{member}' {why}; write 1=host:port,2=host:port,..."
+            ))
         };
         let (id, address) = member.split_once('=').ok_or_else(|| bad("has no id"))?;
-        let id: u64 = id.parse().ok().filter(|id| *id > 0).ok_or_else(|| bad("has no number above 0 as id"))?;
+        let id: u64 = id
+            .parse()
+            .ok()
+            .filter(|id| *id > 0)
+            .ok_or_else(|| bad("has no number above 0 as id"))?;
         let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("has no port"))?;
         if host.is_empty() || port.parse::<u16>().ok().is_none_or(|port| port == 0) {
             return Err(bad("is no address"));
@@ -152,7 +161,9 @@ fn listen(flag: &str, address: &str) -> Result<TcpListener, Failure> {
     let resolved: Vec<SocketAddr> = address
         .to_socket_addrs()
         .map_err(|error| {
-            Failure::usage(format!("{flag} {address} is no address ({error}); write host:port, as in 127.0.0.1:7001"))
+            Failure::usage(format!(
+                "{flag} {address} is no address ({error}); write host:port, as in 127.0.0.1:7001"
+            ))
         })?
         .collect();
     let listener = TcpListener::bind(&resolved[..]).map_err(|error| {
@@ -160,20 +171,26 @@ fn listen(flag: &str, address: &str) -> Result<TcpListener, Failure> {
             "cannot listen on {flag} {address}: {error}; stop what uses it or choose another address"
         ))
     })?;
-    listener.set_nonblocking(true).map_err(|error| Failure::error(format!("{flag} {address}: {error}")))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(|error| Failure::error(format!("{flag} {address}: {error}")))?;
     Ok(listener)
 }
 
 /// The engine asked for, or the fastest durable one.
 fn backend(name: Option<&str>) -> Result<Backend, Failure> {
     let Some(name) = name else {
-        let durable = [Backend::LevelDb, Backend::Sqlite].into_iter().find(|backend| backend.is_built_in());
+        let durable = [Backend::LevelDb, Backend::Sqlite]
+            .into_iter()
+            .find(|backend| backend.is_built_in());
         return Ok(durable.unwrap_or_else(|| {
             tracing::warn!("no durable storage is built in: everything is lost when this process ends");
             Backend::Memory
         }));
     };
-    let backend: Backend = name.parse().map_err(|error| Failure::usage(format!("--storage: {error}")))?;
+    let backend: Backend = name
+        .parse()
+        .map_err(|error| Failure::usage(format!("--storage: {error}")))?;
     if !backend.is_built_in() {
         return Err(Failure::usage(format!(
             "--storage {name} is not built into this program; build it with: cargo build -p kvstore --features {name}"
@@ -214,7 +231,10 @@ pub(super) fn prepare_directory(plan: &Plan) -> Result<(), Failure> {
     let file = plan.data_dir.join(FACTS_FILE);
     let found = match std::fs::read(&file) {
         Ok(text) => serde_json::from_slice::<DirectoryFacts>(&text).map_err(|error| {
-            Failure::error(format!("{} cannot be read: {error}; was it written by another version?", file.display()))
+            Failure::error(format!(
+                "{} cannot be read: {error}; was it written by another version?",
+                file.display()
+            ))
         })?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return write_facts(&plan.data_dir, &file, &wanted).map_err(|error| io("write to", error));
@@ -256,7 +276,10 @@ mod tests {
     #[test]
     fn a_cluster_is_ids_and_addresses() {
         let found = members("2=b:2, 1=[::1]:1").unwrap();
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [(1, "[::1]:1".to_owned()), (2, "b:2".to_owned())]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [(1, "[::1]:1".to_owned()), (2, "b:2".to_owned())]
+        );
         for (cluster, why) in [
             ("", "has no id"),
             ("host:1", "has no id"),
@@ -270,7 +293,10 @@ mod tests {
         ] {
             let refused = members(cluster).unwrap_err();
             assert_eq!(refused.exit, Exit::Usage);
-            assert!(refused.text.contains(why) && refused.text.contains("write 1="), "{cluster}: {refused}");
+            assert!(
+                refused.text.contains(why) && refused.text.contains("write 1="),
+                "{cluster}: {refused}"
+            );
         }
     }
 }

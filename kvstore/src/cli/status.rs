@@ -1,6 +1,6 @@
 //! `status`: what each node of a cluster says of itself.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{fmt::Write as _, io::IsTerminal, time::Duration};
 
 use serde_json::json;
 
@@ -13,8 +13,14 @@ pub(super) type Answer = (String, Result<Report, String>);
 /// Asks one node.
 async fn ask(endpoint: String, timeout: Duration) -> Answer {
     let answer = async {
-        let mut client = Client::connect(&endpoint, timeout).await.map_err(|error| error.to_string())?;
-        match client.call(&[b"KV.STATUS"]).await.map_err(|error| error.to_string())? {
+        let mut client = Client::connect(&endpoint, timeout)
+            .await
+            .map_err(|error| error.to_string())?;
+        match client
+            .call(&[b"KV.STATUS"])
+            .await
+            .map_err(|error| error.to_string())?
+        {
             Value::Bulk(text) => serde_json::from_slice(&text).map_err(|error| error.to_string()),
             other => Err(other.to_text()),
         }
@@ -25,8 +31,10 @@ async fn ask(endpoint: String, timeout: Duration) -> Answer {
 
 /// Asks all nodes at once.
 pub(super) async fn ask_all(endpoints: &[String], timeout: Duration) -> Vec<Answer> {
-    let asked: Vec<_> =
-        endpoints.iter().map(|endpoint| tokio::spawn(ask(endpoint.clone(), timeout))).collect();
+    let asked: Vec<_> = endpoints
+        .iter()
+        .map(|endpoint| tokio::spawn(ask(endpoint.clone(), timeout)))
+        .collect();
     let mut answers = Vec::with_capacity(asked.len());
     for answer in asked {
         answers.extend(answer.await);
@@ -37,15 +45,13 @@ pub(super) async fn ask_all(endpoints: &[String], timeout: Duration) -> Vec<Answ
 /// One row for each group of each node.
 pub(super) fn table(answers: &[Answer]) -> String {
     let mut table = Table::new(&[
-        "NODE", "ENDPOINT", "GROUP", "ROLE", "LEADER", "BALLOT", "CHOSEN", "APPLIED", "DIGEST", "STORAGE", "UPTIME", "READY",
+        "NODE", "ENDPOINT", "GROUP", "ROLE", "LEADER", "BALLOT", "CHOSEN", "APPLIED", "DIGEST", "STORAGE",
+        "UPTIME", "READY",
     ]);
     for (endpoint, answer) in answers {
-        let report = match answer {
-            Ok(report) => report,
-            Err(_) => {
-                table.row(["-", endpoint, "-", "unreachable"].map(str::to_owned).to_vec());
-                continue;
-            }
+        let Ok(report) = answer else {
+            table.row(["-", endpoint, "-", "unreachable"].map(str::to_owned).to_vec());
+            continue;
         };
         for group in &report.groups {
             table.row(vec![
@@ -53,7 +59,9 @@ pub(super) fn table(answers: &[Answer]) -> String {
                 endpoint.clone(),
                 group.group.to_string(),
                 if group.is_leader { "leader" } else { "follower" }.to_owned(),
-                group.leader.map_or_else(|| "none".to_owned(), |leader| leader.to_string()),
+                group
+                    .leader
+                    .map_or_else(|| "none".to_owned(), |leader| leader.to_string()),
                 format!("{}.{}", group.ballot.round, group.ballot.node),
                 group.chosen.to_string(),
                 group.applied.to_string(),
@@ -67,7 +75,7 @@ pub(super) fn table(answers: &[Answer]) -> String {
     let mut text = table.render();
     for (_, answer) in answers {
         for alarm in answer.iter().flat_map(|report| &report.alarms) {
-            text += &format!("alarm: {alarm}\n");
+            let _ = writeln!(text, "alarm: {alarm}");
         }
     }
     text
@@ -88,13 +96,25 @@ pub(super) async fn run(options: &ClientOptions, watch: bool) -> Result<Exit, Fa
             Output::Table => table(&answers),
             Output::Json => json_of(&answers).to_string() + "\n",
         };
-        let clear = if watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        let clear = if watch && std::io::stdout().is_terminal() {
+            "\x1b[H\x1b[2J"
+        } else {
+            ""
+        };
         print!("{clear}{text}");
-        let mut reports = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).peekable();
+        let mut reports = answers
+            .iter()
+            .filter_map(|(_, answer)| answer.as_ref().ok())
+            .peekable();
         if !watch {
             if reports.peek().is_none() {
-                let why = answers.into_iter().find_map(|(_, answer)| answer.err()).unwrap_or_default();
-                return Err(Failure::error(format!("no node can be reached ({why}); see --endpoints")));
+                let why = answers
+                    .into_iter()
+                    .find_map(|(_, answer)| answer.err())
+                    .unwrap_or_default();
+                return Err(Failure::error(format!(
+                    "no node can be reached ({why}); see --endpoints"
+                )));
             }
             let has_leader = reports.any(|report| report.groups.iter().all(|group| group.leader.is_some()));
             return Ok(if has_leader { Exit::Ok } else { Exit::NoQuorum });

@@ -16,7 +16,10 @@ const MAX_REDIRECTIONS: usize = 5;
 pub(super) async fn call(options: &ClientOptions, args: &[&[u8]]) -> Result<Value, Failure> {
     let mut client = connect(options).await?;
     for _ in 0..MAX_REDIRECTIONS {
-        let value = client.call(args).await.map_err(|error| Failure::error(error.to_string()))?;
+        let value = client
+            .call(args)
+            .await
+            .map_err(|error| Failure::error(error.to_string()))?;
         let Value::Error(error) = value else {
             return Ok(value);
         };
@@ -30,7 +33,9 @@ pub(super) async fn call(options: &ClientOptions, args: &[&[u8]]) -> Result<Valu
             _ => return Err(Failure::error(error)),
         }
     }
-    Err(Failure::error("redirected too often; the leader keeps changing, try again"))
+    Err(Failure::error(
+        "redirected too often; the leader keeps changing, try again",
+    ))
 }
 
 async fn connect(options: &ClientOptions) -> Result<Client, Failure> {
@@ -43,7 +48,9 @@ async fn connect(options: &ClientOptions) -> Result<Client, Failure> {
         }
     }
     let refused = refused.join("; ");
-    Err(Failure::error(format!("no endpoint can be reached ({refused}); is the cluster running? see --endpoints")))
+    Err(Failure::error(format!(
+        "no endpoint can be reached ({refused}); is the cluster running? see --endpoints"
+    )))
 }
 
 fn unexpected(value: &Value) -> Failure {
@@ -80,7 +87,7 @@ pub(super) async fn put(options: &ClientOptions, key: &str, value: &str) -> Resu
 
 pub(super) async fn del(options: &ClientOptions, keys: &[String]) -> Result<Exit, Failure> {
     let mut args: Vec<&[u8]> = vec![b"DEL"];
-    args.extend(keys.iter().map(|key| key.as_bytes()));
+    args.extend(keys.iter().map(String::as_bytes));
     let Value::Integer(removed) = call(options, &args).await? else {
         return Err(Failure::error("unexpected reply"));
     };
@@ -101,7 +108,11 @@ pub(super) async fn incr(options: &ClientOptions, key: &str, by: i64) -> Result<
 pub(super) async fn cas(options: &ClientOptions, key: &str, old: &str, new: &str) -> Result<Exit, Failure> {
     match call(options, &[b"CAS", key.as_bytes(), old.as_bytes(), new.as_bytes()]).await? {
         Value::Integer(swapped) => {
-            let text = if swapped == 1 { "swapped" } else { "not swapped: the value is another one" };
+            let text = if swapped == 1 {
+                "swapped"
+            } else {
+                "not swapped: the value is another one"
+            };
             show(options, text, &json!({"key": key, "swapped": swapped == 1}));
             Ok(if swapped == 1 { Exit::Ok } else { Exit::NotFound })
         }
@@ -120,5 +131,9 @@ pub(super) async fn bench(bench: BenchOptions, options: &ClientOptions) -> Resul
             println!("{text}");
         }
     }
-    Ok(if summary.commands == 0 { Exit::Error } else { Exit::Ok })
+    Ok(if summary.commands == 0 {
+        Exit::Error
+    } else {
+        Exit::Ok
+    })
 }

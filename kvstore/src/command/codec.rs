@@ -35,7 +35,7 @@ pub fn decode(bytes: &[u8]) -> Result<(u8, Operands<'_>), Malformed> {
         return Err(Malformed);
     };
     let operands = Operands { rest };
-    let mut check = operands;
+    let mut check = operands.clone();
     while !check.rest.is_empty() {
         check.next().ok_or(Malformed)?;
     }
@@ -43,7 +43,7 @@ pub fn decode(bytes: &[u8]) -> Result<(u8, Operands<'_>), Malformed> {
 }
 
 /// The arguments of a command, in order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Operands<'a> {
     rest: &'a [u8],
 }
@@ -64,7 +64,9 @@ impl<'a> Iterator for Operands<'a> {
             length |= u64::from(byte & 0x7f) << (7 * at);
             if byte & 0x80 == 0 {
                 let rest = &self.rest[at + 1..];
-                let length = usize::try_from(length).ok().filter(|length| *length <= rest.len())?;
+                let length = usize::try_from(length)
+                    .ok()
+                    .filter(|length| *length <= rest.len())?;
                 let (arg, rest) = rest.split_at(length);
                 self.rest = rest;
                 return Some(arg);

@@ -48,11 +48,21 @@ impl Keys {
     };
 
     /// The keys among `args`.
-    pub fn of<'a>(self, args: Args<'a>) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub fn of(self, args: Args<'_>) -> impl Iterator<Item = &[u8]> + use<'_> {
         let len = args.len();
-        let last = if self.last < 0 { len.saturating_sub(self.last.unsigned_abs()) } else { self.last.unsigned_abs() };
-        let end = if self.step == 0 { self.first } else { (last + 1).min(len) };
-        (self.first..end).step_by(self.step.max(1)).map(move |at| args.get(at))
+        let last = if self.last < 0 {
+            len.saturating_sub(self.last.unsigned_abs())
+        } else {
+            self.last.unsigned_abs()
+        };
+        let end = if self.step == 0 {
+            self.first
+        } else {
+            (last + 1).min(len)
+        };
+        (self.first..end)
+            .step_by(self.step.max(1))
+            .map(move |at| args.get(at))
     }
 }
 
@@ -85,7 +95,11 @@ pub struct Command {
 impl Command {
     /// Whether it takes this many arguments, the name included.
     pub fn takes(&self, args: usize) -> bool {
-        if self.arity < 0 { args >= self.arity.unsigned_abs() } else { args == self.arity.unsigned_abs() }
+        if self.arity < 0 {
+            args >= self.arity.unsigned_abs()
+        } else {
+            args == self.arity.unsigned_abs()
+        }
     }
 
     /// Redis' flags of the command.

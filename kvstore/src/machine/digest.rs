@@ -10,7 +10,9 @@ pub(super) fn mix(value: u64) -> u64 {
 
 fn absorb(state: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
-    let state = words.iter().fold(state, |state, word| mix(state ^ u64::from_le_bytes(*word)));
+    let state = words
+        .iter()
+        .fold(state, |state, word| mix(state ^ u64::from_le_bytes(*word)));
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
     mix(state ^ u64::from_le_bytes(last)).wrapping_add(bytes.len() as u64)

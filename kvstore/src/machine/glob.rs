@@ -106,7 +106,11 @@ mod tests {
             ("a", "ab", false),
             ("[ab", "b", true),
         ] {
-            assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} on {text}");
+            assert_eq!(
+                matches(pattern.as_bytes(), text.as_bytes()),
+                expected,
+                "{pattern} on {text}"
+            );
         }
     }
 

@@ -19,7 +19,7 @@ pub struct Record {
 }
 
 /// The records of one hash slot, in the order of their keys.
-pub type HashSlot = BTreeMap<Bytes, Record>;
+pub(super) type HashSlot = BTreeMap<Bytes, Record>;
 
 /// All records. Ordered by hash slot, then key, so that walking it gives the same order on every replica.
 ///

@@ -16,11 +16,11 @@ use std::{cell::RefCell, collections::BTreeMap};
 use bytes::{Bytes, BytesMut};
 use paxos::{Chosen, MachineError, Slot, SnapshotSource, StateMachine};
 
+use self::operations::Action;
 pub use self::{
     glob::matches,
     keyspace::{Keyspace, Record},
 };
-use self::operations::Action;
 use crate::{
     command::codec::{self, Malformed, Operands},
     resp::write,
@@ -109,7 +109,9 @@ impl Machine {
 }
 
 fn unknown(code: u8) -> Refused {
-    Refused(format!("ERR unknown operation {code}; this node runs an older version"))
+    Refused(format!(
+        "ERR unknown operation {code}; this node runs an older version"
+    ))
 }
 
 /// A refused operation's reply is the reason, and nothing else: `reply` holds that of one operation only.
@@ -165,9 +167,15 @@ impl StateMachine for Machine {
     fn digest(&self) -> Option<u64> {
         let space = &self.state.space;
         let nodes = self.state.nodes.iter().fold(0, |sum: u64, (id, addresses)| {
-            sum.wrapping_add(digest::record_digest(addresses.resp.as_bytes(), addresses.http.as_bytes(), *id))
+            sum.wrapping_add(digest::record_digest(
+                addresses.resp.as_bytes(),
+                addresses.http.as_bytes(),
+                *id,
+            ))
         });
-        Some(digest::mix(space.digest().wrapping_add(nodes) ^ digest::mix(space.revision)))
+        Some(digest::mix(
+            space.digest().wrapping_add(nodes) ^ digest::mix(space.revision),
+        ))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The operations that only read.
 
+#![allow(clippy::unnecessary_wraps, reason = "every operation has the same type")]
+
 use bytes::{Bytes, BytesMut};
 
 use super::{
@@ -25,7 +27,7 @@ pub(super) fn get(state: &State, mut operands: Operands<'_>, reply: &mut BytesMu
 }
 
 pub(super) fn mget(state: &State, operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
-    write::array(reply, operands.count());
+    write::array(reply, operands.clone().count());
     for key in operands {
         value(reply, state.space.get(key));
     }
@@ -52,10 +54,16 @@ pub(super) fn kind(state: &State, mut operands: Operands<'_>, reply: &mut BytesM
 
 pub(super) fn keys(state: &State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
     let pattern = operands.required()?;
-    let found: Vec<&Bytes> =
-        state.space.iter().map(|(key, _)| key).filter(|key| glob::matches(pattern, key)).collect();
+    let found: Vec<&Bytes> = state
+        .space
+        .iter()
+        .map(|(key, _)| key)
+        .filter(|key| glob::matches(pattern, key))
+        .collect();
     write::array(reply, found.len());
-    found.iter().for_each(|key| write::bulk(reply, key));
+    for key in found {
+        write::bulk(reply, key);
+    }
     Ok(())
 }
 
@@ -111,7 +119,10 @@ pub(super) fn scan(state: &State, mut operands: Operands<'_>, reply: &mut BytesM
             pattern = Some(argument);
         } else if option.eq_ignore_ascii_case(b"COUNT") {
             let given = parse::integer(argument).ok_or_else(not_an_integer)?;
-            count = u64::try_from(given).ok().filter(|count| *count > 0).ok_or_else(syntax_error)?;
+            count = u64::try_from(given)
+                .ok()
+                .filter(|count| *count > 0)
+                .ok_or_else(syntax_error)?;
         } else if option.eq_ignore_ascii_case(b"TYPE") {
             only_strings = argument.eq_ignore_ascii_case(b"string");
         } else {
@@ -133,6 +144,8 @@ pub(super) fn scan(state: &State, mut operands: Operands<'_>, reply: &mut BytesM
     write::array(reply, 2);
     write::integer(reply, i64::from(next));
     write::array(reply, found.len());
-    found.iter().for_each(|key| write::bulk(reply, key));
+    for key in found {
+        write::bulk(reply, key);
+    }
     Ok(())
 }

@@ -119,14 +119,17 @@ impl<R: Read> Summed<R> {
 
     fn take_number(&mut self) -> io::Result<u64> {
         let mut number = [0; 8];
-        self.inner.read_exact(&mut number).map_err(|_| bad("the snapshot is cut off"))?;
+        self.inner
+            .read_exact(&mut number)
+            .map_err(|_| bad("the snapshot is cut off"))?;
         self.sum = crc32c::crc32c_append(self.sum, &number);
         Ok(u64::from_le_bytes(number))
     }
 
     fn take_string(&mut self) -> io::Result<Vec<u8>> {
-        let bytes = usize::try_from(self.take_number()?).ok().filter(|bytes| *bytes <= MAX_VALUE_BYTES);
+        let bytes = usize::try_from(self.take_number()?)
+            .ok()
+            .filter(|bytes| *bytes <= MAX_VALUE_BYTES);
         self.take(bytes.ok_or_else(|| bad("a string of the snapshot is too long"))?)
     }
 }
-

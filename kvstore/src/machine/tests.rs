@@ -31,7 +31,11 @@ impl Machine {
 
     fn run(&mut self, operation: Operation, args: &[&str]) -> String {
         let mut payload = BytesMut::new();
-        codec::encode(&mut payload, operation.code, args.iter().map(|arg| arg.as_bytes()));
+        codec::encode(
+            &mut payload,
+            operation.code,
+            args.iter().map(|arg| arg.as_bytes()),
+        );
         match operation.action {
             Action::Write(_) => self.apply_one(payload.freeze()),
             Action::Read(_) => String::from_utf8_lossy(&self.query(payload.freeze())).into_owned(),
@@ -63,7 +67,11 @@ fn set_and_its_options() {
         (op::MGET, &["a", "n", "b"], "*3\r\n$1\r\n3\r\n$1\r\n4\r\n_\r\n"),
         (op::SET, &["a", "5", "NX", "XX"], "-ERR syntax error\r\n"),
         (op::SET, &["a", "5", "what"], "-ERR syntax error\r\n"),
-        (op::SET, &["a", "5", "EX", "1"], "-ERR keys that expire are not supported by this version\r\n"),
+        (
+            op::SET,
+            &["a", "5", "EX", "1"],
+            "-ERR keys that expire are not supported by this version\r\n",
+        ),
         (op::GET, &["a"], "$1\r\n3\r\n"),
         (op::SETNX, &["a", "6"], ":0\r\n"),
         (op::SETNX, &["c", "6"], ":1\r\n"),
@@ -83,7 +91,11 @@ fn counters() {
         (op::INCRBY, &["n", "x"], not_an_integer),
         (op::SET, &["n", "9223372036854775807"], "+OK\r\n"),
         (op::INCR, &["n"], overflow),
-        (op::DECRBY, &["n", "-9223372036854775808"], "-ERR decrement would overflow\r\n"),
+        (
+            op::DECRBY,
+            &["n", "-9223372036854775808"],
+            "-ERR decrement would overflow\r\n",
+        ),
         (op::SET, &["n", "-9223372036854775808"], "+OK\r\n"),
         (op::DECR, &["n"], overflow),
         (op::SET, &["n", "01"], "+OK\r\n"),
@@ -96,7 +108,11 @@ fn counters() {
 fn several_keys_at_once() {
     script(&[
         (op::MSET, &["a", "1", "b", "2", "a", "3"], "+OK\r\n"),
-        (op::MSET, &["a", "9", "b"], "-ERR wrong number of arguments for 'mset' command\r\n"),
+        (
+            op::MSET,
+            &["a", "9", "b"],
+            "-ERR wrong number of arguments for 'mset' command\r\n",
+        ),
         (op::MGET, &["a", "b"], "*2\r\n$1\r\n3\r\n$1\r\n2\r\n"),
         (op::EXISTS, &["a", "a", "c"], ":2\r\n"),
         (op::DBSIZE, &[], ":2\r\n"),
@@ -153,7 +169,13 @@ fn a_revision_counts_the_commands_of_the_log() {
 #[test]
 fn what_the_machine_does_not_know_is_a_reply() {
     let mut machine = Machine::default();
-    for payload in [&b""[..], &[9, 1], &[codec::FORMAT, 250], &[codec::FORMAT, 1, 5, b'a'], &[codec::FORMAT, 1]] {
+    for payload in [
+        &b""[..],
+        &[9, 1],
+        &[codec::FORMAT, 250],
+        &[codec::FORMAT, 1, 5, b'a'],
+        &[codec::FORMAT, 1],
+    ] {
         let reply = machine.apply_one(Bytes::copy_from_slice(payload));
         assert!(reply.starts_with("-ERR "), "{reply}");
         let reply = machine.query(Bytes::copy_from_slice(payload));
@@ -162,7 +184,11 @@ fn what_the_machine_does_not_know_is_a_reply() {
     assert_eq!(machine.applied(), Slot(5));
     let mut write = BytesMut::new();
     codec::encode(&mut write, op::SET.code, [&b"a"[..], b"1"]);
-    assert!(machine.query(write.freeze()).starts_with(b"-ERR this operation writes"));
+    assert!(
+        machine
+            .query(write.freeze())
+            .starts_with(b"-ERR this operation writes")
+    );
     assert_eq!(machine.run(op::GET, &["a"]), "_\r\n");
 }
 
@@ -173,7 +199,13 @@ fn walk(machine: &mut Machine, count: &str, mut between: impl FnMut(&mut Machine
         let reply = machine.run(op::SCAN, &[&cursor, "16384", "COUNT", count]);
         let mut lines = reply.split("\r\n").skip(1);
         cursor = lines.next().unwrap()[1..].to_owned();
-        found.extend(lines.skip(2).step_by(2).map(str::to_owned).filter(|key| !key.is_empty()));
+        found.extend(
+            lines
+                .skip(2)
+                .step_by(2)
+                .map(str::to_owned)
+                .filter(|key| !key.is_empty()),
+        );
         between(machine);
     }
     found.sort();
@@ -207,10 +239,19 @@ fn a_scan_filters_and_stays_in_its_slots() {
     machine.run(op::SET, &["a", "x"]); // hash slot 15495
     machine.run(op::SET, &["foo", "x"]); // hash slot 12182
     for (args, expected) in [
-        (&["0", "16384", "COUNT", "100"][..], "*2\r\n:16384\r\n*2\r\n$3\r\nfoo\r\n$1\r\na\r\n"),
-        (&["0", "16384", "COUNT", "1"], "*2\r\n:15495\r\n*1\r\n$3\r\nfoo\r\n"),
+        (
+            &["0", "16384", "COUNT", "100"][..],
+            "*2\r\n:16384\r\n*2\r\n$3\r\nfoo\r\n$1\r\na\r\n",
+        ),
+        (
+            &["0", "16384", "COUNT", "1"],
+            "*2\r\n:15495\r\n*1\r\n$3\r\nfoo\r\n",
+        ),
         (&["0", "15000"], "*2\r\n:15000\r\n*1\r\n$3\r\nfoo\r\n"),
-        (&["0", "16384", "MATCH", "f*"], "*2\r\n:16384\r\n*1\r\n$3\r\nfoo\r\n"),
+        (
+            &["0", "16384", "MATCH", "f*"],
+            "*2\r\n:16384\r\n*1\r\n$3\r\nfoo\r\n",
+        ),
         (&["0", "16384", "TYPE", "list"], "*2\r\n:16384\r\n*0\r\n"),
         (&["16385", "16384"], "-ERR invalid cursor\r\n"),
         (&["0", "16384", "COUNT", "0"], "-ERR syntax error\r\n"),
@@ -232,7 +273,11 @@ fn some_state() -> Machine {
         (op::SET, &["a", "1"], "+OK\r\n"),
         (op::MSET, &["b", "2", "c", ""], "+OK\r\n"),
         (op::DEL, &["b"], ":1\r\n"),
-        (op::ANNOUNCE, &["2", "127.0.0.1:7002", "127.0.0.1:7202"], "+OK\r\n"),
+        (
+            op::ANNOUNCE,
+            &["2", "127.0.0.1:7002", "127.0.0.1:7202"],
+            "+OK\r\n",
+        ),
     ])
 }
 
@@ -266,9 +311,16 @@ fn a_damaged_snapshot_is_refused_and_changes_nothing() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 0x10;
         assert!(machine.restore(Slot(9), &mut &flipped[..]).is_err(), "byte {at}");
-        assert!(machine.restore(Slot(9), &mut &bytes[..at]).is_err(), "cut at {at}");
+        assert!(
+            machine.restore(Slot(9), &mut &bytes[..at]).is_err(),
+            "cut at {at}"
+        );
     }
-    assert!(machine.restore(Slot(9), &mut &[&bytes[..], b"x"].concat()[..]).is_err());
+    assert!(
+        machine
+            .restore(Slot(9), &mut &[&bytes[..], b"x"].concat()[..])
+            .is_err()
+    );
     assert_eq!((machine.digest(), machine.applied()), (digest, Slot(1)));
 }
 
@@ -301,7 +353,7 @@ proptest! {
     #[test]
     fn any_operation_on_any_arguments_is_answered(code: u8, args in prop::collection::vec("[0-9a-zA-Z*]{0,6}", 0..5)) {
         let mut payload = BytesMut::new();
-        codec::encode(&mut payload, code, args.iter().map(|arg| arg.as_bytes()));
+        codec::encode(&mut payload, code, args.iter().map(String::as_bytes));
         let mut machine = some_state();
         prop_assert!(!machine.query(payload.clone().freeze()).is_empty());
         prop_assert!(!machine.apply_one(payload.freeze()).is_empty());

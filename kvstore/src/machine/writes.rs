@@ -1,5 +1,7 @@
 //! The operations that change the state. Each checks everything before it changes anything.
 
+#![allow(clippy::unnecessary_wraps, reason = "every operation has the same type")]
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{NodeAddresses, Refused, State};
@@ -52,8 +54,13 @@ impl SetOptions {
                 options.if_exists = Some(true);
             } else if is("GET") {
                 options.get = true;
-            } else if ["EX", "PX", "EXAT", "PXAT", "KEEPTTL"].iter().any(|name| is(name)) {
-                return Err(Refused::new("ERR keys that expire are not supported by this version"));
+            } else if ["EX", "PX", "EXAT", "PXAT", "KEEPTTL"]
+                .iter()
+                .any(|name| is(name))
+            {
+                return Err(Refused::new(
+                    "ERR keys that expire are not supported by this version",
+                ));
             } else {
                 return Err(syntax_error());
             }
@@ -65,7 +72,9 @@ impl SetOptions {
 pub(super) fn set(state: &mut State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
     let (key, value) = (operands.required()?, operands.required()?);
     let options = SetOptions::parse(operands)?;
-    let allowed = options.if_exists.is_none_or(|wanted| state.space.get(key).is_some() == wanted);
+    let allowed = options
+        .if_exists
+        .is_none_or(|wanted| state.space.get(key).is_some() == wanted);
     if !allowed {
         let present = options.get.then(|| state.space.get(key)).flatten();
         optional(reply, present.map(|record| &record.value));
@@ -90,7 +99,7 @@ pub(super) fn setnx(state: &mut State, mut operands: Operands<'_>, reply: &mut B
 }
 
 pub(super) fn mset(state: &mut State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
-    if operands.count() % 2 == 1 {
+    if operands.clone().count() % 2 == 1 {
         return Err(Refused::new("ERR wrong number of arguments for 'mset' command"));
     }
     while let (Some(key), Some(value)) = (operands.next(), operands.next()) {
@@ -106,7 +115,9 @@ pub(super) fn append(state: &mut State, mut operands: Operands<'_>, reply: &mut 
         return Err(Refused::new("ERR string exceeds maximum allowed size"));
     }
     let len = state.space.update(key, |value| {
-        let mut value = value.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let mut value = value
+            .try_into_mut()
+            .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
         value.extend_from_slice(suffix);
         value.freeze()
     });
@@ -131,7 +142,9 @@ pub(super) fn incrby(state: &mut State, mut operands: Operands<'_>, reply: &mut 
 pub(super) fn decrby(state: &mut State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
     let key = operands.required()?;
     let amount = parse::integer(operands.required()?).ok_or_else(not_an_integer)?;
-    let amount = amount.checked_neg().ok_or_else(|| Refused::new("ERR decrement would overflow"))?;
+    let amount = amount
+        .checked_neg()
+        .ok_or_else(|| Refused::new("ERR decrement would overflow"))?;
     add(state, key, amount, reply)
 }
 

@@ -161,8 +161,9 @@ impl Parser {
 
     /// How many bytes the argument that is being received still lacks: room worth reserving.
     pub fn wanted_bytes(&self, buffer_bytes: usize) -> usize {
-        self.bulk_bytes
-            .map_or(0, |bytes| (self.position + bytes + 2).saturating_sub(buffer_bytes))
+        self.bulk_bytes.map_or(0, |bytes| {
+            (self.position + bytes + 2).saturating_sub(buffer_bytes)
+        })
     }
 
     /// Forgets the complete commands, whose bytes the caller has removed from the front of the buffer.
@@ -269,7 +270,9 @@ impl Parser {
         let start = self.position;
         let line = &mut buffer[start..start + length];
         let spans = &mut self.spans;
-        let split = split_line(line, |range| spans.push(Span::new(start + range.start..start + range.end)));
+        let split = split_line(line, |range| {
+            spans.push(Span::new(start + range.start..start + range.end));
+        });
         if split.is_none() {
             let found = self.ends.last().copied().unwrap_or(0);
             self.spans.truncate(found);
@@ -422,7 +425,13 @@ mod tests {
             buffer.extend_from_slice(piece);
             let outcome = parser.parse(&mut buffer);
             for index in 0..parser.len() {
-                commands.push(parser.command(index, &buffer).from(0).map(<[u8]>::to_vec).collect());
+                commands.push(
+                    parser
+                        .command(index, &buffer)
+                        .from(0)
+                        .map(<[u8]>::to_vec)
+                        .collect(),
+                );
             }
             if let Err(error) = outcome {
                 return (commands, Some(error.to_string()));
@@ -446,7 +455,10 @@ mod tests {
             Limits::default(),
             &[b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$0\r\n\r\n*2\r\n$3\r\nget\r\n$1\r\na\r\nPING\r\n"],
         );
-        assert_eq!(texts(&commands), [vec!["SET", "a", ""], vec!["get", "a"], vec!["PING"]]);
+        assert_eq!(
+            texts(&commands),
+            [vec!["SET", "a", ""], vec!["get", "a"], vec!["PING"]]
+        );
         assert_eq!(error, None);
     }
 
@@ -474,7 +486,10 @@ mod tests {
     fn lines_are_split_and_unescaped_as_redis_does() {
         for (line, expected) in [
             ("set a b\r\n", Some(vec!["set", "a", "b"])),
-            ("  set\t'a b' \"c\\x41\\n\\\"\"\n", Some(vec!["set", "a b", "cA\n\""])),
+            (
+                "  set\t'a b' \"c\\x41\\n\\\"\"\n",
+                Some(vec!["set", "a b", "cA\n\""]),
+            ),
             ("set 'it\\'s' \"\"\n", Some(vec!["set", "it's", ""])),
             ("set \"open\r\n", None),
             ("set \"a\"b\r\n", None),

@@ -58,7 +58,11 @@ fn read(buffer: &[u8], position: &mut usize, depth: usize) -> Result<Option<Valu
     }
     let rest = &buffer[*position..];
     let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") else {
-        return if rest.len() > MAX_LINE_BYTES { Err(bad("line too long")) } else { Ok(None) };
+        return if rest.len() > MAX_LINE_BYTES {
+            Err(bad("line too long"))
+        } else {
+            Ok(None)
+        };
     };
     let Some((&kind, text)) = rest[..end].split_first() else {
         return Err(bad("empty line"));

@@ -16,7 +16,10 @@ pub fn simple(out: &mut BytesMut, text: &str) {
 /// An error: its code (`ERR`, ...) and text. Line breaks become blanks.
 pub fn error(out: &mut BytesMut, text: &str) {
     out.put_u8(b'-');
-    out.extend(text.bytes().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }));
+    out.extend(
+        text.bytes()
+            .map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }),
+    );
     out.put_slice(b"\r\n");
 }
 

@@ -1,6 +1,10 @@
 //! Nodes tell each other through the log where clients reach them, so that any node can name the leader's address.
 
-use std::{collections::BTreeMap, sync::{Arc, PoisonError}, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use paxos::{Slot, node::Read};
@@ -65,8 +69,14 @@ async fn propose(shared: &Shared) -> bool {
     let mut command = BytesMut::new();
     let node = shared.settings.node.to_string();
     let NodeAddresses { resp, http } = &shared.settings.addresses;
-    codec::encode(&mut command, op::ANNOUNCE.code, [node.as_bytes(), resp.as_bytes(), http.as_bytes()]);
-    let outcome = shared.groups[0].propose_within(command.freeze(), shared.settings.request_timeout).await;
+    codec::encode(
+        &mut command,
+        op::ANNOUNCE.code,
+        [node.as_bytes(), resp.as_bytes(), http.as_bytes()],
+    );
+    let outcome = shared.groups[0]
+        .propose_within(command.freeze(), shared.settings.request_timeout)
+        .await;
     if let Err(error) = &outcome {
         tracing::debug!(%error, "could not announce this node's addresses yet");
     }

@@ -107,7 +107,9 @@ impl Clients {
 
     pub(super) fn list(&self) -> String {
         let mut text = String::new();
-        self.lock().values().for_each(|session| session.describe(&mut text));
+        self.lock()
+            .values()
+            .for_each(|session| session.describe(&mut text));
         text
     }
 

@@ -54,7 +54,9 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
         let parsed = parser.parse(&mut buffer);
         pipeline.begin();
         for index in 0..parser.len() {
-            pipeline.take(parser.command(index, &buffer), shared, session, &mut out).await;
+            pipeline
+                .take(parser.command(index, &buffer), shared, session, &mut out)
+                .await;
             if out.len() > MAX_UNWRITTEN_BYTES {
                 stream.write_all(&out).await?;
                 out = BytesMut::new();

@@ -8,15 +8,31 @@ use crate::resp::Args;
 /// The version of Redis whose commands' behaviour is followed.
 pub(super) const REDIS_VERSION: &str = "7.4.0";
 
-const SECTIONS: [&str; 7] = ["server", "clients", "memory", "persistence", "stats", "replication", "keyspace"];
+const SECTIONS: [&str; 7] = [
+    "server",
+    "clients",
+    "memory",
+    "persistence",
+    "stats",
+    "replication",
+    "keyspace",
+];
 
 /// The sections asked for, or all.
 pub(super) async fn text(shared: &Shared, args: Args<'_>, session: &Session) -> String {
-    let every = |name: &&[u8]| ["all", "default", "everything"].iter().any(|all| name.eq_ignore_ascii_case(all.as_bytes()));
+    let every = |name: &&[u8]| {
+        ["all", "default", "everything"]
+            .iter()
+            .any(|all| name.eq_ignore_ascii_case(all.as_bytes()))
+    };
     let all = args.len() == 1 || args.from(1).any(|name| every(&name));
     let mut text = String::new();
     for section in SECTIONS {
-        if !all && !args.from(1).any(|name| name.eq_ignore_ascii_case(section.as_bytes())) {
+        if !all
+            && !args
+                .from(1)
+                .any(|name| name.eq_ignore_ascii_case(section.as_bytes()))
+        {
             continue;
         }
         if !text.is_empty() {
@@ -41,7 +57,16 @@ async fn facts(section: &str, shared: &Shared, session: &Session) -> Vec<(&'stat
             ("redis_mode", text("standalone")),
             ("kvstore_version", text(env!("CARGO_PKG_VERSION"))),
             ("process_id", std::process::id().to_string()),
-            ("tcp_port", text(settings.addresses.resp.rsplit_once(':').map_or("0", |(_, port)| port))),
+            (
+                "tcp_port",
+                text(
+                    settings
+                        .addresses
+                        .resp
+                        .rsplit_once(':')
+                        .map_or("0", |(_, port)| port),
+                ),
+            ),
             ("uptime_in_seconds", shared.uptime().as_secs().to_string()),
             ("uptime_in_days", (shared.uptime().as_secs() / 86_400).to_string()),
             ("kvstore_node_id", settings.node.to_string()),
@@ -56,7 +81,11 @@ async fn facts(section: &str, shared: &Shared, session: &Session) -> Vec<(&'stat
         ],
         "memory" => {
             let used = process_usage().map_or(0, |(_, bytes)| bytes);
-            vec![("used_memory", used.to_string()), ("used_memory_rss", used.to_string()), ("maxmemory", text("0"))]
+            vec![
+                ("used_memory", used.to_string()),
+                ("used_memory_rss", used.to_string()),
+                ("maxmemory", text("0")),
+            ]
         }
         "persistence" => vec![("loading", text("0")), ("aof_enabled", text("1"))],
         "stats" => vec![
@@ -75,23 +104,35 @@ fn replication(shared: &Shared) -> Vec<(&'static str, String)> {
     let leader = shared.leader(0);
     let mut facts = vec![("role", shared.role().to_owned())];
     if !shared.serves_writes() {
-        let addresses = leader.and_then(|leader| shared.addresses_of(leader.node)).unwrap_or_default();
+        let addresses = leader
+            .and_then(|leader| shared.addresses_of(leader.node))
+            .unwrap_or_default();
         let (host, port) = addresses.resp.rsplit_once(':').unwrap_or(("", "0"));
         facts.push(("master_host", host.to_owned()));
         facts.push(("master_port", port.to_owned()));
-        facts.push(("master_link_status", if leader.is_some() { "up" } else { "down" }.to_owned()));
+        facts.push((
+            "master_link_status",
+            if leader.is_some() { "up" } else { "down" }.to_owned(),
+        ));
     }
     let is_leader = shared.groups.first().is_some_and(paxos::node::Group::is_leader);
     facts.push(("connected_slaves", "0".to_owned()));
-    facts.push(("kvstore_role", if is_leader { "leader" } else { "follower" }.to_owned()));
-    facts.push(("kvstore_leader", leader.map_or_else(|| "none".to_owned(), |leader| leader.node.to_string())));
+    facts.push((
+        "kvstore_role",
+        if is_leader { "leader" } else { "follower" }.to_owned(),
+    ));
+    facts.push((
+        "kvstore_leader",
+        leader.map_or_else(|| "none".to_owned(), |leader| leader.node.to_string()),
+    ));
     facts
 }
 
 impl Shared {
     /// Whether clients may write through this node: always, unless they are redirected to the leader.
     pub(super) fn serves_writes(&self) -> bool {
-        self.settings.route == Route::Forward || self.groups.first().is_some_and(paxos::node::Group::is_leader)
+        self.settings.route == Route::Forward
+            || self.groups.first().is_some_and(paxos::node::Group::is_leader)
     }
 
     /// What clients take this node for: they write to what calls itself master only.

@@ -35,7 +35,13 @@ fn no_subcommand(name: &str, args: Args<'_>, known: &[&str], reply: &mut BytesMu
         write::error(reply, &wrong_arity(&format!("{name}|{known}")));
         return;
     }
-    write::error(reply, &format!("ERR unknown subcommand '{given}'. Try {} HELP.", name.to_uppercase()));
+    write::error(
+        reply,
+        &format!(
+            "ERR unknown subcommand '{given}'. Try {} HELP.",
+            name.to_uppercase()
+        ),
+    );
 }
 
 pub(crate) fn ping(_: &Shared, _: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
@@ -81,7 +87,10 @@ pub(crate) fn auth(_: &Shared, _: &mut Session, _: Args<'_>, reply: &mut BytesMu
 pub(crate) fn time(_: &Shared, _: &mut Session, _: Args<'_>, reply: &mut BytesMut) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     write::array(reply, 2);
-    texts(reply, &[&now.as_secs().to_string(), &now.subsec_micros().to_string()]);
+    texts(
+        reply,
+        &[&now.as_secs().to_string(), &now.subsec_micros().to_string()],
+    );
 }
 
 pub(crate) fn role(shared: &Shared, _: &mut Session, _: Args<'_>, reply: &mut BytesMut) {
@@ -94,7 +103,9 @@ pub(crate) fn role(shared: &Shared, _: &mut Session, _: Args<'_>, reply: &mut By
         write::array(reply, 0);
         return;
     }
-    let leader = shared.leader(0).and_then(|leader| shared.addresses_of(leader.node));
+    let leader = shared
+        .leader(0)
+        .and_then(|leader| shared.addresses_of(leader.node));
     let address = leader.clone().unwrap_or_default().resp;
     let (host, port) = address.rsplit_once(':').unwrap_or(("", "0"));
     write::array(reply, 5);
@@ -149,8 +160,9 @@ pub(crate) fn hello(shared: &Shared, session: &mut Session, args: Args<'_>, repl
 const MAX_CLIENT_NAME_BYTES: usize = 256;
 
 pub(crate) fn client(shared: &Shared, session: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
-    const KNOWN: &[&str] =
-        &["id", "getname", "setname", "setinfo", "list", "info", "no-evict", "no-touch"];
+    const KNOWN: &[&str] = &[
+        "id", "getname", "setname", "setinfo", "list", "info", "no-evict", "no-touch",
+    ];
     let sub = args.get(1);
     let valid = |text: &[u8]| {
         text.len() <= MAX_CLIENT_NAME_BYTES && text.iter().all(|byte| (b'!'..=b'~').contains(byte))
@@ -179,7 +191,10 @@ pub(crate) fn client(shared: &Shared, session: &mut Session, args: Args<'_>, rep
         4 if is(sub, "SETINFO") => {
             let (attribute, value) = (args.get(2), args.get(3));
             if !valid(value) {
-                return write::error(reply, "ERR attributes cannot contain spaces, newlines or special characters.");
+                return write::error(
+                    reply,
+                    "ERR attributes cannot contain spaces, newlines or special characters.",
+                );
             }
             let value = String::from_utf8_lossy(value).into_owned();
             if is(attribute, "LIB-NAME") {
@@ -200,7 +215,12 @@ pub(crate) fn client(shared: &Shared, session: &mut Session, args: Args<'_>, rep
 pub(crate) fn config(shared: &Shared, _: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
     let sub = args.get(1);
     let max_clients = shared.settings.max_clients.to_string();
-    let port = shared.settings.addresses.resp.rsplit_once(':').map_or("0", |(_, port)| port);
+    let port = shared
+        .settings
+        .addresses
+        .resp
+        .rsplit_once(':')
+        .map_or("0", |(_, port)| port);
     let settings = [
         ("appendfsync", "always"),
         ("appendonly", "yes"),
@@ -216,15 +236,21 @@ pub(crate) fn config(shared: &Shared, _: &mut Session, args: Args<'_>, reply: &m
         let wanted: Vec<_> = settings
             .iter()
             .filter(|(name, _)| {
-                args.from(2).any(|pattern| crate::machine::matches(&pattern.to_ascii_lowercase(), name.as_bytes()))
+                args.from(2)
+                    .any(|pattern| crate::machine::matches(&pattern.to_ascii_lowercase(), name.as_bytes()))
             })
             .collect();
         write::map(reply, wanted.len());
-        wanted.iter().for_each(|(name, value)| texts(reply, &[name, value]));
+        for (name, value) in wanted {
+            texts(reply, &[name, value]);
+        }
     } else if is(sub, "RESETSTAT") && args.len() == 2 {
         ok(reply);
     } else if is(sub, "SET") && args.len() >= 4 {
-        write::error(reply, "ERR settings are given on the command line of 'kvstore serve' and cannot be changed here");
+        write::error(
+            reply,
+            "ERR settings are given on the command line of 'kvstore serve' and cannot be changed here",
+        );
     } else {
         no_subcommand("config", args, &["get", "set", "resetstat"], reply);
     }
@@ -247,19 +273,15 @@ pub(crate) fn command(_: &Shared, _: &mut Session, args: Args<'_>, reply: &mut B
         None => write::null(reply),
     };
     match args.len() {
-        1 => {
-            write::array(reply, table::COMMANDS.len());
-            table::COMMANDS.iter().for_each(|command| describe(command, reply));
-        }
+        1 => describe_all(reply),
         2 if is(sub, "COUNT") => write::count(reply, table::COMMANDS.len() as u64),
         2 if is(sub, "LIST") => {
             write::array(reply, table::COMMANDS.len());
-            table::COMMANDS.iter().for_each(|command| texts(reply, &[command.name]));
+            for command in table::COMMANDS {
+                texts(reply, &[command.name]);
+            }
         }
-        2 if is(sub, "INFO") => {
-            write::array(reply, table::COMMANDS.len());
-            table::COMMANDS.iter().for_each(|command| describe(command, reply));
-        }
+        2 if is(sub, "INFO") => describe_all(reply),
         3.. if is(sub, "INFO") => {
             write::array(reply, args.len() - 2);
             args.from(2).for_each(|name| described(reply, named(name)));
@@ -279,7 +301,19 @@ pub(crate) fn command(_: &Shared, _: &mut Session, args: Args<'_>, reply: &mut B
             }
         }
         3.. if is(sub, "GETKEYS") => get_keys(args, named(args.get(2)), reply),
-        _ => no_subcommand("command", args, &["count", "docs", "info", "list", "getkeys"], reply),
+        _ => no_subcommand(
+            "command",
+            args,
+            &["count", "docs", "info", "list", "getkeys"],
+            reply,
+        ),
+    }
+}
+
+fn describe_all(reply: &mut BytesMut) {
+    write::array(reply, table::COMMANDS.len());
+    for command in table::COMMANDS {
+        describe(command, reply);
     }
 }
 

@@ -56,7 +56,10 @@ impl Default for Metrics {
 impl Metrics {
     /// How many commands have been answered, well or not.
     pub fn answered(&self) -> u64 {
-        self.commands.iter().map(|command| command.done.get() + command.failed.get()).sum()
+        self.commands
+            .iter()
+            .map(|command| command.done.get() + command.failed.get())
+            .sum()
     }
 
     fn expose(&self, shared: &Shared, sizes: Sizes) -> String {
@@ -68,9 +71,15 @@ impl Metrics {
         to.family("kvstore_commands_total", Kind::Counter, "Commands answered");
         for (command, counted) in used() {
             to.value(&[("cmd", &command.name), ("result", &"ok")], counted.done.get());
-            to.value(&[("cmd", &command.name), ("result", &"error")], counted.failed.get());
+            to.value(
+                &[("cmd", &command.name), ("result", &"error")],
+                counted.failed.get(),
+            );
         }
-        to.value(&[("cmd", &"unknown"), ("result", &"error")], self.unknown_commands.get());
+        to.value(
+            &[("cmd", &"unknown"), ("result", &"error")],
+            self.unknown_commands.get(),
+        );
         to.family(
             "kvstore_command_duration_seconds",
             Kind::Histogram,
@@ -80,10 +89,22 @@ impl Metrics {
             to.histogram(&[("cmd", &command.name)], &counted.duration.snapshot());
         }
         for (name, help, value) in [
-            ("kvstore_connected_clients", "Clients connected", shared.clients.len() as u64),
-            ("kvstore_parked_requests", "Commands that wait for a leader", shared.parked()),
+            (
+                "kvstore_connected_clients",
+                "Clients connected",
+                shared.clients.len() as u64,
+            ),
+            (
+                "kvstore_parked_requests",
+                "Commands that wait for a leader",
+                shared.parked(),
+            ),
             ("kvstore_keys", "Keys that this node's replicas hold", sizes.keys),
-            ("kvstore_data_bytes", "Bytes of those keys and their values", sizes.bytes),
+            (
+                "kvstore_data_bytes",
+                "Bytes of those keys and their values",
+                sizes.bytes,
+            ),
         ] {
             to.family(name, Kind::Gauge, help);
             to.value(&[], value);
@@ -129,14 +150,23 @@ impl Shared {
 
     /// How many commands wait for a leader on this node.
     fn parked(&self) -> u64 {
-        let leaderless = self.groups.iter().filter(|group| group.metrics().has_leader.get() == 0);
-        leaderless.map(|group| group.metrics().proposals_pending.get()).sum()
+        let leaderless = self
+            .groups
+            .iter()
+            .filter(|group| group.metrics().has_leader.get() == 0);
+        leaderless
+            .map(|group| group.metrics().proposals_pending.get())
+            .sum()
     }
 }
 
 /// The process, as Linux tells of it; nothing elsewhere.
 fn process(to: &mut Exposition, shared: &Shared) {
-    to.family("process_uptime_seconds", Kind::Gauge, "Since the server was started");
+    to.family(
+        "process_uptime_seconds",
+        Kind::Gauge,
+        "Since the server was started",
+    );
     to.value(&[], shared.uptime().as_secs());
     let Some((cpu_seconds, resident_bytes)) = process_usage() else {
         return;

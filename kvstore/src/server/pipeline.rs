@@ -67,7 +67,13 @@ impl Pipeline {
     }
 
     /// Takes one command in; replies that are there are appended to `out`. See [`finish`](Self::finish).
-    pub(super) async fn take(&mut self, args: Args<'_>, shared: &Shared, session: &mut Session, out: &mut BytesMut) {
+    pub(super) async fn take(
+        &mut self,
+        args: Args<'_>,
+        shared: &Shared,
+        session: &mut Session,
+        out: &mut BytesMut,
+    ) {
         let Some(index) = table::find(args.get(0)) else {
             shared.metrics.unknown_commands.increment();
             self.answers.push(Answer::Refused(unknown_command(args)));
@@ -179,8 +185,10 @@ impl Pipeline {
                 Some(outcomes) => outcomes.await,
                 None => Vec::new(),
             };
-            let outcomes: Vec<_> =
-                outcomes.into_iter().map(|outcome| outcome.map_err(|error| shared.propose_error(&error))).collect();
+            let outcomes: Vec<_> = outcomes
+                .into_iter()
+                .map(|outcome| outcome.map_err(|error| shared.propose_error(&error)))
+                .collect();
             replies.push(outcomes.into_iter());
         }
         replies
@@ -218,8 +226,12 @@ pub(super) fn wrong_arity(name: &str) -> String {
 /// What Redis says of a command that it does not know.
 fn unknown_command(args: Args<'_>) -> String {
     const MAX_SHOWN_BYTES: usize = 128;
-    let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_SHOWN_BYTES)]).into_owned();
-    let mut text = format!("ERR unknown command '{}', with args beginning with: ", shown(args.get(0)));
+    let shown =
+        |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_SHOWN_BYTES)]).into_owned();
+    let mut text = format!(
+        "ERR unknown command '{}', with args beginning with: ",
+        shown(args.get(0))
+    );
     let mut room = MAX_SHOWN_BYTES;
     for arg in args.from(1) {
         if room == 0 {

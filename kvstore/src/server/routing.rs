@@ -5,11 +5,7 @@ use std::time::Duration;
 use paxos::{ProposeError, ReadError};
 
 use super::Shared;
-use crate::{
-    command::Keys,
-    resp::Args,
-    shards::hash_slot,
-};
+use crate::{command::Keys, resp::Args, shards::hash_slot};
 
 /// What is done with commands for a group that another node leads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -73,5 +69,8 @@ impl Shared {
 }
 
 fn busy(retry_after: Duration) -> String {
-    format!("BUSY overloaded, retry after {} ms", retry_after.as_millis().max(1))
+    format!(
+        "BUSY overloaded, retry after {} ms",
+        retry_after.as_millis().max(1)
+    )
 }

@@ -124,8 +124,16 @@ fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
                 Role::Voter => "voter".into(),
                 Role::Learner => "learner".into(),
             },
-            matched: if itself { Some(replica.last.0) } else { peer.map(|peer| peer.matched.0) },
-            alive: if itself { Some(true) } else { peer.map(|peer| peer.alive) },
+            matched: if itself {
+                Some(replica.last.0)
+            } else {
+                peer.map(|peer| peer.matched.0)
+            },
+            alive: if itself {
+                Some(true)
+            } else {
+                peer.map(|peer| peer.alive)
+            },
         }
     });
     GroupReport {
@@ -154,7 +162,10 @@ pub fn obstacles(report: &Report) -> Vec<String> {
         }
         let lag = group.chosen.saturating_sub(group.applied);
         if lag > MAX_READY_LAG_SLOTS {
-            lines.push(format!("group {} lags {lag} slots behind in applying", group.group));
+            lines.push(format!(
+                "group {} lags {lag} slots behind in applying",
+                group.group
+            ));
         }
     }
     lines

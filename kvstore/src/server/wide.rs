@@ -39,12 +39,23 @@ pub(super) async fn run(
     match command {
         Wide::DbSize => {
             let sizes = shared.ask_all(op::DBSIZE, &[]).await?;
-            let sum = sizes.iter().map(|size| if let Value::Integer(size) = size { *size } else { 0 }).sum();
+            let sum = sizes
+                .iter()
+                .map(|size| if let Value::Integer(size) = size { *size } else { 0 })
+                .sum();
             write::integer(reply, sum);
         }
         Wide::Keys => {
             let found = shared.ask_all(op::KEYS, &[args.get(1)]).await?;
-            let keys = || found.iter().filter_map(|keys| if let Value::Array(keys) = keys { Some(keys) } else { None });
+            let keys = || {
+                found.iter().filter_map(|keys| {
+                    if let Value::Array(keys) = keys {
+                        Some(keys)
+                    } else {
+                        None
+                    }
+                })
+            };
             write::array(reply, keys().map(Vec::len).sum());
             for key in keys().flatten() {
                 if let Value::Bulk(key) = key {
@@ -86,7 +97,13 @@ fn encoded(operation: Operation, args: &[&[u8]]) -> Bytes {
 
 impl Shared {
     /// Reads from one group.
-    pub(super) async fn ask(&self, group: usize, read: Read, operation: Operation, args: &[&[u8]]) -> Result<Bytes, String> {
+    pub(super) async fn ask(
+        &self,
+        group: usize,
+        read: Read,
+        operation: Operation,
+        args: &[&[u8]],
+    ) -> Result<Bytes, String> {
         let outcome = self.groups[group].query(read, encoded(operation, args)).await;
         outcome.map_err(|error| self.read_error(&error))
     }
@@ -146,8 +163,11 @@ async fn scan(shared: &Shared, args: Args<'_>, reply: &mut BytesMut) -> Result<(
 async fn flush(shared: &Shared) -> Result<(), String> {
     let command = encoded(op::FLUSH, &[]);
     let timeout = shared.settings.request_timeout;
-    let asked: Vec<_> =
-        shared.groups.iter().map(|group| group.propose_within(command.clone(), timeout)).collect();
+    let asked: Vec<_> = shared
+        .groups
+        .iter()
+        .map(|group| group.propose_within(command.clone(), timeout))
+        .collect();
     for outcome in asked {
         outcome.await.map_err(|error| shared.propose_error(&error))?;
     }

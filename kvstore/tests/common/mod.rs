@@ -1,6 +1,6 @@
 //! Clusters of real processes.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
 use std::{
     fs::File,
@@ -18,9 +18,13 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ports that nobody listens on now.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("a local address").port()).collect()
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
+        .collect();
+    listeners
+        .iter()
+        .map(|listener| listener.local_addr().expect("a local address").port())
+        .collect()
 }
 
 /// Tries until it works, for [`PATIENCE`] at the most.
@@ -91,7 +95,10 @@ impl Cluster {
 
     pub fn members(&self) -> String {
         let members = self.peers.iter().enumerate();
-        members.map(|(at, port)| format!("{}=127.0.0.1:{port}", at + 1)).collect::<Vec<_>>().join(",")
+        members
+            .map(|(at, port)| format!("{}=127.0.0.1:{port}", at + 1))
+            .collect::<Vec<_>>()
+            .join(",")
     }
 
     pub fn data_dir(&self, node: usize) -> PathBuf {
@@ -123,7 +130,11 @@ impl Cluster {
             .expect("a log file");
         let args = self.arguments(node);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let child = kvstore(&args).stdout(Stdio::null()).stderr(log).spawn().expect("the node starts");
+        let child = kvstore(&args)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the node starts");
         self.nodes[node - 1] = Some(child);
     }
 
@@ -157,11 +168,17 @@ impl Cluster {
     pub fn wait_until_it_reads(&self, node: usize) {
         let read = || {
             let mut client = self.client(node)?;
-            redis::cmd("GET").arg("is anybody there").query::<Option<String>>(&mut client)
+            redis::cmd("GET")
+                .arg("is anybody there")
+                .query::<Option<String>>(&mut client)
         };
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = read() {
-            assert!(Instant::now() < deadline, "node {node} does not serve: {error}\n{}", self.log(node));
+            assert!(
+                Instant::now() < deadline,
+                "node {node} does not serve: {error}\n{}",
+                self.log(node)
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -176,7 +193,8 @@ impl Cluster {
         eventually("there is a leader", || {
             let running = (1..=self.size()).filter(|node| self.nodes[node - 1].is_some());
             let mut leaders = running.filter(|node| {
-                self.status(*node).is_ok_and(|status| status["groups"][0]["is_leader"] == true)
+                self.status(*node)
+                    .is_ok_and(|status| status["groups"][0]["is_leader"] == true)
             });
             leaders.next().ok_or("nobody leads")
         })
