@@ -31,6 +31,7 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     let mut stopping = Stopping::new(plan.exit_with_stdin)?;
+    allow_open_files(plan.max_clients);
     // The address first: a node that is running already should be the reason given, and not its locked directory.
     let address = plan.members.get(&plan.id).cloned().unwrap_or_default();
     let transport = Tcp::bind(TcpConfig::new(address)).map_err(|error| {
@@ -96,6 +97,27 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     match halted {
         None => Ok(Exit::Ok),
         Some(why) => Err(Failure::error(format!("node {} has halted: {why}", plan.id))),
+    }
+}
+
+/// Raises this process's own limit of open files as far as it may, so that all clients find room.
+fn allow_open_files(max_clients: usize) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    /// What the store, the peers and HTTP need.
+    const OTHERS: u64 = 512;
+    let wanted = max_clients as u64 + OTHERS;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    limit.current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
+    let raised = setrlimit(Resource::Nofile, limit).is_ok();
+    if !raised || limit.current.is_some_and(|current| current < wanted) {
+        tracing::warn!(
+            max_clients,
+            open_files = limit.current,
+            "there may be too few file descriptors for --max-clients; raise the limit (ulimit -n)"
+        );
     }
 }
 
