@@ -21,14 +21,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A disk that outlives its node. Clones are the same disk.
+/// A disk that outlives its node. Clones are the same disk; a later life of the node ends what an earlier one still does.
 #[derive(Clone)]
-pub(crate) struct Disk(Arc<Mutex<DiskState>>);
+pub(crate) struct Disk(Arc<Mutex<DiskState>>, Incarnation);
 
 #[derive(Default)]
 struct DiskState {
     identity: Identity,
-    incarnation: u64,
+    incarnation: Incarnation,
     groups: BTreeMap<GroupId, DiskGroup>,
     damaged: BTreeMap<GroupId, Vec<Slot>>,
     fault: Option<Fault>,
@@ -58,10 +58,13 @@ impl Disk {
             node: NodeId(node),
             storage: StorageId(node * 100),
         };
-        Self(Arc::new(Mutex::new(DiskState {
-            identity,
-            ..DiskState::default()
-        })))
+        Self(
+            Arc::new(Mutex::new(DiskState {
+                identity,
+                ..DiskState::default()
+            })),
+            Incarnation(0),
+        )
     }
 
     /// From now on every write fails like this.
@@ -97,7 +100,8 @@ impl Disk {
 impl Storage for Disk {
     async fn recover(&mut self) -> Result<Recovered, StorageError> {
         let mut disk = lock(&self.0);
-        disk.incarnation += 1;
+        disk.incarnation.0 += 1;
+        self.1 = disk.incarnation;
         disk.closed = false;
         let mut groups: BTreeMap<_, _> = disk
             .groups
@@ -127,7 +131,7 @@ impl Storage for Disk {
         }
         Ok(Recovered {
             identity: disk.identity,
-            incarnation: Incarnation(disk.incarnation),
+            incarnation: disk.incarnation,
             groups,
             findings: Vec::new(),
         })
@@ -149,6 +153,9 @@ impl Storage for Disk {
             None => {}
         }
         let mut disk = lock(&self.0);
+        if disk.incarnation != self.1 {
+            return Err(StorageError::Misuse("opened again meanwhile".into()));
+        }
         disk.syncs += u64::from(batch.sync);
         for op in batch.ops {
             let group = disk.groups.entry(op.group()).or_default();

@@ -676,7 +676,7 @@ async fn the_leader_watch_tells_changes_only() {
         .wait_for(|ballot| ballot.is_some_and(|ballot| ballot.node == NodeId(leader)))
         .await
         .unwrap();
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     assert!(!watch.has_changed().unwrap(), "heartbeats are no changes");
     cluster.crash(leader).await;
     watch
@@ -746,9 +746,8 @@ async fn storm(seed: u64) {
     for round in 0..30 {
         for node in cluster.nodes.keys() {
             let command = format!("{round}.{node}");
-            let proposal = cluster
-                .group(*node)
-                .propose_within(text(&command), Duration::from_secs(20));
+            let timeout = Duration::from_millis(random.below(1_500));
+            let proposal = cluster.group(*node).propose_within(text(&command), timeout);
             open.push((command, proposal));
         }
         let node = 1 + random.below(3);
