@@ -653,7 +653,7 @@ mod tests {
         let histogram = Histogram::of_durations();
         histogram.record(Duration::from_micros(10));
         histogram.record(Duration::from_micros(11));
-        histogram.record(Duration::from_secs(60));
+        histogram.record(Duration::from_mins(1));
         let snapshot = histogram.snapshot();
         assert_eq!(snapshot.buckets[..2], [(10e-6, 1), (20e-6, 2)]);
         assert_eq!(snapshot.buckets.last(), Some(&(f64::INFINITY, 3)));

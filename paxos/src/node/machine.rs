@@ -1,16 +1,10 @@
 //! Runs a group's state machine: hands it chosen entries in runs, and holds it to its contract.
 
-use std::{
-    boxed::Box,
-    format,
-    panic::{AssertUnwindSafe, catch_unwind},
-    string::String,
-    vec::Vec,
-};
+use std::{boxed::Box, format, string::String, vec::Vec};
 
 use bytes::Bytes;
 
-use super::storage::panic_text;
+use super::caught;
 use crate::{
     core::{ChosenEntry, Token},
     state_machine::{ApplyCommand, Chosen, MachineError, StateMachine},
@@ -78,7 +72,7 @@ impl Machine {
         };
         let (machine, replies) = (&mut self.inner, &mut self.replies);
         replies.reserve(chosen.commands.len());
-        caught("apply", || machine.apply(chosen, replies))??;
+        caught("apply panicked", || machine.apply(chosen, replies)).map_err(MachineError)??;
         if self.replies.len() != self.commands.len() {
             return Err(MachineError(format!(
                 "apply pushed {} replies for {} commands; it must push exactly one for each",
@@ -100,17 +94,12 @@ impl Machine {
 
     /// Answers a read. A panic is the answer to that read only: a query cannot change the state.
     pub(super) fn query(&self, query: Bytes) -> Result<Bytes, String> {
-        caught("query", || self.inner.query(query)).map_err(|MachineError(why)| why)
+        caught("query panicked", || self.inner.query(query))
     }
 
     pub(super) fn digest(&self) -> Option<u64> {
-        caught("digest", || self.inner.digest()).ok().flatten()
+        caught("digest panicked", || self.inner.digest()).ok().flatten()
     }
-}
-
-fn caught<T>(doing: &str, call: impl FnOnce() -> T) -> Result<T, MachineError> {
-    catch_unwind(AssertUnwindSafe(call))
-        .map_err(|panic| MachineError(format!("{doing} panicked: {}", panic_text(&*panic))))
 }
 
 #[cfg(test)]
@@ -142,7 +131,6 @@ mod tests {
                 match &*command.payload {
                     b"panic" => panic!("asked to"),
                     b"fail" => return Err(MachineError::new("asked to")),
-                    b"mute" => {}
                     b"stall" => self.applied = command.slot.previous(),
                     _ => {}
                 }

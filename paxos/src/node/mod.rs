@@ -23,6 +23,7 @@ use std::{
     boxed::Box,
     collections::BTreeMap,
     fmt, format,
+    panic::{AssertUnwindSafe, catch_unwind},
     string::{String, ToString},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool, atomic::Ordering::Relaxed},
     time::Duration,
@@ -263,7 +264,11 @@ impl Node {
             tail,
         };
         let now = self.environment.clock.now();
-        let replica = Replica::new(self.environment.config.replica.clone(), start, now);
+        let config = self.environment.config.replica.clone();
+        let replica = caught("the recovered state contradicts itself", || {
+            Replica::new(config, start, now)
+        })
+        .map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?;
         let mut groups = lock(&self.groups);
         if groups.contains_key(&group) {
             return Err(already_added(group));
@@ -542,6 +547,15 @@ impl fmt::Debug for Node {
             .field("halted", &*self.halt.reason.borrow())
             .finish_non_exhaustive()
     }
+}
+
+/// The result of a call, or what it was that panicked and what the panic said.
+fn caught<T>(what: &str, call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let said = panic.downcast_ref::<&str>().copied();
+        let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        format!("{what}: {}", said.unwrap_or("no message"))
+    })
 }
 
 fn already_added(group: GroupId) -> NodeError {

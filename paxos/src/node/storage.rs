@@ -5,7 +5,6 @@
 //! unbounded channel, at most one for each request. So a full channel cannot lock anything up.
 
 use std::{
-    any::Any,
     boxed::Box,
     collections::BTreeMap,
     format,
@@ -295,13 +294,4 @@ impl Drop for HaltOnPanic {
             self.0.halt("the storage panicked");
         }
     }
-}
-
-/// What a panic said.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }

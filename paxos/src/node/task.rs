@@ -1,10 +1,8 @@
 //! A group's task: owns the replica and its state machine, and does in turns what has come in since the last one.
 
 use std::{
-    any::Any,
     collections::BTreeSet,
-    format, mem,
-    panic::{AssertUnwindSafe, catch_unwind},
+    mem,
     pin::Pin,
     string::{String, ToString},
     sync::{Arc, PoisonError},
@@ -18,11 +16,11 @@ use tokio::{
 };
 
 use super::{
-    Environment,
+    Environment, caught,
     event::{Event, EventSender, Room},
     group::{GroupStatus, Read, Refusal, Request, Shared},
     machine::Machine,
-    storage::{self, panic_text},
+    storage,
     waiting::{Queries, ReadRequest, Reply, Waiter, Waiting},
 };
 use crate::{
@@ -119,10 +117,10 @@ impl Task {
         let mut armed = Time::default();
         let max_inputs = self.environment.config.max_turn_inputs;
         let end = loop {
-            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+            match caught("the replica broke an invariant", || self.turn()) {
                 Ok(Ok(())) => {}
                 Ok(Err(end)) => break end,
-                Err(panic) => break broken(&*panic),
+                Err(why) => break End::Broken(why),
             }
             self.arm(timer.as_mut(), &mut armed);
             tokio::select! {
@@ -587,7 +585,7 @@ impl Task {
         self.shared.leader.send_replace(None);
         if replica_is_sane {
             let now = self.shared.clock.now();
-            let asked = catch_unwind(AssertUnwindSafe(|| self.cancel_all(now)));
+            let asked = caught("cancelling", || self.cancel_all(now));
             if asked.is_ok() {
                 let status = self.status(now);
                 *self
@@ -645,10 +643,6 @@ impl Task {
             }
         }
     }
-}
-
-fn broken(panic: &(dyn Any + Send)) -> End {
-    End::Broken(format!("the replica broke an invariant: {}", panic_text(panic)))
 }
 
 fn set_gauges(shared: &Shared, status: &GroupStatus) {

@@ -6,7 +6,6 @@ use std::{
     collections::{BinaryHeap, HashMap},
     hash::{BuildHasherDefault, Hasher},
     mem,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     vec::Vec,
 };
@@ -14,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{group::Read, storage::panic_text};
+use super::{caught, group::Read};
 use crate::{
     core::Token,
     error::{ProposeError, ReadError},
@@ -57,9 +56,9 @@ impl Callback {
 
     fn call_once(&mut self, outcome: Outcome) {
         if let Some(done) = self.0.take()
-            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| done(outcome)))
+            && let Err(why) = caught("the callback of a proposal panicked", || done(outcome))
         {
-            tracing::error!(panic = panic_text(&*panic), "the callback of a proposal panicked");
+            tracing::error!("{why}");
         }
     }
 }
