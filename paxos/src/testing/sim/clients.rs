@@ -42,7 +42,11 @@ impl<W: Workload> Cluster<'_, W> {
             self.after(delay, Event::Client(client));
             return;
         }
-        if self.plan.faults.has(Fault::Overload) && self.random.chance(20) {
+        if self.plan.faults.has(Fault::Overload) && self.random.chance(50) {
+            if self.random.chance(600) {
+                let delay = self.random.exponential(20 * MS);
+                self.after(delay, Event::Strike);
+            }
             for _ in 0..self.random.between(10, 100) {
                 let command = self.command();
                 self.request(node, Request::Write(command));

@@ -66,6 +66,8 @@ pub(super) enum Event {
     Client(usize),
     Impatient(Token),
     Fault,
+    /// One fault out of turn.
+    Strike,
     Undo {
         epoch: u64,
         undo: Undo,
@@ -296,6 +298,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
             Event::Client(client) => self.client_acts(client),
             Event::Impatient(token) => self.client_gives_up(token),
             Event::Fault => return self.next_fault(),
+            Event::Strike => return self.strike(),
             Event::Undo { epoch, undo } if epoch == self.epoch => return self.undo(undo),
             // Events of an earlier life or epoch.
             _ => {}
@@ -559,16 +562,17 @@ impl<'a, W: Workload> Cluster<'a, W> {
 
     /// The peers of a node that is gone may notice.
     fn hang_up(&mut self, gone: usize) {
-        if !self.plan.faults.has(Fault::Hangup) {
-            return;
-        }
-        let peer = self.nodes[gone].id;
         for node in 0..self.nodes.len() {
-            if node != gone && self.random.chance(700) {
-                let delay = self.random.below(5_000);
-                let input = Input::Disconnected(peer);
-                self.after(delay, Event::Hint { node, input });
-            }
+            self.notice(node, gone);
+        }
+    }
+
+    /// A node may notice that its connection to a peer broke.
+    pub(super) fn notice(&mut self, node: usize, gone: usize) {
+        if node != gone && self.plan.faults.has(Fault::Hangup) && self.random.chance(700) {
+            let delay = self.random.below(5_000);
+            let input = Input::Disconnected(self.nodes[gone].id);
+            self.after(delay, Event::Hint { node, input });
         }
     }
 

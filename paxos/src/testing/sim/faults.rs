@@ -119,8 +119,7 @@ impl Plan {
             }
         }
         let rate = |random: &mut Random, fault, most: u64| {
-            let rate = random.below(most + 1) * random.below(1_001) / 1_000;
-            if faults.has(fault) { rate } else { 0 }
+            if faults.has(fault) { random.below(most + 1) } else { 0 }
         };
         let loss_permille = rate(random, Fault::Loss, 300);
         let duplication_permille = rate(random, Fault::Duplication, 300);

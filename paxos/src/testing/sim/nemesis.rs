@@ -148,8 +148,12 @@ impl<W: Workload> Cluster<'_, W> {
             return Ok(());
         }
         self.schedule_fault();
+        self.strike()
+    }
+
+    pub(super) fn strike(&mut self) -> Check {
         let fault = self.random.pick(STRIKES);
-        if !self.plan.faults.has(fault) {
+        if self.network.calm || !self.plan.faults.has(fault) {
             return Ok(());
         }
         self.say(|| format!("-- {}", fault.name()));
@@ -178,6 +182,7 @@ impl<W: Workload> Cluster<'_, W> {
                 self.say(|| format!("-- cut {links:?} (counted from 0)"));
                 for (from, to) in &links {
                     self.network.cut(*from, *to);
+                    self.notice(*to, *from);
                 }
                 self.undo_after(duration, Undo::Mend(links));
             }

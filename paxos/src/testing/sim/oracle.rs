@@ -62,8 +62,8 @@ struct BallotFacts {
 struct Said {
     promised: Ballot,
     accepted: BTreeMap<Slot, Ballot>,
-    /// For each promise, the slots that it must report: those held when it was made.
-    held: BTreeMap<Ballot, Vec<Slot>>,
+    /// For each promise, what it must report: the slots held when it was made, each with its ballot.
+    held: BTreeMap<Ballot, BTreeMap<Slot, Ballot>>,
 }
 
 /// Checks I1 to I6 on every durable write, every message and every restart.
@@ -135,7 +135,7 @@ impl Oracle {
                 );
                 if state.promised > view.hard.promised {
                     let held = view.entries.range(view.hard.chosen.next()..);
-                    let held = held.map(|(slot, _)| *slot).collect();
+                    let held = held.map(|(slot, accepted)| (*slot, accepted.ballot)).collect();
                     self.said
                         .entry(node)
                         .or_default()
@@ -147,6 +147,12 @@ impl Oracle {
                 slot, ballot, entry, ..
             } => {
                 self.one_value(*slot, *ballot, entry)?;
+                ensure!(
+                    *ballot >= view.hard.promised || self.decided(*slot) == Some(entry),
+                    "promise",
+                    "{node} accepts slot {slot} at {ballot}, but has promised {}",
+                    view.hard.promised
+                );
                 ensure!(
                     *slot > view.hard.chosen || self.decided(*slot) == Some(entry),
                     "I1",
@@ -351,6 +357,7 @@ impl Oracle {
                 self.learned(node, *chosen)?;
                 for (slot, entry) in (first.0..).map(Slot).zip(entries) {
                     self.one_value(slot, *ballot, entry)?;
+                    self.adopted(slot, *ballot, entry)?;
                 }
                 Ok(())
             }
@@ -369,13 +376,13 @@ impl Oracle {
                 self.leads(*ballot, *start)?;
                 self.learned(node, *chosen)
             }
-            Message::Accepted { ballot, upto, chosen } => self.accepted(node, *ballot, *upto, *chosen),
+            Message::Accepted { ballot, upto, chosen } => self.accepted(node, *ballot, *upto, *chosen, disk),
             Message::HeartbeatReply {
                 ballot,
                 accepted,
                 chosen,
                 ..
-            } => self.accepted(node, *ballot, *accepted, *chosen),
+            } => self.accepted(node, *ballot, *accepted, *chosen, disk),
             Message::Learned {
                 from,
                 entries,
@@ -416,7 +423,7 @@ impl Oracle {
         entries: &[(Slot, Accepted)],
     ) -> Check {
         let held = self.said.get(&node).and_then(|said| said.held.get(&ballot));
-        for slot in held.into_iter().flatten() {
+        for slot in held.into_iter().flat_map(BTreeMap::keys) {
             ensure!(
                 *slot < from || *slot > to || entries.iter().any(|(reported, _)| reported == slot),
                 "promise",
@@ -426,12 +433,54 @@ impl Oracle {
         Ok(())
     }
 
-    fn accepted(&mut self, node: NodeId, ballot: Ballot, upto: Slot, chosen: Slot) -> Check {
+    /// What a leader proposes is what the promises to it bind it to: for some quorum of them, the value of the highest
+    /// ballot that they report for the slot, or anything if they report none.
+    fn adopted(&self, slot: Slot, ballot: Ballot, entry: &Entry) -> Check {
+        if self.decided(slot) == Some(entry) {
+            return Ok(());
+        }
+        let promised_by = self.ballots.get(&ballot).map(|facts| &facts.promised_by);
+        let reports: Vec<(NodeId, Option<Ballot>)> = promised_by
+            .into_iter()
+            .flatten()
+            .map(|node| {
+                let held = self.said.get(node).and_then(|said| said.held.get(&ballot));
+                (*node, held.and_then(|held| held.get(&slot)).copied())
+            })
+            .collect();
+        let bound = |highest: Option<Ballot>| {
+            let quorum = reports.iter().filter(|(_, held)| *held <= highest);
+            let quorum: BTreeSet<NodeId> = quorum.map(|(node, _)| *node).collect();
+            let free = highest.is_none_or(|highest| self.values.get(&(slot, highest)) == Some(entry));
+            free && self.membership.is_quorum(&quorum)
+        };
+        ensure!(
+            bound(None) || reports.iter().any(|(_, held)| held.is_some() && bound(*held)),
+            "I1",
+            "the leader of {ballot} proposes another value for slot {slot} than the promises to it allow"
+        );
+        Ok(())
+    }
+
+    fn accepted(
+        &mut self,
+        node: NodeId,
+        ballot: Ballot,
+        upto: Slot,
+        chosen: Slot,
+        disk: &DiskState,
+    ) -> Check {
         self.learned(node, chosen)?;
         let start = self.ballots.get(&ballot).and_then(|facts| facts.start);
         let first = start.unwrap_or(Slot(1)).max(chosen.next());
         let said = self.said.entry(node).or_default();
         said.accepted = said.accepted.split_off(&chosen.next());
+        ensure!(
+            first > upto || disk.hard.promised >= ballot,
+            "I5",
+            "{node} says that it accepted at {ballot}, but its disk holds only a promise of {}",
+            disk.hard.promised
+        );
         for slot in (first.0..=upto.0).map(Slot) {
             let voted = self.votes.get(&slot).is_some_and(|votes| {
                 votes
