@@ -48,6 +48,7 @@ mod nemesis;
 mod network;
 mod oracle;
 mod random;
+mod rig;
 pub mod trace;
 
 use core::fmt;
@@ -63,6 +64,7 @@ pub use self::{
     machine::{Checking, Ledger, Workload},
     oracle::{Oracle, Violation},
     random::Random,
+    rig::{Ending, Letter, Rig},
 };
 
 /// What may differ between two runs of one seed.

@@ -1,0 +1,423 @@
+//! A cluster driven by hand, for scenarios that a person writes and reads.
+
+use core::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+    vec::Vec,
+};
+
+use bytes::Bytes;
+
+use super::{disk::Disk, oracle::Oracle, oracle::Violation, trace};
+use crate::{
+    core::{Config, Input, Message, Output, Phase, Rejection, Replica, Start, Status, Token},
+    types::{
+        ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot, StorageId, Time, WriteOp,
+    },
+};
+
+/// A message on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// The sender.
+    pub from: u64,
+    /// The receiver.
+    pub to: u64,
+    /// What it says.
+    pub message: Message,
+}
+
+/// How a proposal or read ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The command was applied in this slot.
+    Applied(Slot),
+    /// The read was answered after this slot had been applied.
+    Read(Slot),
+    /// It certainly did not happen.
+    Rejected(Rejection),
+    /// It may have happened.
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+struct Seat {
+    disk: Disk,
+    disk_held: bool,
+    replica: Option<Replica>,
+    applied_upto: Slot,
+    applied: Vec<Bytes>,
+    reads: Vec<(Slot, Token)>,
+}
+
+/// Replicas 1 to n, with a network that delivers when it is told to, disks that sync at once unless held, and a clock
+/// that stands still unless moved. The safety oracles watch every write and every message: a violation panics.
+#[derive(Debug)]
+pub struct Rig {
+    config: Config,
+    membership: Membership,
+    now: Time,
+    seats: BTreeMap<u64, Seat>,
+    letters: Vec<Letter>,
+    cuts: BTreeSet<(u64, u64)>,
+    endings: BTreeMap<Token, Ending>,
+    tokens: u64,
+    oracle: Oracle,
+    transcript: String,
+}
+
+impl Rig {
+    /// So many replicas with the default configuration, started, without a leader yet.
+    pub fn new(nodes: u64) -> Self {
+        Self::with(nodes, Config::default())
+    }
+
+    /// So many replicas with this configuration, started, without a leader yet.
+    pub fn with(nodes: u64, config: Config) -> Self {
+        let membership = Membership::new((1..=nodes).map(|id| Member::voter(NodeId(id), "")));
+        let mut rig = Self {
+            config,
+            oracle: Oracle::new(membership.clone()),
+            membership,
+            now: Time::default(),
+            seats: (1..=nodes).map(|id| (id, Seat::default())).collect(),
+            letters: Vec::new(),
+            cuts: BTreeSet::new(),
+            endings: BTreeMap::new(),
+            tokens: 0,
+            transcript: String::new(),
+        };
+        for node in 1..=nodes {
+            rig.restart(node);
+        }
+        rig
+    }
+
+    fn seat(&mut self, node: u64) -> &mut Seat {
+        self.seats.get_mut(&node).expect("scenarios name nodes of the rig")
+    }
+
+    fn say(&mut self, line: &str) {
+        let millis = self.now.0.as_millis();
+        self.transcript.push_str(&format!("{millis:>6} {line}\n"));
+    }
+
+    fn demand(&self, check: Result<(), Violation>) {
+        if let Err(Violation { oracle, detail }) = check {
+            panic!("{oracle}: {detail}\n{}", self.transcript);
+        }
+    }
+
+    /// All that has happened so far, a line each.
+    pub fn transcript(&self) -> &str {
+        &self.transcript
+    }
+
+    /// Starts a node with what its disk holds.
+    pub fn restart(&mut self, node: u64) {
+        let disk = self.seat(node).disk.durable.clone();
+        let check = self.oracle.restarted(NodeId(node), &disk);
+        self.demand(check);
+        let (now, config, membership) = (self.now, self.config.clone(), self.membership.clone());
+        let seat = self.seat(node);
+        seat.disk.incarnation += 1;
+        let start = Start {
+            group: GroupId(1),
+            identity: Identity {
+                cluster: ClusterId(1),
+                node: NodeId(node),
+                storage: StorageId(node),
+            },
+            incarnation: Incarnation(seat.disk.incarnation),
+            seed: node << 8 | seat.disk.incarnation,
+            membership,
+            hard_state: seat.disk.durable.hard,
+            trimmed: seat.disk.durable.trimmed,
+            tail: seat.disk.durable.tail(),
+            applied: Slot::ZERO,
+        };
+        seat.replica = Some(Replica::new(config, start, now));
+        seat.applied_upto = Slot::ZERO;
+        seat.applied.clear();
+        seat.reads.clear();
+        self.say(&format!("n{node} starts"));
+        self.step(node, Input::Tick);
+    }
+
+    /// Kills a node; writes that were not synced are lost, letters that it sent are still on their way.
+    pub fn crash(&mut self, node: u64) {
+        self.say(&format!("n{node} crashes"));
+        let seat = self.seat(node);
+        seat.replica = None;
+        seat.disk.crash(0);
+    }
+
+    /// Gives a living replica an input and carries out what comes of it.
+    pub fn step(&mut self, node: u64, input: Input) {
+        let now = self.now;
+        let line = trace::input(&input);
+        let Some(replica) = &mut self.seat(node).replica else { return };
+        replica.step(now, input);
+        let outputs: Vec<Output> = core::iter::from_fn(|| replica.poll()).collect();
+        if line != "tick" || !outputs.is_empty() {
+            self.say(&format!("n{node} {line}"));
+        }
+        for output in outputs {
+            self.say(&format!("n{node}   {}", trace::output(&output)));
+            self.carry_out(node, output);
+        }
+        let status = self.status(node);
+        let check = self.oracle.status(NodeId(node), &status, None);
+        self.demand(check);
+        self.sync(node);
+    }
+
+    fn carry_out(&mut self, node: u64, output: Output) {
+        match output {
+            Output::Send { to, message } => {
+                let life = Incarnation(self.seat(node).disk.incarnation);
+                let disk = self.seat(node).disk.durable.clone();
+                let check = self.oracle.sent(NodeId(node), life, &message, &disk);
+                self.demand(check);
+                self.letters.extend(to.into_iter().map(|to| Letter {
+                    from: node,
+                    to: to.0,
+                    message: message.clone(),
+                }));
+            }
+            Output::Persist { id, ops, sync } => {
+                for op in &ops {
+                    let view = self.seat(node).disk.view.clone();
+                    let check = self.oracle.submitted(NodeId(node), &view, op);
+                    self.demand(check);
+                }
+                self.seat(node).disk.submit(id, ops, sync);
+            }
+            Output::Load {
+                from,
+                upto,
+                max_bytes,
+            } => {
+                let entries = self.seat(node).disk.view.read(from, upto, max_bytes);
+                self.step(node, Input::Loaded { from, entries });
+            }
+            Output::Apply(chosen) => {
+                assert!(chosen.slot <= self.oracle.chosen(), "applied before it was chosen");
+                let seat = self.seat(node);
+                assert_eq!(chosen.slot, seat.applied_upto.next(), "slots are applied in order");
+                seat.applied_upto = chosen.slot;
+                for command in chosen.commands {
+                    self.seat(node).applied.push(command.command.payload);
+                    self.end(command.token, Ending::Applied(chosen.slot));
+                }
+                self.answer_reads(node);
+            }
+            Output::ReadReady { token, slot } => {
+                self.seat(node).reads.push((slot, token));
+                self.answer_reads(node);
+            }
+            Output::Rejected { token, reason } => self.end(Some(token), Ending::Rejected(reason)),
+            Output::Unknown { token } => self.end(Some(token), Ending::Unknown),
+            Output::Leader(_) => {}
+            Output::Alarm(alarm) => panic!("n{node} raises {alarm:?}\n{}", self.transcript),
+        }
+    }
+
+    fn answer_reads(&mut self, node: u64) {
+        let seat = self.seat(node);
+        let upto = seat.applied_upto;
+        let ready: Vec<Token> = seat
+            .reads
+            .extract_if(.., |(slot, _)| *slot <= upto)
+            .map(|(_, token)| token)
+            .collect();
+        for token in ready {
+            self.end(Some(token), Ending::Read(upto));
+        }
+    }
+
+    fn end(&mut self, token: Option<Token>, ending: Ending) {
+        let Some(token) = token else { return };
+        let before = self.endings.insert(token, ending);
+        assert_eq!(before, None, "{token:?} ended twice\n{}", self.transcript);
+    }
+
+    fn sync(&mut self, node: u64) {
+        if self.seat(node).disk_held || !self.seat(node).disk.begin_sync() {
+            return;
+        }
+        let mut before = self.seat(node).disk.durable.hard;
+        let writes = self.seat(node).disk.finish_sync();
+        let disk = self.seat(node).disk.durable.clone();
+        for op in writes.iter().flat_map(|write| &write.ops) {
+            let check = self.oracle.durable(NodeId(node), op, &disk, before);
+            self.demand(check);
+            if let WriteOp::HardState { state, .. } = op {
+                before = *state;
+            }
+        }
+        if let Some(last) = writes.last() {
+            self.step(node, Input::Persisted(last.id));
+        }
+    }
+
+    /// From now on nothing that this node writes becomes durable, until [`Self::release_disk`].
+    pub fn hold_disk(&mut self, node: u64) {
+        self.seat(node).disk_held = true;
+    }
+
+    /// Everything that this node has written becomes durable, at once and from now on.
+    pub fn release_disk(&mut self, node: u64) {
+        self.seat(node).disk_held = false;
+        self.sync(node);
+    }
+
+    /// Two nodes cannot reach each other any more.
+    pub fn cut(&mut self, a: u64, b: u64) {
+        self.cut_one_way(a, b);
+        self.cut_one_way(b, a);
+    }
+
+    /// What one node sends does not reach the other any more.
+    pub fn cut_one_way(&mut self, from: u64, to: u64) {
+        self.cuts.insert((from, to));
+    }
+
+    /// Cuts a node off from all others.
+    pub fn isolate(&mut self, node: u64) {
+        let others: Vec<u64> = self.seats.keys().copied().filter(|other| *other != node).collect();
+        for other in others {
+            self.cut(node, other);
+        }
+    }
+
+    /// Undoes all cuts.
+    pub fn heal(&mut self) {
+        self.cuts.clear();
+    }
+
+    /// Takes letters off the network, in the order of sending.
+    pub fn take(&mut self, which: impl Fn(&Letter) -> bool) -> Vec<Letter> {
+        self.letters.extract_if(.., |letter| which(letter)).collect()
+    }
+
+    /// Delivers one letter now, whether it was ever sent or not.
+    pub fn deliver(&mut self, letter: Letter) {
+        let Letter { from, to, message } = letter;
+        if !self.cuts.contains(&(from, to)) {
+            let input = Input::Message {
+                from: NodeId(from),
+                storage: StorageId(from),
+                message,
+            };
+            self.step(to, input);
+        }
+    }
+
+    /// Delivers everything, and everything that comes of it, until the network is silent.
+    pub fn settle(&mut self) {
+        self.settle_where(|_| true);
+    }
+
+    /// Delivers these letters and those of the kind that come of them; others stay on the network.
+    pub fn settle_where(&mut self, which: impl Fn(&Letter) -> bool) {
+        for _ in 0..100_000 {
+            let Some(place) = self.letters.iter().position(&which) else { return };
+            let letter = self.letters.remove(place);
+            self.deliver(letter);
+        }
+        panic!("the network does not fall silent\n{}", self.transcript);
+    }
+
+    /// Lets time pass for all nodes, with everything delivered.
+    pub fn pass(&mut self, millis: u64) {
+        let nodes: Vec<u64> = self.seats.keys().copied().collect();
+        self.pass_for(&nodes, millis);
+    }
+
+    /// Lets time pass, with everything delivered; only these nodes are ticked when they are due.
+    pub fn pass_for(&mut self, nodes: &[u64], millis: u64) {
+        self.settle();
+        for _ in 0..millis {
+            self.now = self.now.plus(Duration::from_millis(1));
+            for node in nodes {
+                let deadline = self.seats[node].replica.as_ref().and_then(Replica::deadline);
+                if deadline.is_some_and(|deadline| deadline <= self.now) {
+                    self.step(*node, Input::Tick);
+                }
+            }
+            self.settle();
+        }
+    }
+
+    /// Lets time pass until this node leads; nobody else stands for election meanwhile.
+    pub fn elect(&mut self, node: u64) {
+        for _ in 0..10_000 {
+            if self.status(node).phase == Phase::Leader {
+                return self.settle();
+            }
+            self.now = self.now.plus(Duration::from_millis(1));
+            self.step(node, Input::Tick);
+            let rival = |message: &Message| matches!(message, Message::Canvass { .. } | Message::Prepare { .. });
+            self.take(|letter| letter.from != node && rival(&letter.message));
+            self.settle();
+        }
+        panic!("n{node} cannot be elected\n{}", self.transcript);
+    }
+
+    /// A user of this node proposes a command.
+    pub fn propose(&mut self, node: u64, command: &[u8]) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        let command = Bytes::copy_from_slice(command);
+        self.step(node, Input::Propose { token, command });
+        token
+    }
+
+    /// A user of this node wants to read linearizably.
+    pub fn read(&mut self, node: u64) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        self.step(node, Input::Read { token });
+        token
+    }
+
+    /// How a proposal or read ended, if it has.
+    pub fn ending(&self, token: Token) -> Option<Ending> {
+        self.endings.get(&token).copied()
+    }
+
+    /// The commands that this life of a node has applied, in order, as text.
+    pub fn applied(&self, node: u64) -> Vec<&str> {
+        let text = |command| core::str::from_utf8(command).unwrap_or("?");
+        self.seats[&node].applied.iter().map(|command| text(command)).collect()
+    }
+
+    /// What is durable on a node's disk.
+    pub fn disk(&mut self, node: u64) -> &super::DiskState {
+        &self.seat(node).disk.durable
+    }
+
+    /// What is truly chosen: the last slot that a quorum has durably accepted, like all below it.
+    pub fn chosen(&self) -> Slot {
+        self.oracle.chosen()
+    }
+
+    /// What a living replica says of itself.
+    pub fn status(&self, node: u64) -> Status {
+        let replica = self.seats.get(&node).and_then(|seat| seat.replica.as_ref());
+        replica.expect("the node lives").status(self.now)
+    }
+
+    /// The node that leads at the highest ballot.
+    pub fn leader(&self) -> Option<u64> {
+        let living = self.seats.iter().filter(|(_, seat)| seat.replica.is_some());
+        living
+            .map(|(node, _)| (self.status(*node), *node))
+            .filter(|(status, _)| status.phase == Phase::Leader)
+            .max_by_key(|(status, _)| status.leader)
+            .map(|(_, node)| node)
+    }
+}
