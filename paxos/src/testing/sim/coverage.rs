@@ -1,5 +1,6 @@
 //! "Sometimes" events: what a set of runs must have met, or it has proved less than it seems.
 
+use core::fmt::Write;
 use std::{string::String, vec::Vec};
 
 macro_rules! events {
@@ -118,9 +119,10 @@ impl Coverage {
 
     /// One line for each event.
     pub fn table(&self) -> String {
-        Event::ALL
-            .iter()
-            .map(|event| std::format!("{:>12}  {}\n", self.count(*event), event.name()))
-            .collect()
+        let mut table = String::new();
+        for event in Event::ALL {
+            let _ = writeln!(table, "{:>12}  {}", self.count(*event), event.name());
+        }
+        table
     }
 }

@@ -119,7 +119,11 @@ impl Plan {
             }
         }
         let rate = |random: &mut Random, fault, most: u64| {
-            if faults.has(fault) { random.below(most + 1) } else { 0 }
+            if faults.has(fault) {
+                random.below(most + 1)
+            } else {
+                0
+            }
         };
         let loss_permille = rate(random, Fault::Loss, 300);
         let duplication_permille = rate(random, Fault::Duplication, 300);

@@ -1,6 +1,6 @@
 //! What goes wrong, and when it is right again.
 
-use std::{format, vec, vec::Vec};
+use std::{format, string::String, vec, vec::Vec};
 
 use super::{
     cluster::{Cluster, Event},
@@ -56,7 +56,7 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     fn storm(&mut self) -> Check {
-        self.say(|| format!("-- storm"));
+        self.say(|| String::from("-- storm"));
         self.epoch += 1;
         self.network.calm = false;
         self.clients_begin();
@@ -67,7 +67,7 @@ impl<W: Workload> Cluster<'_, W> {
 
     /// Everything is repaired; after a while every node must answer.
     fn calm(&mut self, oracle: &'static str) -> Check {
-        self.say(|| format!("-- calm"));
+        self.say(|| String::from("-- calm"));
         self.epoch += 1;
         self.network.calm = true;
         self.network.mend_all();

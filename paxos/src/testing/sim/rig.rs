@@ -1,6 +1,6 @@
 //! A cluster driven by hand, for scenarios that a person writes and reads.
 
-use core::time::Duration;
+use core::{fmt::Write, time::Duration};
 use std::{
     collections::{BTreeMap, BTreeSet},
     format,
@@ -96,12 +96,14 @@ impl Rig {
     }
 
     fn seat(&mut self, node: u64) -> &mut Seat {
-        self.seats.get_mut(&node).expect("scenarios name nodes of the rig")
+        self.seats
+            .get_mut(&node)
+            .expect("scenarios name nodes of the rig")
     }
 
     fn say(&mut self, line: &str) {
         let millis = self.now.0.as_millis();
-        self.transcript.push_str(&format!("{millis:>6} {line}\n"));
+        let _ = writeln!(self.transcript, "{millis:>6} {line}");
     }
 
     fn demand(&self, check: Result<(), Violation>) {
@@ -158,7 +160,9 @@ impl Rig {
     pub fn step(&mut self, node: u64, input: Input) {
         let now = self.now;
         let line = trace::input(&input);
-        let Some(replica) = &mut self.seat(node).replica else { return };
+        let Some(replica) = &mut self.seat(node).replica else {
+            return;
+        };
         replica.step(now, input);
         let outputs: Vec<Output> = core::iter::from_fn(|| replica.poll()).collect();
         if line != "tick" || !outputs.is_empty() {
@@ -204,9 +208,16 @@ impl Rig {
                 self.step(node, Input::Loaded { from, entries });
             }
             Output::Apply(chosen) => {
-                assert!(chosen.slot <= self.oracle.chosen(), "applied before it was chosen");
+                assert!(
+                    chosen.slot <= self.oracle.chosen(),
+                    "applied before it was chosen"
+                );
                 let seat = self.seat(node);
-                assert_eq!(chosen.slot, seat.applied_upto.next(), "slots are applied in order");
+                assert_eq!(
+                    chosen.slot,
+                    seat.applied_upto.next(),
+                    "slots are applied in order"
+                );
                 seat.applied_upto = chosen.slot;
                 for command in chosen.commands {
                     self.seat(node).applied.push(command.command.payload);
@@ -287,7 +298,12 @@ impl Rig {
 
     /// Cuts a node off from all others.
     pub fn isolate(&mut self, node: u64) {
-        let others: Vec<u64> = self.seats.keys().copied().filter(|other| *other != node).collect();
+        let others: Vec<u64> = self
+            .seats
+            .keys()
+            .copied()
+            .filter(|other| *other != node)
+            .collect();
         for other in others {
             self.cut(node, other);
         }
@@ -324,7 +340,9 @@ impl Rig {
     /// Delivers these letters and those of the kind that come of them; others stay on the network.
     pub fn settle_where(&mut self, which: impl Fn(&Letter) -> bool) {
         for _ in 0..100_000 {
-            let Some(place) = self.letters.iter().position(&which) else { return };
+            let Some(place) = self.letters.iter().position(&which) else {
+                return;
+            };
             let letter = self.letters.remove(place);
             self.deliver(letter);
         }
@@ -339,7 +357,12 @@ impl Rig {
 
     /// Lets time pass, with everything delivered; only these nodes are ticked when they are due.
     pub fn pass_for(&mut self, nodes: &[u64], millis: u64) {
-        self.settle();
+        self.pass_for_where(nodes, millis, |_| true);
+    }
+
+    /// As [`Self::pass_for`], but only these letters are delivered; others stay on the network.
+    pub fn pass_for_where(&mut self, nodes: &[u64], millis: u64, which: impl Fn(&Letter) -> bool) {
+        self.settle_where(&which);
         for _ in 0..millis {
             self.now = self.now.plus(Duration::from_millis(1));
             for node in nodes {
@@ -348,7 +371,7 @@ impl Rig {
                     self.step(*node, Input::Tick);
                 }
             }
-            self.settle();
+            self.settle_where(&which);
         }
     }
 
@@ -360,9 +383,11 @@ impl Rig {
             }
             self.now = self.now.plus(Duration::from_millis(1));
             self.step(node, Input::Tick);
-            let rival = |message: &Message| matches!(message, Message::Canvass { .. } | Message::Prepare { .. });
-            self.take(|letter| letter.from != node && rival(&letter.message));
-            self.settle();
+            let stands =
+                |message: &Message| matches!(message, Message::Canvass { .. } | Message::Prepare { .. });
+            let rival = |letter: &Letter| letter.from != node && stands(&letter.message);
+            self.settle_where(|letter| !rival(letter));
+            self.take(rival);
         }
         panic!("n{node} cannot be elected\n{}", self.transcript);
     }
@@ -392,7 +417,11 @@ impl Rig {
     /// The commands that this life of a node has applied, in order, as text.
     pub fn applied(&self, node: u64) -> Vec<&str> {
         let text = |command| core::str::from_utf8(command).unwrap_or("?");
-        self.seats[&node].applied.iter().map(|command| text(command)).collect()
+        self.seats[&node]
+            .applied
+            .iter()
+            .map(|command| text(command))
+            .collect()
     }
 
     /// What is durable on a node's disk.

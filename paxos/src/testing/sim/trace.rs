@@ -138,8 +138,6 @@ pub fn input(input: &Input) -> String {
         Input::Loaded { from, entries } => format!("loaded from {from} {}", slots(entries)),
         Input::Disconnected(peer) => format!("disconnected from n{peer}"),
         Input::SendRefused(peer) => format!("send refused to n{peer}"),
-        #[allow(unreachable_patterns, reason = "inputs may be added")]
-        other => format!("{other:?}"),
     }
 }
 
@@ -187,7 +185,5 @@ pub fn output(output: &Output) -> String {
         Output::Leader(Some(ballot)) => format!("leader is n{} ({ballot})", ballot.node),
         Output::Leader(None) => String::from("leader is unknown"),
         Output::Alarm(alarm) => format!("ALARM {alarm:?}"),
-        #[allow(unreachable_patterns, reason = "outputs may be added")]
-        other => format!("{other:?}"),
     }
 }

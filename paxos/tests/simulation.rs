@@ -1,0 +1,171 @@
+//! Some seeds of the cluster simulator, and proof that a seed is a run.
+//!
+//! `PAXOS_SEEDS` sets how many; the `simulate` example runs more of them, faster, in release.
+#![cfg(feature = "testing")]
+
+use paxos::testing::sim::{Checking, Event, Fault, FaultSet, Options, run};
+
+fn amount() -> u64 {
+    std::env::var("PAXOS_SEEDS").map_or(40, |text| text.parse().expect("PAXOS_SEEDS is a number of seeds"))
+}
+
+#[test]
+fn seeds_pass() {
+    for seed in 1..=amount() {
+        let report = run(seed, &Options::default(), &Checking);
+        if let Some(failure) = report.failure {
+            panic!(
+                "{failure}\nreplay: cargo run --release -p paxos --features testing --example simulate -- --seed {seed} --trace"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 1..=10 {
+        let (first, second) = (
+            run(seed, &Options::default(), &Checking),
+            run(seed, &Options::default(), &Checking),
+        );
+        assert_eq!(first, second);
+    }
+    let hash = |seed| run(seed, &Options::default(), &Checking).hash;
+    assert_ne!(
+        hash(1),
+        hash(2),
+        "a fingerprint that never differs proves nothing"
+    );
+}
+
+#[test]
+fn without_faults_nothing_is_lost_and_nobody_is_deposed() {
+    let options = Options {
+        nodes: Some(3),
+        faults: FaultSet::NONE,
+        ..Options::default()
+    };
+    for seed in 1..=10 {
+        let report = run(seed, &options, &Checking);
+        assert_eq!(report.failure, None);
+        assert!(report.answered > 0);
+        assert_eq!(
+            report.coverage.count(Event::Lost) + report.coverage.count(Event::LeaderCrashed),
+            0
+        );
+    }
+}
+
+#[test]
+fn a_fault_class_can_be_tried_alone() {
+    let options = Options {
+        faults: FaultSet::NONE.with(Fault::CrashAll),
+        ..Options::default()
+    };
+    let crashes: u64 = (1..=40)
+        .map(|seed| {
+            let report = run(seed, &options, &Checking);
+            assert_eq!(report.failure, None);
+            assert_eq!(report.coverage.count(Event::Cut), 0);
+            report.coverage.count(Event::AllCrashed)
+        })
+        .sum();
+    assert!(crashes > 0);
+}
+
+mod checkers {
+    //! The simulator finds what is wrong with a user's state machine.
+
+    use bytes::Bytes;
+    use paxos::{
+        Chosen, MachineError, SnapshotSource, StateMachine,
+        testing::sim::{Ledger, Random, Workload},
+    };
+
+    use super::*;
+
+    #[derive(Clone, Copy)]
+    enum Defect {
+        /// Replies depend on something that is not in the log.
+        Nondeterminism,
+        /// A restored machine has lost a part of its state.
+        Snapshot,
+    }
+
+    struct Defective(Defect);
+
+    struct Machine {
+        ledger: Ledger,
+        defect: Defect,
+        restored: bool,
+    }
+
+    impl StateMachine for Machine {
+        fn applied(&self) -> paxos::Slot {
+            self.ledger.applied()
+        }
+
+        fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
+            self.ledger.apply(chosen, replies)?;
+            let address = std::ptr::from_ref(self).addr() as u64;
+            for reply in replies {
+                match self.defect {
+                    Defect::Nondeterminism => *reply = Bytes::copy_from_slice(&address.to_le_bytes()),
+                    Defect::Snapshot if self.restored => *reply = Bytes::new(),
+                    Defect::Snapshot => {}
+                }
+            }
+            Ok(())
+        }
+
+        fn query(&self, query: Bytes) -> Bytes {
+            self.ledger.query(query)
+        }
+
+        fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+            self.ledger.snapshot()
+        }
+
+        fn restore(&mut self, upto: paxos::Slot, from: &mut dyn std::io::Read) -> Result<(), MachineError> {
+            self.restored = true;
+            self.ledger.restore(upto, from)
+        }
+    }
+
+    impl Workload for Defective {
+        type Machine = Machine;
+
+        fn machine(&self) -> Machine {
+            Machine {
+                ledger: Ledger::default(),
+                defect: self.0,
+                restored: false,
+            }
+        }
+
+        fn command(&self, random: &mut Random, unique: u64) -> Bytes {
+            Checking.command(random, unique)
+        }
+
+        fn query(&self, random: &mut Random) -> Bytes {
+            Checking.query(random)
+        }
+    }
+
+    fn found(defect: Defect) -> bool {
+        (1..=60).any(|seed| {
+            let failure = run(seed, &Options::default(), &Defective(defect)).failure;
+            failure.is_some_and(|failure| failure.violation.oracle == "I8")
+        })
+    }
+
+    #[test]
+    fn a_machine_that_is_not_deterministic_is_found() {
+        assert!(found(Defect::Nondeterminism));
+    }
+
+    #[test]
+    fn a_field_that_a_snapshot_forgets_is_found() {
+        assert!(found(Defect::Snapshot));
+    }
+}
