@@ -66,7 +66,7 @@ pub(super) enum Event {
     Client(usize),
     Impatient(Token),
     Fault,
-    /// One fault out of turn.
+    /// The leader goes, out of turn.
     Strike,
     Undo {
         epoch: u64,
@@ -298,7 +298,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
             Event::Client(client) => self.client_acts(client),
             Event::Impatient(token) => self.client_gives_up(token),
             Event::Fault => return self.next_fault(),
-            Event::Strike => return self.strike(),
+            Event::Strike => return self.strike_leader(),
             Event::Undo { epoch, undo } if epoch == self.epoch => return self.undo(undo),
             // Events of an earlier life or epoch.
             _ => {}

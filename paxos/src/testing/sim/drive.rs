@@ -195,7 +195,12 @@ impl<W: Workload> Cluster<'_, W> {
         }
         self.coverage
             .meet_if(self.nodes[node].disk.unsynced() > 1, Sometimes::GroupCommit);
-        let mean = self.plan.sync_mean * if self.nodes[node].slow_disk { 20 } else { 1 };
+        let usual = if self.network.calm {
+            MS.min(self.plan.sync_mean)
+        } else {
+            self.plan.sync_mean
+        };
+        let mean = usual * if self.nodes[node].slow_disk { 20 } else { 1 };
         let delay = (50 + self.random.exponential(mean)).min(500 * MS);
         let life = self.life_of(node).0;
         self.after(delay, Event::Synced { node, life });

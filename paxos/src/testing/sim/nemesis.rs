@@ -40,6 +40,9 @@ const STRIKES: &[Fault] = &[
     Fault::SlowDisk,
 ];
 
+/// How long a probe waits at the most, in tenths of a second: bursts may have left much to do.
+const PROBE_STEPS: u64 = 200;
+
 impl<W: Workload> Cluster<'_, W> {
     /// The whole run.
     pub(super) fn live(&mut self) -> Check {
@@ -80,11 +83,12 @@ impl<W: Workload> Cluster<'_, W> {
         self.run_for(election * 2)?;
         self.clients_active = false;
         self.run_for(self.plan.patience + election * 4)?;
-        self.probe(oracle, election * 4 + SECOND)
+        self.probe(oracle)?;
+        self.run_for(election * 2)
     }
 
     /// A write and a read at each node.
-    fn probe(&mut self, oracle: &'static str, patience: u64) -> Check {
+    fn probe(&mut self, oracle: &'static str) -> Check {
         let mut tokens: Vec<(Token, bool)> = Vec::new();
         for node in 0..self.nodes.len() {
             let unique = self.last_token + 1;
@@ -94,7 +98,11 @@ impl<W: Workload> Cluster<'_, W> {
             let read = self.request(node, Request::Read);
             tokens.extend(read.map(|token| (token, false)));
         }
-        self.run_for(patience)?;
+        for _ in 0..PROBE_STEPS {
+            if tokens.iter().any(|(token, _)| self.history.is_open(*token)) {
+                self.run_for(100 * MS)?;
+            }
+        }
         let mut answered = [0, 0];
         for (token, is_write) in tokens {
             let outcome = self.outcome(token);
@@ -148,17 +156,24 @@ impl<W: Workload> Cluster<'_, W> {
             return Ok(());
         }
         self.schedule_fault();
-        self.strike()
+        let fault = self.random.pick(STRIKES);
+        let victim = self.victim();
+        self.strike(fault, victim)
     }
 
-    pub(super) fn strike(&mut self) -> Check {
-        let fault = self.random.pick(STRIKES);
+    /// Takes the leader away, out of turn.
+    pub(super) fn strike_leader(&mut self) -> Check {
+        let fault = self.random.pick(&[Fault::Crash, Fault::Crash, Fault::Isolation]);
+        let leader = (0..self.nodes.len()).find(|node| self.is_leader(*node));
+        leader.map_or(Ok(()), |leader| self.strike(fault, leader))
+    }
+
+    fn strike(&mut self, fault: Fault, victim: usize) -> Check {
         if self.network.calm || !self.plan.faults.has(fault) {
             return Ok(());
         }
         self.say(|| format!("-- {}", fault.name()));
         let duration = 20 * MS + self.random.exponential(SECOND);
-        let victim = self.victim();
         match fault {
             Fault::Crash => return self.crash_minority(victim),
             Fault::CrashAll => return self.crash_all(),
