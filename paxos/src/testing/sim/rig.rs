@@ -138,7 +138,6 @@ impl Rig {
             hard_state: seat.disk.durable.hard,
             trimmed: seat.disk.durable.trimmed,
             tail: seat.disk.durable.tail(),
-            applied: Slot::ZERO,
         };
         seat.replica = Some(Replica::new(config, start, now));
         seat.applied_upto = Slot::ZERO;
