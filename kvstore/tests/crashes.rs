@@ -30,6 +30,55 @@ struct Tally {
     unknown: usize,
 }
 
+/// Whether the counter can be what these clients made of it: every acknowledged increment counted once, and those of
+/// unknown outcome at most once.
+fn check(tallies: &[Tally], count: i64) -> Result<(), String> {
+    let mut acknowledged: Vec<i64> = tallies
+        .iter()
+        .flat_map(|tally| tally.acknowledged.clone())
+        .collect();
+    let unknown: usize = tallies.iter().map(|tally| tally.unknown).sum();
+    let all = acknowledged.len();
+    let possible = all as i64..=(all + unknown) as i64;
+    if !possible.contains(&count) {
+        return Err(format!("{count} increments counted, {possible:?} are possible"));
+    }
+    acknowledged.sort_unstable();
+    acknowledged.dedup();
+    if acknowledged.len() < all || acknowledged.iter().any(|number| !(1..=count).contains(number)) {
+        return Err("two increments were given the same number, or one that was lost".to_owned());
+    }
+    if all == 0 {
+        Err("nothing was acknowledged".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_check_notices_lost_and_repeated_increments() {
+    let tallies = |numbers: &[i64], unknown| {
+        [Tally {
+            acknowledged: numbers.to_vec(),
+            unknown,
+        }]
+    };
+    assert_eq!(check(&tallies(&[1, 2, 3], 0), 3), Ok(()));
+    assert_eq!(check(&tallies(&[1, 3], 1), 3), Ok(()));
+    for (numbers, unknown, count) in [
+        (&[1, 2, 3][..], 0, 2),
+        (&[1, 2, 3], 0, 4),
+        (&[1, 2, 2], 0, 3),
+        (&[1, 2, 5], 1, 4),
+        (&[], 3, 0),
+    ] {
+        assert!(
+            check(&tallies(numbers, unknown), count).is_err(),
+            "{numbers:?} {unknown} {count}"
+        );
+    }
+}
+
 /// Increments until told to stop. Only what certainly did not happen is tried again.
 fn increment(ports: Vec<u16>, first: usize, stop: &AtomicBool) -> Tally {
     let mut tally = Tally::default();
@@ -95,23 +144,10 @@ fn leaders_are_killed_under_load(storage: &str) {
     }
     stop.store(true, SeqCst);
     let tallies: Vec<Tally> = clients.into_iter().map(|client| client.join().unwrap()).collect();
-    let mut acknowledged: Vec<i64> = tallies
-        .iter()
-        .flat_map(|tally| tally.acknowledged.clone())
-        .collect();
-    let unknown: usize = tallies.iter().map(|tally| tally.unknown).sum();
-
     for node in 1..=3 {
         let count: i64 = eventually("a read", || cmd("GET").arg("n").query(&mut cluster.client(node)?));
-        let range = acknowledged.len() as i64..=(acknowledged.len() + unknown) as i64;
-        assert!(range.contains(&count), "{count} is not in {range:?}");
+        check(&tallies, count).unwrap();
     }
-    // Each acknowledged increment has a number of its own: none counted twice, none was lost.
-    acknowledged.sort_unstable();
-    let all = acknowledged.len();
-    acknowledged.dedup();
-    assert_eq!(acknowledged.len(), all);
-    assert!(all > 0);
     the_replicas_agree(&cluster);
 }
 
@@ -157,8 +193,9 @@ fn all_nodes_are_killed_at_once(storage: &str) {
         }
         let mut client = cluster.connect(round);
         for index in 0..keys {
-            let found: String = cmd("GET").arg(format!("key{index}")).query(&mut client).unwrap();
-            assert_eq!(found, format!("value {round}.{index}"));
+            let found: Option<String> = cmd("GET").arg(format!("key{index}")).query(&mut client).unwrap();
+            let acknowledged = format!("value {round}.{index}");
+            assert_eq!(found, Some(acknowledged), "an acknowledged write is lost");
         }
     }
     the_replicas_agree(&cluster);
@@ -189,4 +226,11 @@ fn leveldb_all_nodes_killed_at_once() {
 #[test]
 fn sqlite_all_nodes_killed_at_once() {
     all_nodes_are_killed_at_once("sqlite");
+}
+
+#[cfg(feature = "memory")]
+#[test]
+#[should_panic(expected = "an acknowledged write is lost")]
+fn the_check_notices_a_store_that_forgets() {
+    all_nodes_are_killed_at_once("memory");
 }

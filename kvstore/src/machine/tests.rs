@@ -43,6 +43,45 @@ impl Machine {
     }
 }
 
+#[test]
+fn the_machine_keeps_the_contract_of_state_machines() {
+    let encoded = |operation: Operation, args: &[&str]| {
+        let mut payload = BytesMut::new();
+        codec::encode(
+            &mut payload,
+            operation.code,
+            args.iter().map(|arg| arg.as_bytes()),
+        );
+        payload.freeze()
+    };
+    let mut commands = Vec::new();
+    for turn in 0..12 {
+        let (key, value) = (format!("key{}", turn % 5), format!("value{turn}"));
+        commands.push(encoded(op::SET, &[&key, &value]));
+        commands.push(encoded(op::MSET, &["a", &value, &key, "b"]));
+        commands.push(encoded(op::INCR, &["n"]));
+        commands.push(encoded(op::INCR, &[&key]));
+        commands.push(encoded(op::APPEND, &[&key, "suffix"]));
+        commands.push(encoded(op::CAS, &["a", &value, "swapped"]));
+        commands.push(encoded(op::DEL, &["key3", "a"]));
+        commands.push(encoded(op::ANNOUNCE, &[&turn.to_string(), &value, "http"]));
+        if turn == 6 {
+            commands.push(encoded(op::FLUSH, &[]));
+        }
+    }
+    let mut queries = vec![
+        encoded(op::KEYS, &["*"]),
+        encoded(op::SCAN, &["0", "16384", "COUNT", "100"]),
+        encoded(op::NODES, &[]),
+        encoded(op::SIZES, &[]),
+    ];
+    for key in ["a", "n", "key0", "key1", "key2", "key3", "key4"] {
+        queries.push(encoded(op::GET, &[key]));
+        queries.push(encoded(op::REVISION, &[key]));
+    }
+    paxos::testing::state_machine::check(Machine::default, &commands, &queries).unwrap();
+}
+
 /// Runs a script of operations and checks each reply.
 fn script(steps: &[(Operation, &[&str], &str)]) -> Machine {
     let mut machine = Machine::default();
