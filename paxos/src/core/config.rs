@@ -1,0 +1,110 @@
+//! Bounds and times of a replica.
+
+use core::time::Duration;
+
+/// Bounds and times of one replica. Every bound is per group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How often a leader tells its peers that it lives.
+    pub heartbeat_interval: Duration,
+    /// A follower that has heard nothing from its leader for this long, and up to twice as long (drawn at random),
+    /// canvasses; a leader that has heard no quorum for this long steps down.
+    pub election_timeout: Duration,
+    /// How many slots may be in flight, above the chosen watermark, beside those that a new leader inherits.
+    pub max_window_entries: usize,
+    /// How many bytes of entries may be in flight, above the chosen watermark.
+    pub max_window_bytes: usize,
+    /// How many commands may share an entry.
+    pub max_batch_commands: usize,
+    /// How many bytes of commands may share an entry; a single larger command travels alone.
+    pub max_batch_bytes: usize,
+    /// The largest command, in bytes.
+    pub max_command_bytes: usize,
+    /// How many commands of this node's users may be waiting or in flight.
+    pub max_pending_commands: usize,
+    /// How many bytes of commands of this node's users may be waiting or in flight.
+    pub max_pending_bytes: usize,
+    /// How many reads of this node's users may be waiting.
+    pub max_pending_reads: usize,
+    /// How many bytes of entries one message carries at the most (a single larger entry travels alone).
+    pub max_message_bytes: usize,
+    /// How many bytes of entries may be on the way to one peer without an answer.
+    pub max_peer_inflight_bytes: usize,
+    /// How many bytes of chosen entries are kept in memory for peers that are a little behind.
+    pub max_cache_bytes: usize,
+    /// How long the leader may wait for a message that carries an advanced watermark before it sends it alone. Nodes
+    /// whose users wait for it are told at once.
+    pub max_watermark_delay: Duration,
+    /// Whether commands proposed, and reads begun, on a node that is not leader are forwarded (or rejected with a
+    /// hint). What a leader took is forwarded in any case when it is deposed.
+    pub forward: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(500),
+            max_window_entries: 1_024,
+            max_window_bytes: 32 << 20,
+            max_batch_commands: 1_024,
+            max_batch_bytes: 1 << 20,
+            max_command_bytes: 16 << 20,
+            max_pending_commands: 16_384,
+            max_pending_bytes: 64 << 20,
+            max_pending_reads: 65_536,
+            max_message_bytes: 1 << 20,
+            max_peer_inflight_bytes: 16 << 20,
+            max_cache_bytes: 16 << 20,
+            max_watermark_delay: Duration::from_millis(2),
+            forward: true,
+        }
+    }
+}
+
+/// A bound or interval that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} must be {expected}")]
+pub struct ConfigError {
+    /// The field of [`Config`].
+    pub field: &'static str,
+    /// What it must be.
+    pub expected: &'static str,
+}
+
+impl Config {
+    /// Whether a replica can work with these bounds.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let bounds = [
+            ("max_window_entries", self.max_window_entries),
+            ("max_window_bytes", self.max_window_bytes),
+            ("max_batch_commands", self.max_batch_commands),
+            ("max_batch_bytes", self.max_batch_bytes),
+            ("max_command_bytes", self.max_command_bytes),
+            ("max_pending_commands", self.max_pending_commands),
+            ("max_pending_bytes", self.max_pending_bytes),
+            ("max_pending_reads", self.max_pending_reads),
+            ("max_message_bytes", self.max_message_bytes),
+            ("max_peer_inflight_bytes", self.max_peer_inflight_bytes),
+        ];
+        if let Some((field, _)) = bounds.into_iter().find(|(_, bound)| *bound == 0) {
+            return Err(ConfigError {
+                field,
+                expected: "at least 1",
+            });
+        }
+        if self.heartbeat_interval.is_zero() {
+            return Err(ConfigError {
+                field: "heartbeat_interval",
+                expected: "longer than nothing",
+            });
+        }
+        if self.election_timeout < self.heartbeat_interval * 2 {
+            return Err(ConfigError {
+                field: "election_timeout",
+                expected: "at least twice heartbeat_interval",
+            });
+        }
+        Ok(())
+    }
+}

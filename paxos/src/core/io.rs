@@ -1,0 +1,271 @@
+//! What goes into a replica and what comes out of it.
+
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Command, Message};
+use crate::types::{
+    Accepted, Ballot, GroupId, HardState, Identity, Incarnation, Membership, NodeId, Slot, StorageId, WriteOp,
+};
+
+/// What a replica is made from: who it is and what its store holds.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The group.
+    pub group: GroupId,
+    /// Cluster, node and disk.
+    pub identity: Identity,
+    /// This life of the node; larger than in every earlier one, and durable.
+    pub incarnation: Incarnation,
+    /// Seeds all of the replica's randomness (election timeouts).
+    pub seed: u64,
+    /// The membership in force from slot 1 on.
+    pub membership: Membership,
+    /// As recovered.
+    pub hard_state: HardState,
+    /// As recovered: all slots up to this one are trimmed.
+    pub trimmed: Slot,
+    /// All entries held above `hard_state.chosen`, in order.
+    pub tail: Vec<(Slot, Accepted)>,
+}
+
+/// Numbers the writes of one replica, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PersistId(pub u64);
+
+/// Names a proposal or a read of this node's user; chosen by the driver, larger each time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// What happens to a replica.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Only time has passed.
+    Tick,
+    /// A message came in.
+    Message {
+        /// The node that sent it.
+        from: NodeId,
+        /// That node's disk.
+        storage: StorageId,
+        /// What it said.
+        message: Message,
+    },
+    /// This write, and all before it, are durable. A write that did not ask for a sync may be reported once the store
+    /// has taken it, or never.
+    Persisted(PersistId),
+    /// A user of this node proposes a command. Ends in exactly one of [`Output::Apply`] with its token,
+    /// [`Output::Rejected`] or [`Output::Unknown`].
+    Propose {
+        /// Names the proposal in the answer.
+        token: Token,
+        /// The command.
+        command: Bytes,
+    },
+    /// A user of this node wants to read linearizably. Ends in exactly one of [`Output::ReadReady`],
+    /// [`Output::Rejected`] or, after a cancellation, [`Output::Rejected`] too.
+    Read {
+        /// Names the read in the answer.
+        token: Token,
+    },
+    /// The user waits no longer. A proposal that may already have left this queue ends [`Output::Unknown`], everything
+    /// else ends [`Output::Rejected`] with [`Rejection::Expired`]. Does nothing if the token has ended already.
+    Cancel {
+        /// The proposal or read.
+        token: Token,
+    },
+    /// Answers [`Output::Load`]: what the store holds in these slots.
+    Loaded {
+        /// The first slot asked for.
+        from: Slot,
+        /// The entries found, in order.
+        entries: Vec<(Slot, Accepted)>,
+    },
+    /// The connection to a peer broke: a hint that it may be gone.
+    Disconnected(NodeId),
+    /// The transport refused a message to this peer (its queue is full or there is no connection).
+    SendRefused(NodeId),
+}
+
+/// What a replica wants done.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Send this message to each of these nodes, at once. To refuse is allowed ([`Input::SendRefused`]).
+    Send {
+        /// Receivers; at least one, never the replica's own node.
+        to: Vec<NodeId>,
+        /// What to say.
+        message: Message,
+    },
+    /// Make these changes durable, atomically, after all earlier ones; then step [`Input::Persisted`].
+    Persist {
+        /// The number of this write.
+        id: PersistId,
+        /// The changes, in order.
+        ops: Vec<WriteOp>,
+        /// False when nothing waits for it: it may ride along with a later write.
+        sync: bool,
+    },
+    /// Apply the next chosen entry. Slots come in order, without gaps, once per life, from the first one held.
+    Apply(ChosenEntry),
+    /// Read the entries of these slots from the store and step [`Input::Loaded`]. One load is open at a time.
+    Load {
+        /// The first slot.
+        from: Slot,
+        /// The last slot.
+        upto: Slot,
+        /// As in [`Storage::read`](crate::Storage::read).
+        max_bytes: usize,
+    },
+    /// The read may be answered once this slot has been applied.
+    ReadReady {
+        /// Which read.
+        token: Token,
+        /// Wait for this slot.
+        slot: Slot,
+    },
+    /// The proposal or read certainly did not happen.
+    Rejected {
+        /// Which.
+        token: Token,
+        /// Why.
+        reason: Rejection,
+    },
+    /// The proposal may or may not happen later.
+    Unknown {
+        /// Which.
+        token: Token,
+    },
+    /// Who leads has changed, as far as this replica knows.
+    Leader(Option<Ballot>),
+    /// Something that must never happen was seen; the replica has refused it and goes on.
+    Alarm(Alarm),
+}
+
+/// Why a proposal or read certainly did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// This node is not leader and does not forward.
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+    },
+    /// A bound on pending work is reached.
+    Overloaded,
+    /// The command exceeds [`Config::max_command_bytes`].
+    TooLarge,
+    /// It was cancelled before it left this node.
+    Expired,
+}
+
+/// Something that cannot happen unless a node, a disk or this library is broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// A second value was offered for a slot at a ballot at which another was accepted.
+    TwoValues {
+        /// Where.
+        slot: Slot,
+        /// At which ballot.
+        ballot: Ballot,
+    },
+    /// The store does not hold a slot that it was told to keep. The replica applies nothing from there on; the driver
+    /// should halt it.
+    Missing {
+        /// Where.
+        slot: Slot,
+    },
+    /// A peer reported an entry that cannot be: the report was ignored.
+    Implausible {
+        /// Who said so.
+        from: NodeId,
+        /// Where it claims to have accepted something.
+        slot: Slot,
+    },
+    /// No ballot is left that is above all that were seen, so this node cannot lead any more.
+    NoBallotLeft,
+    /// A chosen entry cannot be decoded; it is treated as a no-op, the same on every replica.
+    Malformed {
+        /// Where.
+        slot: Slot,
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+/// A chosen entry on its way to the state machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChosenEntry {
+    /// Where.
+    pub slot: Slot,
+    /// The ballot of the leader that first proposed the commands: the same on every replica. Zero without commands.
+    pub ballot: Ballot,
+    /// The commands to apply, in order: none for a no-op or a membership, and none that an earlier slot already held.
+    pub commands: Vec<ChosenCommand>,
+}
+
+/// A command on its way to the state machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChosenCommand {
+    /// Who proposed it.
+    pub command: Command,
+    /// The proposal of this node's user that this command is, if any still waits: its reply goes there.
+    pub token: Option<Token>,
+}
+
+/// What a replica is, for people and tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The group.
+    pub group: GroupId,
+    /// The replica's part.
+    pub phase: Phase,
+    /// The leader's ballot, as far as known.
+    pub leader: Option<Ballot>,
+    /// The highest ballot promised, durable or not yet.
+    pub promised: Ballot,
+    /// The chosen watermark.
+    pub chosen: Slot,
+    /// The last entry handed out to apply.
+    pub applied: Slot,
+    /// All slots up to this one are trimmed.
+    pub trimmed: Slot,
+    /// The highest slot that holds an entry.
+    pub last: Slot,
+    /// The membership in force at the slot after the watermark.
+    pub membership: Membership,
+    /// What a leader knows of its peers; empty elsewhere.
+    pub peers: BTreeMap<NodeId, PeerStatus>,
+    /// Commands of this node's users, waiting or in flight.
+    pub pending_commands: usize,
+    /// Their bytes.
+    pub pending_bytes: usize,
+    /// Slots in flight (leader).
+    pub window_entries: usize,
+}
+
+/// A replica's part in its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Follows a leader, or waits for one.
+    #[default]
+    Follower,
+    /// Asks whether its candidacy has a chance.
+    Canvassing,
+    /// Collects promises (phase 1).
+    Candidate,
+    /// Leads (phase 2).
+    Leader,
+}
+
+/// What a leader knows of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The peer has durably accepted everything up to this slot, or knows it chosen.
+    pub matched: Slot,
+    /// Whether it answered a heartbeat within the election timeout.
+    pub alive: bool,
+    /// How long ago the last answered heartbeat was sent, at the time of the status.
+    pub heard_before: Option<Duration>,
+}
