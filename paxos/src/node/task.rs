@@ -167,7 +167,7 @@ impl Task {
             self.replica.step(now, Input::Tick);
         }
         while let Some(output) = self.replica.poll() {
-            self.carry_out(output);
+            self.carry_out(output)?;
         }
         self.hand_over_write();
         self.apply()?;
@@ -307,7 +307,7 @@ impl Task {
         }
     }
 
-    fn carry_out(&mut self, output: Output) {
+    fn carry_out(&mut self, output: Output) -> Result<(), End> {
         match output {
             Output::Send { to, message } => self.send(&to, message),
             Output::Persist { id, ops, sync } => {
@@ -350,8 +350,16 @@ impl Task {
             Output::Rejected { token, reason } => self.reject(token, reason),
             Output::Unknown { token } => self.fail(token),
             Output::Leader(leader) => self.note_leader(leader),
-            Output::Alarm(alarm) => self.note_alarm(&alarm),
+            Output::Alarm(alarm) => {
+                self.note_alarm(&alarm);
+                if let Alarm::Missing { slot } = alarm {
+                    return Err(End::Halted(std::format!(
+                        "the store no longer holds the chosen entry at slot {slot}; give the node an intact store"
+                    )));
+                }
+            }
         }
+        Ok(())
     }
 
     fn send(&mut self, to: &[NodeId], message: Message) {
