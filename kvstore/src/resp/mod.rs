@@ -1,6 +1,6 @@
 //! The Redis serialization protocol, versions 2 and 3, written by hand.
 //!
-//! [`parse`] reads what clients send; [`write`] writes replies, always in version 3, and translates them for
+//! [`parse`] reads what clients send; [`mod@write`] writes replies, always in version 3, and translates them for
 //! connections that speak version 2; [`value`] reads replies, for our own client.
 
 pub mod parse;
