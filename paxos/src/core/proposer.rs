@@ -105,7 +105,7 @@ impl Replica {
         for (slot, accepted) in self.window.from(self.chosen.next()) {
             if found
                 .get(&slot)
-                .is_none_or(|other| other.ballot < accepted.ballot)
+                .is_none_or(|other| (other.ballot < accepted.ballot) != planted::is("wrong_ballot_adopted"))
             {
                 found.insert(slot, accepted.clone());
             }
