@@ -129,6 +129,7 @@ struct Totals {
     messages: u64,
     answered: u64,
     virtual_seconds: u64,
+    hash: u64,
 }
 
 fn simulate(arguments: &Arguments) -> ExitCode {
@@ -164,6 +165,7 @@ fn simulate(arguments: &Arguments) -> ExitCode {
 
 fn count(totals: &mut Totals, report: Report) {
     totals.coverage.add(&report.coverage);
+    totals.hash ^= report.hash;
     totals.messages += report.messages;
     totals.answered += report.answered;
     totals.virtual_seconds += report.virtual_micros / 1_000_000;
@@ -183,11 +185,12 @@ fn summary(arguments: &Arguments, mut totals: Totals, begin: Instant) -> ExitCod
     let seconds = begin.elapsed().as_secs_f64().max(0.001);
     let runs = totals.passed + totals.failed.len() as u64;
     println!(
-        "{runs} runs in {seconds:.1} s ({:.0} a minute): {} messages, {} commands, {} s of virtual time",
+        "{runs} runs in {seconds:.1} s ({:.0} a minute): {} messages, {} commands, {} s of virtual time, fingerprint {:016x}",
         60.0 * runs as f64 / seconds,
         totals.messages,
         totals.answered,
         totals.virtual_seconds,
+        totals.hash,
     );
     let mut good = totals.failed.is_empty();
     if arguments.coverage {
