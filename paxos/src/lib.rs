@@ -123,3 +123,8 @@ pub use self::{
     storage::{Storage, StorageError},
     transport::{Transport, TransportError},
 };
+
+/// The examples of the project's front page compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
