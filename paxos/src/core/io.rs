@@ -154,7 +154,7 @@ pub enum Rejection {
     },
     /// A bound on pending work is reached.
     Overloaded,
-    /// The command exceeds [`Config::max_command_bytes`].
+    /// The command exceeds [`Config::max_command_bytes`](super::Config::max_command_bytes).
     TooLarge,
     /// It was cancelled before it left this node.
     Expired,

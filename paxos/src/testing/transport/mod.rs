@@ -1,4 +1,4 @@
-//! The conformance suite of the [`Transport`](crate::Transport) trait.
+//! The conformance suite of the [`Transport`] trait.
 //!
 //! A transport is right when [`conformance`] returns `Ok`. In the tests of another crate:
 //!
