@@ -131,6 +131,8 @@ impl Lockstep {
     /// Delivers messages and finishes writes until there are none. Everything that waits for one node is stepped
     /// before it is polled.
     pub fn settle(&mut self) {
+        // A little time passes, so that timers run as they would.
+        self.now = self.now.plus(Duration::from_micros(10));
         while !self.messages.is_empty() || !self.writes.is_empty() {
             let mut touched = std::collections::BTreeSet::new();
             for (node, id) in std::mem::take(&mut self.writes) {

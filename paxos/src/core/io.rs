@@ -64,8 +64,8 @@ pub enum Input {
         /// The command.
         command: Bytes,
     },
-    /// A user of this node wants to read linearizably. Ends in exactly one of [`Output::ReadReady`],
-    /// [`Output::Rejected`] or, after a cancellation, [`Output::Rejected`] too.
+    /// A user of this node wants to read linearizably. Ends in exactly one of [`Output::ReadReady`] and
+    /// [`Output::Rejected`].
     Read {
         /// Names the read in the answer.
         token: Token,
