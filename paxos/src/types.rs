@@ -243,7 +243,7 @@ pub struct HardState {
 }
 
 /// One change to a store.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum WriteOp {
     /// Replaces the group's hard state. Creates the group if it is new.
     HardState {

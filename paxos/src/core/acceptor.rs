@@ -11,7 +11,7 @@ use crate::types::{Accepted, Ballot, Entry, HardState, NodeId, Slot, WriteOp};
 ///
 /// A cursor such as `received` means: every slot from the leader's `start` (or this node's watermark, if that is
 /// higher) up to the cursor has been accepted at `ballot`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 pub(super) struct Following {
     pub(super) ballot: Ballot,
     /// The first slot that the leader proposed for; of those below, this node may hold anything or nothing.

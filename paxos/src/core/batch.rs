@@ -25,7 +25,7 @@ const BALLOT: usize = 8 + 8;
 const RUN_HEADER: usize = 8 + 8 + 8 + 4;
 
 /// A user's command and who proposed it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Command {
     /// Who proposed it.
     pub id: ProposalId,

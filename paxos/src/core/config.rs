@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 /// Bounds and times of one replica. Every bound is per group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     /// How often a leader tells its peers that it lives.
     pub heartbeat_interval: Duration,

@@ -15,7 +15,7 @@ use crate::types::{Accepted, Ballot, NodeId, Role as MemberRole, Slot, Time};
 const MAX_PLAUSIBLE_TAIL: u64 = 1 << 20;
 
 /// The replica's part in its group, with what belongs to that part only.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) enum Role {
     Follower,
     Canvassing(Canvass),
@@ -24,14 +24,14 @@ pub(super) enum Role {
 }
 
 /// A question to all voters whether a candidacy has a chance.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Canvass {
     ballot: Ballot,
     granted: BTreeSet<NodeId>,
 }
 
 /// Phase 1.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Candidacy {
     pub(super) ballot: Ballot,
     /// What each voter has reported so far, this node included once its own promise is durable.
@@ -41,7 +41,7 @@ pub(super) struct Candidacy {
     ask_again_at: Time,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Report {
     /// Everything up to this slot has been reported; [`Slot::MAX`] when all has.
     pub(super) covered: Slot,

@@ -6,7 +6,7 @@ use super::{Message, PersistId};
 use crate::types::{Ballot, NodeId, Slot, WriteOp};
 
 /// What becomes true, or may be said, once a write is durable.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) enum After {
     /// This message may be sent.
     Send { to: Vec<NodeId>, message: Message },
@@ -17,16 +17,16 @@ pub(super) enum After {
 }
 
 /// Collects the changes of one round into one write, and holds back what depends on writes.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Gate {
     ops: Vec<WriteOp>,
     sync: bool,
     /// The number that the collected changes will get.
-    building: PersistId,
+    pub(super) building: PersistId,
     /// The last write on which something may depend.
-    needed: PersistId,
-    durable: PersistId,
-    held: VecDeque<(PersistId, After)>,
+    pub(super) needed: PersistId,
+    pub(super) durable: PersistId,
+    pub(super) held: VecDeque<(PersistId, After)>,
 }
 
 impl Gate {

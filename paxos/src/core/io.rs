@@ -90,7 +90,7 @@ pub enum Input {
 }
 
 /// What a replica wants done.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum Output {
     /// Send this message to each of these nodes, at once. To refuse is allowed ([`Input::SendRefused`]).
     Send {
@@ -145,7 +145,7 @@ pub enum Output {
 }
 
 /// Why a proposal or read certainly did not happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejection {
     /// This node is not leader and does not forward.
     NotLeader {
@@ -161,7 +161,7 @@ pub enum Rejection {
 }
 
 /// Something that cannot happen unless a node, a disk or this library is broken.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Alarm {
     /// A second value was offered for a slot at a ballot at which another was accepted.
     TwoValues {
@@ -195,7 +195,7 @@ pub enum Alarm {
 }
 
 /// A chosen entry on its way to the state machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChosenEntry {
     /// Where.
     pub slot: Slot,
@@ -206,7 +206,7 @@ pub struct ChosenEntry {
 }
 
 /// A command on its way to the state machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChosenCommand {
     /// Who proposed it.
     pub command: Command,

@@ -19,7 +19,7 @@ const MAX_SERVED_PEERS: usize = 64;
 /// A node numbers its commands 1, 2, 3, ... in each of its lives, and sends them again, in order, until they are
 /// applied. A command counts only if it is the next one of its origin's latest life. Every replica filters the same log,
 /// so all skip the same commands, and each command takes effect at most once and in its origin's order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Origins(BTreeMap<NodeId, (Incarnation, u64)>);
 
 impl Origins {
@@ -43,20 +43,20 @@ impl Origins {
 }
 
 /// What a read of the store is for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 enum Purpose {
     Apply,
     Serve(NodeId),
 }
 
 /// An open request to a peer for chosen entries.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Asked {
     peer: NodeId,
     again_at: Time,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Learner {
     /// The last entry handed to the state machine.
     pub(super) applied: Slot,

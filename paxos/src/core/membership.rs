@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use crate::types::{Membership, NodeId, Slot, StorageId};
 
 /// The memberships of a group, each with the slot whose entry it is; the first one is at [`Slot::ZERO`].
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Memberships {
     history: Vec<(Slot, Membership)>,
 }

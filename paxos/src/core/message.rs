@@ -10,7 +10,7 @@ use crate::types::{Accepted, Ballot, Entry, Incarnation, Slot};
 /// [`Envelope`](crate::wire::Envelope).
 ///
 /// A reply names the ballot, or the question, that it answers and counts for that only.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// "Would you promise to me?" Asked before a ballot is raised, so that a node that cannot win disturbs nobody.
     Canvass {

@@ -35,6 +35,8 @@ mod acceptor;
 pub mod batch;
 mod config;
 mod election;
+#[cfg(feature = "testing")]
+mod exploration;
 mod gate;
 mod io;
 mod learner;
@@ -63,6 +65,8 @@ use self::{
     rng::Rng,
     window::Window,
 };
+#[cfg(feature = "testing")]
+pub use self::exploration::Timer;
 pub use self::{
     batch::Command,
     config::{Config, ConfigError},
@@ -75,7 +79,7 @@ pub use self::{
 use crate::types::{Ballot, GroupId, HardState, Identity, Incarnation, NodeId, Slot, Time, WriteOp};
 
 /// One replica of one group. See the [module's contract](self).
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Replica {
     config: Config,
     group: GroupId,

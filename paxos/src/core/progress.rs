@@ -8,7 +8,7 @@ use crate::types::{Slot, Time};
 const MAX_PROBES: usize = 16;
 
 /// One peer as the leader sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Progress {
     /// The peer has durably accepted everything from the leader's start up to here at the leader's ballot...
     pub(super) matched: Slot,

@@ -10,7 +10,7 @@ use crate::types::{Ballot, Entry, Incarnation, NodeId, ProposalId, Time};
 /// How many full messages of forwarded commands may be on the way without an answer.
 const MAX_FORWARDS: usize = 4;
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Pending {
     token: Token,
     command: Bytes,
@@ -26,7 +26,7 @@ impl Pending {
 }
 
 /// All pending commands, oldest first: those that have a number may be on their way, those that wait have none.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Proposals {
     numbered: VecDeque<Pending>,
     waiting: VecDeque<Pending>,

@@ -21,7 +21,7 @@ use crate::planted;
 use crate::types::{Ballot, Entry, Incarnation, Membership, NodeId, ProposalId, Slot, Time};
 
 /// Phase 2: what a leader holds beside what every replica holds.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Leadership {
     pub(super) ballot: Ballot,
     /// All below was chosen when this leadership began.

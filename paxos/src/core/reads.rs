@@ -15,7 +15,7 @@ use crate::types::{Incarnation, NodeId, Slot, Time};
 const MAX_OPEN_QUESTIONS: usize = 8;
 
 /// Reads of this node's users.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Reads {
     /// All that have not ended.
     open: BTreeSet<Token>,
@@ -26,7 +26,7 @@ pub(super) struct Reads {
     last_question: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Question {
     number: u64,
     reads: Vec<Token>,
@@ -34,19 +34,19 @@ struct Question {
 }
 
 /// Reads that a leader confirms.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct LeaderReads {
     waiting: Vec<Asker>,
     round: Option<Round>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Asker {
     Own(Token),
     Peer { node: NodeId, number: u64 },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Round {
     /// The heartbeat that proves it.
     heartbeat: u64,

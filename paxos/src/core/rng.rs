@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 /// SplitMix64 (Steele, Lea, Flood: *Fast Splittable Pseudorandom Number Generators*, 2014).
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Rng(u64);
 
 impl Rng {

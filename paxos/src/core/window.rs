@@ -5,18 +5,18 @@ use alloc::collections::VecDeque;
 use super::PersistId;
 use crate::types::{Accepted, Slot};
 
-#[derive(Debug)]
-struct Held {
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Held {
     accepted: Accepted,
     /// The write that makes it durable.
-    persist: PersistId,
+    pub(super) persist: PersistId,
 }
 
 /// Entries by slot, gaps allowed, from `first` on.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Window {
     first: Slot,
-    entries: VecDeque<Option<Held>>,
+    pub(super) entries: VecDeque<Option<Held>>,
     /// Entries up to this slot are chosen, and count for the bound on what is kept.
     chosen: Slot,
     chosen_bytes: usize,
