@@ -1,0 +1,454 @@
+//! Every run of a small cluster: the real [`Replica`](paxos::core::Replica), explored by a model checker.
+//!
+//! Three acceptors, two of them proposers, with a command each; nodes restart. The bounds of each exploration are its
+//! [`Bounds`]; within them it is exhaustive. Messages arrive in any order, late, any number of times or never: what was
+//! said once may be heard at any later time. Disks may lag behind: a restart then loses any suffix of the writes.
+//!
+//! What is left out: time (a timer expires whenever it may matter), canvassing (it always succeeds, which is the worst
+//! case), forwarded commands, reads, and the watermark's own write to the disk (a restart finds the one that was
+//! written beside a promise).
+//!
+//! `PAXOS_MODEL=large` explores much larger bounds; run it in release.
+#![cfg(feature = "testing")]
+
+mod seat;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use paxos::{
+    Ballot, Slot,
+    core::{Command, Message, Phase, batch},
+};
+use stateright::{Checker, Model, Property};
+
+use seat::{Effects, Event, Letter, Seat, Vote, command, fingerprint};
+
+/// How far the exploration goes.
+#[derive(Clone, Debug)]
+struct Bounds {
+    /// How often nodes 1, 2 and 3 stand for election.
+    candidacies: [usize; 3],
+    /// How many commands the users of nodes 1, 2 and 3 propose, before anything else happens.
+    proposals: [usize; 3],
+    /// How often a node restarts, all counted together.
+    restarts: usize,
+    /// How many heartbeats a leader sends beside its first; `None` when all heartbeats are lost.
+    heartbeats: Option<usize>,
+    /// Whether a message may arrive more than once.
+    repeats: bool,
+    /// Whether refusals arrive; otherwise all are lost, and leaders hear of higher ballots from their owners only.
+    refusals: bool,
+    /// Whether nodes ask each other for chosen entries.
+    learning: bool,
+    /// Whether a write may take its time, and be lost in a crash; otherwise it is durable at once.
+    disks_lag: bool,
+}
+
+impl Bounds {
+    /// Whether the network carries such messages at all.
+    fn carries(&self, message: &Message) -> bool {
+        match message {
+            Message::Prepare { .. }
+            | Message::Promise { .. }
+            | Message::Accept { .. }
+            | Message::Accepted { .. }
+            | Message::Chosen { .. } => true,
+            Message::Refuse { .. } => self.refusals,
+            Message::Learn { .. } | Message::Learned { .. } => self.learning,
+            Message::Heartbeat { .. } | Message::HeartbeatReply { .. } => self.heartbeats.is_some(),
+            _ => false,
+        }
+    }
+}
+
+/// The ballot that a message is about.
+fn ballot(message: &Message) -> Option<Ballot> {
+    match message {
+        Message::Prepare { ballot, .. }
+        | Message::Promise { ballot, .. }
+        | Message::Accept { ballot, .. }
+        | Message::Accepted { ballot, .. }
+        | Message::Heartbeat { ballot, .. }
+        | Message::HeartbeatReply { ballot, .. }
+        | Message::Chosen { ballot, .. } => Some(*ballot),
+        _ => None,
+    }
+}
+
+/// The cluster. Nodes, letters and values are named by their fingerprints; [`Tables`] holds them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Cluster {
+    seats: [u64; 3],
+    /// All that was ever said, sorted.
+    letters: Vec<u64>,
+    /// All durable accepts that ever were, sorted.
+    votes: Vec<u64>,
+    restarts: usize,
+    fault: Option<String>,
+}
+
+/// One event at one node, which is counted from 0.
+#[derive(Clone, Debug, PartialEq)]
+struct Action {
+    node: usize,
+    event: Event,
+}
+
+/// What one event makes of one node.
+#[derive(Debug)]
+struct Transition {
+    seat: u64,
+    letters: Vec<u64>,
+    votes: Vec<u64>,
+    fault: Option<String>,
+}
+
+/// Everything met so far. What an event makes of a node depends on nothing but the two, and is computed once.
+#[derive(Debug, Default)]
+struct Tables {
+    seats: HashMap<u64, Arc<Seat>>,
+    letters: HashMap<u64, Arc<Letter>>,
+    votes: HashMap<u64, Vote>,
+    transitions: HashMap<(u64, u64), Arc<Transition>>,
+}
+
+impl Tables {
+    fn add_seat(&mut self, seat: Seat) -> u64 {
+        let name = fingerprint(&seat);
+        self.seats.entry(name).or_insert_with(|| Arc::new(seat));
+        name
+    }
+
+    fn add_effects(&mut self, seat: Seat, effects: Effects) -> Transition {
+        let mut letters = Vec::new();
+        for letter in effects.sent {
+            let name = fingerprint(&letter);
+            self.letters.entry(name).or_insert_with(|| Arc::new(letter));
+            letters.push(name);
+        }
+        let mut votes = Vec::new();
+        for vote in effects.votes {
+            let name = fingerprint(&vote);
+            self.votes.insert(name, vote);
+            votes.push(name);
+        }
+        Transition {
+            seat: self.add_seat(seat),
+            letters,
+            votes,
+            fault: effects.fault,
+        }
+    }
+}
+
+struct Exploration {
+    bounds: Bounds,
+    tables: Mutex<Tables>,
+}
+
+fn add(sorted: &mut Vec<u64>, names: &[u64]) {
+    for name in names {
+        if let Err(place) = sorted.binary_search(name) {
+            sorted.insert(place, *name);
+        }
+    }
+}
+
+impl Exploration {
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seats(&self, cluster: &Cluster) -> [Arc<Seat>; 3] {
+        let tables = self.tables();
+        cluster.seats.map(|seat| Arc::clone(&tables.seats[&seat]))
+    }
+
+    fn transition(&self, seat_name: u64, event: &Event) -> Arc<Transition> {
+        let key = (seat_name, event.name());
+        let seat = {
+            let tables = self.tables();
+            if let Some(known) = tables.transitions.get(&key) {
+                return Arc::clone(known);
+            }
+            Arc::clone(&tables.seats[&seat_name])
+        };
+        let (after, effects) = seat.after(event, &self.bounds);
+        let mut tables = self.tables();
+        let transition = Arc::new(tables.add_effects(after, effects));
+        tables.transitions.insert(key, Arc::clone(&transition));
+        transition
+    }
+
+    /// Drops letters that can have no effect any more: of a ballot that their receiver has left behind for good, and
+    /// ignored by it now. Clusters that differ in nothing but such letters are the same.
+    fn drop_stale(&self, cluster: &mut Cluster) {
+        let seats = self.seats(cluster);
+        let named: Vec<Arc<Letter>> = {
+            let tables = self.tables();
+            cluster.letters.iter().map(|name| Arc::clone(&tables.letters[name])).collect()
+        };
+        let mut letters = named.into_iter();
+        cluster.letters.retain(|_| {
+            letters.next().is_none_or(|letter| {
+                let at = letter.to as usize - 1;
+                let is_old = ballot(&letter.message).is_some_and(|ballot| ballot < seats[at].durable.promised);
+                !is_old || {
+                    let after = self.transition(cluster.seats[at], &Event::Deliver(letter));
+                    after.seat != cluster.seats[at] || !after.letters.is_empty() || after.fault.is_some()
+                }
+            })
+        });
+    }
+
+    fn votes(&self, cluster: &Cluster) -> Vec<Vote> {
+        let tables = self.tables();
+        cluster
+            .votes
+            .iter()
+            .map(|name| tables.votes[name].clone())
+            .collect()
+    }
+
+    /// What a quorum has durably accepted at one ballot, at any time: for each slot the values, with the last ballot.
+    fn chosen(&self, cluster: &Cluster) -> BTreeMap<Slot, BTreeSet<Bytes>> {
+        let mut voters: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
+        for vote in self.votes(cluster) {
+            let Vote {
+                slot,
+                ballot,
+                value,
+                voter,
+            } = vote;
+            voters.entry((slot, ballot, value)).or_default().insert(voter);
+        }
+        let mut chosen: BTreeMap<Slot, BTreeSet<Bytes>> = BTreeMap::new();
+        for ((slot, _, value), voters) in voters {
+            if voters.len() >= 2 {
+                chosen.entry(slot).or_default().insert(value);
+            }
+        }
+        chosen
+    }
+}
+
+impl Event {
+    /// Tells events at one node apart.
+    fn name(&self) -> u64 {
+        match self {
+            Self::Deliver(letter) => fingerprint(letter),
+            Self::Stand => 1,
+            Self::Heartbeat => 2,
+            Self::Sync => 3,
+            Self::Restart => 4,
+        }
+    }
+}
+
+fn commands(value: &Bytes) -> Option<Vec<Command>> {
+    if value.is_empty() {
+        return Some(Vec::new());
+    }
+    batch::decode(value).ok().map(|batch| batch.commands)
+}
+
+impl Model for Exploration {
+    type State = Cluster;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<Cluster> {
+        let mut tables = self.tables();
+        vec![Cluster {
+            seats: [1, 2, 3].map(|node| tables.add_seat(Seat::new(node, self.bounds.proposals[node as usize - 1]))),
+            letters: Vec::new(),
+            votes: Vec::new(),
+            restarts: 0,
+            fault: None,
+        }]
+    }
+
+    fn actions(&self, cluster: &Cluster, actions: &mut Vec<Action>) {
+        if cluster.fault.is_some() {
+            return;
+        }
+        {
+            let tables = self.tables();
+            actions.extend(cluster.letters.iter().map(|name| {
+                let letter = Arc::clone(&tables.letters[name]);
+                Action {
+                    node: letter.to as usize - 1,
+                    event: Event::Deliver(letter),
+                }
+            }));
+        }
+        let bounds = &self.bounds;
+        for (node, seat) in self.seats(cluster).into_iter().enumerate() {
+            let leads = seat.phase() == Phase::Leader;
+            let more_heartbeats = bounds.heartbeats.is_some_and(|most| seat.heartbeats < most);
+            let possible = [
+                (!leads && seat.candidacies < bounds.candidacies[node], Event::Stand),
+                (leads && more_heartbeats, Event::Heartbeat),
+                (seat.is_writing(), Event::Sync),
+                (cluster.restarts < bounds.restarts, Event::Restart),
+            ];
+            let possible = possible.into_iter().filter(|(is_possible, _)| *is_possible);
+            actions.extend(possible.map(|(_, event)| Action { node, event }));
+        }
+    }
+
+    fn next_state(&self, cluster: &Cluster, action: Action) -> Option<Cluster> {
+        let Action { node, event } = action;
+        let before = cluster.seats[node];
+        let transition = self.transition(before, &event);
+        let mut next = cluster.clone();
+        if let Event::Deliver(letter) = &event
+            && !self.bounds.repeats
+        {
+            let name = fingerprint(letter);
+            next.letters.retain(|other| *other != name);
+        }
+        next.seats[node] = transition.seat;
+        add(&mut next.letters, &transition.letters);
+        add(&mut next.votes, &transition.votes);
+        next.restarts += usize::from(matches!(event, Event::Restart));
+        next.fault.clone_from(&transition.fault);
+        self.drop_stale(&mut next);
+        (next != *cluster).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let mut properties = vec![
+            Property::always("nothing is amiss at any node", |_: &Self, cluster: &Cluster| {
+                cluster.fault.is_none()
+            }),
+            Property::always("at most one value is chosen for a slot", |model: &Self, cluster: &Cluster| {
+                model.chosen(cluster).values().all(|values| values.len() == 1)
+            }),
+            Property::always("a slot has one value at one ballot", |model: &Self, cluster: &Cluster| {
+                let mut values = BTreeMap::new();
+                let same = |vote: Vote| {
+                    let first = values.entry((vote.slot, vote.ballot)).or_insert_with(|| vote.value.clone());
+                    *first == vote.value
+                };
+                model.votes(cluster).into_iter().all(same)
+            }),
+            Property::always("what is chosen was proposed", |model: &Self, cluster: &Cluster| {
+                let proposed = |chosen: Command| {
+                    let node = chosen.id.node.0;
+                    let proposals = model.bounds.proposals[node as usize - 1] as u64;
+                    (1..=proposals).contains(&chosen.id.sequence)
+                        && chosen.payload == command(node, chosen.id.sequence)
+                };
+                let chosen = model.chosen(cluster);
+                let mut values = chosen.values().flatten();
+                values.all(|value| commands(value).is_some_and(|all| all.into_iter().all(proposed)))
+            }),
+            Property::always("what is applied is chosen", |model: &Self, cluster: &Cluster| {
+                let chosen = model.chosen(cluster);
+                let is_chosen = |slot: u64, applied: &[Command]| {
+                    let values = chosen.get(&Slot(slot)).into_iter().flatten();
+                    let mut chosen = values.filter_map(commands);
+                    chosen.any(|chosen| applied.iter().all(|command| chosen.contains(command)))
+                };
+                model.seats(cluster).iter().all(|seat| {
+                    let mut applied = (1..).zip(&seat.applied);
+                    applied.all(|(slot, (_, commands))| is_chosen(slot, commands))
+                })
+            }),
+            Property::always("all apply the same, in order", |model: &Self, cluster: &Cluster| {
+                let seats = model.seats(cluster);
+                let longest = seats.iter().max_by_key(|seat| seat.applied.len());
+                let longest = longest.map(|seat| seat.applied.as_slice()).unwrap_or_default();
+                seats.iter().all(|seat| longest.starts_with(&seat.applied))
+            }),
+        ];
+        properties.extend(self.reachable());
+        properties
+    }
+}
+
+impl Exploration {
+    /// What an exploration must meet, or it proves nothing.
+    fn reachable(&self) -> Vec<Property<Self>> {
+        let mut properties = vec![
+            Property::sometimes("all nodes have applied two slots", |model: &Self, cluster: &Cluster| {
+                model.seats(cluster).iter().all(|seat| seat.applied.len() >= 2)
+            }),
+            Property::sometimes("a slot has votes at two ballots", |model: &Self, cluster: &Cluster| {
+                let votes = model.votes(cluster);
+                let clash = |a: &Vote, b: &Vote| a.slot == b.slot && a.ballot != b.ballot && a.value != b.value;
+                votes.iter().any(|a| votes.iter().any(|b| clash(a, b)))
+            }),
+            Property::sometimes("a leader gets another one's value chosen", |model: &Self, cluster: &Cluster| {
+                model.votes(cluster).iter().any(|vote| {
+                    let proposer = batch::decode(&vote.value).map(|batch| batch.ballot);
+                    let is_chosen = |values: &BTreeSet<Bytes>| values.contains(&vote.value);
+                    proposer.is_ok_and(|proposer| proposer.node != vote.ballot.node)
+                        && model.chosen(cluster).get(&vote.slot).is_some_and(is_chosen)
+                })
+            }),
+            Property::sometimes("two nodes lead at once", |model: &Self, cluster: &Cluster| {
+                let seats = model.seats(cluster);
+                seats.iter().filter(|seat| seat.phase() == Phase::Leader).count() == 2
+            }),
+        ];
+        if self.bounds.restarts > 0 {
+            properties.push(Property::sometimes(
+                "a command is applied by all after a restart",
+                |model: &Self, cluster: &Cluster| {
+                    let applied = |seat: &Arc<Seat>| seat.applied.iter().any(|(_, commands)| !commands.is_empty());
+                    cluster.restarts > 0 && model.seats(cluster).iter().all(applied)
+                },
+            ));
+        }
+        properties
+    }
+}
+
+fn explore(bounds: Bounds) {
+    #[cfg(paxos_planted)]
+    if let Ok(name) = std::env::var("PAXOS_PLANT") {
+        paxos::planted::plant(&name).expect("the name of a bug");
+    }
+    let model = Exploration {
+        bounds: bounds.clone(),
+        tables: Mutex::default(),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let began = std::time::Instant::now();
+    let checker = model.checker().threads(threads).spawn_bfs().join_and_report(&mut stateright::report::WriteReporter::new(&mut std::io::stdout()));
+    println!(
+        "{bounds:?}: {} states, {} transitions, depth {}, {} states of a node, {:.1} s",
+        checker.unique_state_count(),
+        checker.state_count(),
+        checker.max_depth(),
+        checker.model().tables().seats.len(),
+        began.elapsed().as_secs_f64(),
+    );
+    checker.assert_properties();
+}
+
+fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().expect(name))
+}
+
+#[test]
+fn probe() {
+    explore(Bounds {
+        candidacies: [number("S1", 1), number("S2", 1), 0],
+        proposals: [number("P1", 1), number("P2", 1), 0],
+        restarts: number("R", 0),
+        heartbeats: match number("H", 9) {
+            9 => None,
+            most => Some(most),
+        },
+        repeats: number("N", 0) == 1,
+        refusals: number("F", 0) == 1,
+        learning: number("L", 0) == 1,
+        disks_lag: number("D", 0) == 1,
+    });
+}
