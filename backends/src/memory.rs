@@ -9,7 +9,9 @@ use std::{
 use async_trait::async_trait;
 use paxos::{
     Accepted, Ballot, Entry, GroupId, HardState, Identity, Incarnation, Slot, StorageId, WriteOp,
-    storage::{IndexEntry, Owner, Recovered, RecoveredGroup, Storage, StorageError, WriteBatch},
+    storage::{
+        IndexEntry, Owner, Recovered, RecoveredGroup, Storage, StorageError, WriteBatch, next_incarnation,
+    },
 };
 
 /// Storage in memory: lost with the process.
@@ -232,7 +234,7 @@ impl Storage for Memory {
             return Err(StorageError::Misuse("recover is called once, first".into()));
         }
         let mut disk = self.disk()?;
-        disk.incarnation.0 += 1;
+        disk.incarnation = next_incarnation(disk.incarnation);
         Ok(Recovered {
             identity: disk.identity.expect("given when the disk was opened"),
             incarnation: disk.incarnation,

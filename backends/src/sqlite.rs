@@ -223,7 +223,10 @@ impl Engine for SqliteEngine {
                 }
             }
             if rows.len() < PAGE_ROWS {
-                return self.check_structure().await;
+                self.check_structure().await?;
+                // What a failed sync left in the page cache is no proof: all of the WAL must reach the database,
+                // synced, before anything is written behind it.
+                return self.checkpoint().await;
             }
         }
     }

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use paxos::{
     Accepted, Ballot, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId, Slot, Storage,
     StorageError, StorageId, WriteOp,
-    storage::{IndexEntry, Owner, Recovered, RecoveredGroup, WriteBatch},
+    storage::{IndexEntry, Owner, Recovered, RecoveredGroup, WriteBatch, next_incarnation},
     testing::storage::{Place, run_all},
 };
 
@@ -244,7 +244,7 @@ impl Storage for OneFile {
         if std::mem::replace(&mut self.is_recovered, true) {
             return Err(StorageError::Misuse("recover is called once".into()));
         }
-        self.contents.incarnation.0 += 1;
+        self.contents.incarnation = next_incarnation(self.contents.incarnation);
         self.save_or_fail()?;
         let mut groups = BTreeMap::new();
         for (id, group) in &self.contents.groups {

@@ -17,7 +17,7 @@ pub use crate::types::{WriteBatch, WriteOp};
 pub struct Recovered {
     /// Which cluster, node and disk this is.
     pub identity: Identity,
-    /// How many times the store has been opened, this time included; durable already.
+    /// This opening of the store, made by [`next_incarnation`]; durable already.
     pub incarnation: Incarnation,
     /// Every group that has anything stored.
     pub groups: BTreeMap<GroupId, RecoveredGroup>,
@@ -159,6 +159,17 @@ pub struct Owner {
     pub cluster: ClusterId,
     /// The node.
     pub node: NodeId,
+}
+
+/// The incarnation for the next opening of a store that was last opened as `last` (zero for a new store): above it, and
+/// at least the milliseconds since 1970, so that a store that was lost and made anew begins above every life that it
+/// has forgotten.
+pub fn next_incarnation(last: Incarnation) -> Incarnation {
+    let since_1970 = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let milliseconds = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
+    Incarnation(last.0.saturating_add(1).max(milliseconds))
 }
 
 /// Durable storage of one node, shared by its groups.

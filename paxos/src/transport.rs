@@ -154,6 +154,12 @@ pub trait Transport: Send + Sync + 'static {
     /// not mean that it arrives.
     fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError>;
 
+    /// The largest frame that [`send`](Self::send) takes, in bytes. A node refuses to start when its own bounds allow
+    /// larger ones, because a frame that never gets through would block its group for good.
+    fn max_frame_bytes(&self) -> usize {
+        crate::wire::MAX_FRAME_BYTES
+    }
+
     /// Replaces the set of peers: connects to new ones, forgets those that are gone, follows changed addresses. The
     /// node's own id may be in it and is ignored.
     fn set_peers(&self, peers: &[Peer]);
@@ -176,6 +182,10 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
 
     fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError> {
         (**self).send(to, message)
+    }
+
+    fn max_frame_bytes(&self) -> usize {
+        (**self).max_frame_bytes()
     }
 
     fn set_peers(&self, peers: &[Peer]) {

@@ -156,7 +156,7 @@ impl fmt::Display for Ballot {
     }
 }
 
-/// How many times a node has opened its store; durable before the node says anything in that life.
+/// A life of a node: larger each time it opens its store, and durable before the node says anything in that life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(pub u64);

@@ -15,9 +15,9 @@ use std::{collections::BTreeMap, fmt, ops::Range, path::Path};
 use async_trait::async_trait;
 use bytes::Bytes;
 use paxos::{
-    Accepted, GroupId, Incarnation, Slot,
+    Accepted, GroupId, Slot,
     record::{Records, SlotRecord},
-    storage::{Owner, Recovered, Storage, StorageError, WriteBatch},
+    storage::{Owner, Recovered, Storage, StorageError, WriteBatch, next_incarnation},
 };
 
 use self::{directory::Directory, ledger::Ledger, verify::Loaded};
@@ -113,7 +113,7 @@ impl<E: Engine> Store<E> {
             .await?;
         let store = loaded.store(&self.directory)?;
         let mut verified = loaded.verify(store)?;
-        let incarnation = Incarnation(store.incarnation.0 + 1);
+        let incarnation = next_incarnation(store.incarnation);
         let ledger = &mut verified.ledger;
         ledger.begin_life(incarnation);
         ledger.seal(&mut verified.repairs);

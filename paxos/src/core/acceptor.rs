@@ -144,7 +144,7 @@ impl Replica {
         self.follow(ballot, start);
         let limit = self.chosen.plus(self.max_ahead());
         for (entry, slot) in entries.into_iter().zip((first.0..).map(Slot)) {
-            if slot > limit {
+            if slot > limit || self.disk_lags() {
                 break;
             }
             if slot <= self.chosen {
@@ -169,6 +169,12 @@ impl Replica {
     /// How many slots above its watermark a node accepts entries: memory is bounded by it.
     pub(super) const fn max_ahead(&self) -> u64 {
         2 * self.config.max_window_entries as u64
+    }
+
+    /// Whether the disk is so far behind that this node takes no more entries: memory is bounded by that, too. A quorum
+    /// of faster disks goes on without it.
+    pub(super) const fn disk_lags(&self) -> bool {
+        self.gate.pending_bytes() >= self.config.max_window_bytes
     }
 
     /// `ballot` is a live leader's, and not too low.

@@ -12,7 +12,8 @@ pub struct Config {
     pub election_timeout: Duration,
     /// How many slots may be in flight, above the chosen watermark, beside those that a new leader inherits.
     pub max_window_entries: usize,
-    /// How many bytes of entries may be in flight, above the chosen watermark.
+    /// How many bytes of entries may be in flight, above the chosen watermark; and how many may wait for this node's own
+    /// disk before it takes no more.
     pub max_window_bytes: usize,
     /// How many commands may share an entry.
     pub max_batch_commands: usize,
@@ -73,6 +74,14 @@ pub struct ConfigError {
 }
 
 impl Config {
+    /// The most bytes of commands and entries that one message may carry.
+    pub fn max_frame_bytes(&self) -> usize {
+        // A message takes one entry, and a batch one command, of any size.
+        self.max_message_bytes
+            .max(self.max_batch_bytes)
+            .max(self.max_command_bytes)
+    }
+
     /// Whether a replica can work with these bounds.
     pub fn check(&self) -> Result<(), ConfigError> {
         let bounds = [

@@ -26,6 +26,9 @@ pub(super) struct Gate {
     /// The last write on which something may depend.
     pub(super) needed: PersistId,
     pub(super) durable: PersistId,
+    /// The bytes of entries in each write that is not durable yet, and their sum.
+    pub(super) pending: VecDeque<(PersistId, usize)>,
+    pending_bytes: usize,
     pub(super) held: VecDeque<(PersistId, After)>,
 }
 
@@ -37,6 +40,8 @@ impl Gate {
             building: PersistId(1),
             needed: PersistId(0),
             durable: PersistId(0),
+            pending: VecDeque::new(),
+            pending_bytes: 0,
             held: VecDeque::new(),
         }
     }
@@ -45,6 +50,14 @@ impl Gate {
     pub(super) fn write(&mut self, op: WriteOp) -> PersistId {
         self.sync = true;
         self.needed = self.building;
+        if let WriteOp::Accept { entry, .. } = &op {
+            let bytes = entry.size();
+            self.pending_bytes += bytes;
+            match self.pending.back_mut() {
+                Some((id, sum)) if *id == self.building => *sum += bytes,
+                _ => self.pending.push_back((self.building, bytes)),
+            }
+        }
         self.ops.push(op);
         self.building
     }
@@ -73,6 +86,11 @@ impl Gate {
         self.needed.0 <= self.durable.0
     }
 
+    /// Bytes of entries that are not durable yet.
+    pub(super) const fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
     pub(super) const fn has_ops(&self) -> bool {
         !self.ops.is_empty()
     }
@@ -98,6 +116,12 @@ impl Gate {
             "only writes that were handed out can be durable"
         );
         self.durable = self.durable.max(id);
+        while let Some((id, bytes)) = self.pending.front().copied()
+            && id <= self.durable
+        {
+            self.pending.pop_front();
+            self.pending_bytes -= bytes;
+        }
     }
 
     /// The next thing that waits no longer.

@@ -183,6 +183,12 @@ pub enum Alarm {
         /// Where it claims to have accepted something.
         slot: Slot,
     },
+    /// The log holds a command of this node's present life that this life never proposed: the store has forgotten its
+    /// earlier lives. The replica can no longer tell its own commands apart; the driver should halt it.
+    LifeReused {
+        /// Where.
+        slot: Slot,
+    },
     /// No ballot is left that is above all that were seen, so this node cannot lead any more.
     NoBallotLeft,
     /// A chosen entry cannot be decoded; it is treated as a no-op, the same on every replica.

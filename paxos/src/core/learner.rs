@@ -245,6 +245,11 @@ impl Replica {
                     chosen.ballot = batch.ballot;
                     for command in batch.commands {
                         if self.learner.origins.admit(command.id) {
+                            if self.is_forged(command.id) {
+                                self.learner.stuck = true;
+                                self.outputs.push_back(Output::Alarm(Alarm::LifeReused { slot }));
+                                return;
+                            }
                             let token = self.answer(command.id);
                             chosen.commands.push(ChosenCommand { command, token });
                         }
@@ -259,6 +264,12 @@ impl Replica {
         }
         self.learner.applied = slot;
         self.outputs.push_back(Output::Apply(chosen));
+    }
+
+    /// Whether this is a command of this node's present life that it never proposed.
+    fn is_forged(&self, id: ProposalId) -> bool {
+        let own = id.node == self.identity.node && id.incarnation == self.incarnation;
+        own && id.sequence >= self.proposals.end()
     }
 
     /// The user of this node who waits for this command, if any.
@@ -307,6 +318,9 @@ impl Replica {
             self.learner.asked = None;
             return;
         }
+        if self.disk_lags() {
+            return;
+        }
         let peers = self.other_members();
         let peer = match self.learner.asked {
             Some(asked) if self.now < asked.again_at => return,
@@ -328,7 +342,10 @@ impl Replica {
     }
 
     pub(super) fn learner_deadline(&self) -> Option<Time> {
-        self.learner.asked.map(|asked| asked.again_at)
+        self.learner
+            .asked
+            .filter(|_| !self.disk_lags())
+            .map(|asked| asked.again_at)
     }
 
     /// Reads old entries back, one request at a time; the state machine's come first.

@@ -54,6 +54,8 @@ use alloc::{
     vec::Vec,
 };
 
+#[cfg(feature = "testing")]
+pub use self::exploration::Timer;
 use self::{
     acceptor::Following,
     election::Role,
@@ -65,8 +67,6 @@ use self::{
     rng::Rng,
     window::Window,
 };
-#[cfg(feature = "testing")]
-pub use self::exploration::Timer;
 pub use self::{
     batch::Command,
     config::{Config, ConfigError},

@@ -16,8 +16,9 @@ pub(super) struct Progress {
     pub(super) unclaimed: Slot,
     /// The next slot to send.
     pub(super) next: Slot,
-    /// Nothing is sent until the peer answers a heartbeat: the transport refused, or the connection broke.
-    paused: bool,
+    /// Nothing is sent until the peer answers a later heartbeat than this one: the transport refused, or the connection
+    /// broke.
+    paused: Option<u64>,
     /// What is on the way: the last slot and the bytes of each message.
     in_flight: VecDeque<(Slot, usize)>,
     in_flight_bytes: usize,
@@ -40,7 +41,7 @@ impl Progress {
             matched: Slot::ZERO,
             unclaimed: Slot::ZERO,
             next: start,
-            paused: false,
+            paused: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             probes: VecDeque::new(),
@@ -58,7 +59,7 @@ impl Progress {
 
     /// Whether more may be sent.
     pub(super) const fn may_send(&self, max_in_flight_bytes: usize) -> bool {
-        !self.paused && self.in_flight_bytes < max_in_flight_bytes
+        self.paused.is_none() && self.in_flight_bytes < max_in_flight_bytes
     }
 
     /// An `Accept` for the slots up to `upto` was sent.
@@ -81,8 +82,8 @@ impl Progress {
     }
 
     /// Sends nothing more until the peer has said what it has.
-    pub(super) const fn pause(&mut self) {
-        self.paused = true;
+    pub(super) const fn pause(&mut self, last_heartbeat: u64) {
+        self.paused = Some(last_heartbeat);
     }
 
     /// The peer's cumulative acknowledgement.
@@ -110,8 +111,9 @@ impl Progress {
             self.probes.pop_front();
         }
         let lost = sent_before.is_some_and(|next| received.next() < next);
-        if self.paused || lost {
-            self.paused = false;
+        let resumed = self.paused.is_some_and(|last| round > last);
+        if resumed || (lost && self.paused.is_none()) {
+            self.paused = None;
             self.next = received.next();
             self.in_flight.clear();
             self.in_flight_bytes = 0;
@@ -145,8 +147,10 @@ mod tests {
     fn a_paused_peer_is_sent_nothing_until_it_answers() {
         let mut peer = Progress::new(Slot(1), Time::default());
         peer.sent(Slot(9), 10);
-        peer.pause();
+        peer.pause(6);
         assert!(!peer.may_send(100));
+        peer.heartbeat_answered(6, Slot(0));
+        assert!(!peer.may_send(100), "that heartbeat was sent before the refusal");
         peer.probe(7);
         peer.heartbeat_answered(7, Slot(2));
         assert!(peer.may_send(1));

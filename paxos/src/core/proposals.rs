@@ -69,7 +69,7 @@ impl Proposals {
     }
 
     /// The number that the next waiting command will get.
-    fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.first + self.numbered.len() as u64
     }
 
@@ -96,7 +96,7 @@ impl Proposals {
 
     /// The log holds, or will hold, all own commands below `next`: a new leadership proposes from there.
     pub(super) fn propose_from(&mut self, next: u64) {
-        self.propose_next = next.max(self.first);
+        self.propose_next = next.clamp(self.first, self.end());
     }
 
     pub(super) fn has_unproposed(&self) -> bool {

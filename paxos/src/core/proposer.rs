@@ -79,7 +79,7 @@ impl Leadership {
     /// Sends nothing but heartbeats to this peer until it answers one.
     pub(super) fn pause(&mut self, peer: NodeId) {
         if let Some(progress) = self.peers.get_mut(&peer) {
-            progress.pause();
+            progress.pause(self.round);
         }
     }
 
@@ -197,6 +197,7 @@ impl Replica {
             let before = leadership.next;
             while leadership.next.since(replica.chosen) <= replica.config.max_window_entries as u64
                 && leadership.in_flight_bytes < replica.config.max_window_bytes
+                && !replica.disk_lags()
             {
                 let commands = replica.next_batch(leadership);
                 if commands.is_empty() {

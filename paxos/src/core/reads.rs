@@ -57,7 +57,7 @@ struct Round {
 impl Reads {
     pub(super) fn new(incarnation: Incarnation) -> Self {
         Self {
-            last_question: incarnation.0 << 32,
+            last_question: incarnation.0 << 20,
             ..Self::default()
         }
     }

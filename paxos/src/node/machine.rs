@@ -97,7 +97,11 @@ impl Machine {
         caught("query panicked", || self.inner.query(query))
     }
 
+    /// `None` also while a run is unfinished: after a failed one the state is nobody's.
     pub(super) fn digest(&self) -> Option<u64> {
+        if self.has_run() {
+            return None;
+        }
         caught("digest panicked", || self.inner.digest()).ok().flatten()
     }
 }

@@ -56,6 +56,9 @@ use crate::{
     types::{Accepted, GroupId, Identity, Incarnation, Membership, NodeId, Slot, Time},
 };
 
+/// What a frame may need beside commands, in bytes: headers, tables, and the table of a full batch.
+const FRAME_HEADROOM: usize = 1 << 20;
+
 /// A running node. [`shutdown`](Self::shutdown) stops it in order; dropping it stops it too, without waiting, as a crash
 /// would: the store may then stay open for a moment.
 pub struct Node {
@@ -186,6 +189,14 @@ impl Node {
         transport: T,
     ) -> Result<Self, NodeError> {
         config.check().map_err(NodeError::Configuration)?;
+        let frame = config.replica.max_frame_bytes().saturating_add(FRAME_HEADROOM);
+        if frame > transport.max_frame_bytes() {
+            return Err(NodeError::Configuration(format!(
+                "the transport takes frames of up to {} bytes, but the replica's max_command_bytes, max_batch_bytes and \
+                 max_message_bytes make frames of up to {frame}; lower those or raise the transport's bound",
+                transport.max_frame_bytes()
+            )));
+        }
         let metrics = Arc::new(NodeMetrics::default());
         let halt = Halt {
             reason: watch::Sender::new(None),

@@ -30,6 +30,9 @@ use crate::{
     wire::{Envelope, Outgoing},
 };
 
+/// For how long a turn answers reads, before it looks at everything else again.
+const READS_PER_TURN: Duration = Duration::from_millis(5);
+
 /// How often gauges and the last known status follow the replica at the most.
 const REFRESH: Duration = Duration::from_millis(100);
 
@@ -73,6 +76,8 @@ pub(super) struct Task {
     write: PendingWrite,
     /// Peers to which the transport refused a message in the last turn.
     refused: BTreeSet<NodeId>,
+    /// The last turn left something that is ready to be done.
+    has_more: bool,
     refreshed: Option<Time>,
 }
 
@@ -108,6 +113,7 @@ impl Task {
             write: PendingWrite::default(),
             refused: BTreeSet::new(),
             refreshed: None,
+            has_more: false,
         }
     }
 
@@ -125,6 +131,7 @@ impl Task {
             self.arm(timer.as_mut(), &mut armed);
             tokio::select! {
                 biased;
+                () = tokio::task::yield_now(), if mem::take(&mut self.has_more) => {}
                 _ = self.halt.changed() => {}
                 _ = self.events.recv_many(&mut self.taken_events, max_inputs) => {}
                 _ = self.requests.recv_many(&mut self.taken_requests, max_inputs) => {}
@@ -352,11 +359,17 @@ impl Task {
             Output::Leader(leader) => self.note_leader(leader),
             Output::Alarm(alarm) => {
                 self.note_alarm(&alarm);
-                if let Alarm::Missing { slot } = alarm {
-                    return Err(End::Halted(std::format!(
-                        "the store no longer holds the chosen entry at slot {slot}; give the node an intact store"
-                    )));
-                }
+                let why = match alarm {
+                    Alarm::Missing { slot } => {
+                        std::format!("the store no longer holds the chosen entry at slot {slot}")
+                    }
+                    Alarm::LifeReused { slot } => std::format!(
+                        "slot {slot} holds a command of this very life that was never proposed in it: the store has \
+                         forgotten its earlier lives"
+                    ),
+                    _ => return Ok(()),
+                };
+                return Err(End::Halted(why));
             }
         }
         Ok(())
@@ -443,9 +456,15 @@ impl Task {
     }
 
     fn answer_reads(&mut self) {
+        // Reads may cost anything: a turn must not go on so long that heartbeats are late.
+        let began = Instant::now();
         while let Some(&(slot, token)) = self.parked.first()
             && slot <= self.machine.applied()
         {
+            if began.elapsed() > READS_PER_TURN {
+                self.has_more = true;
+                return;
+            }
             self.parked.pop_first();
             if let Some(Waiter::Read { request, .. }) = self.waiting.remove(token) {
                 self.answer_read(request);
@@ -461,6 +480,9 @@ impl Task {
             ReadError::Failed(why)
         };
         match request.queries {
+            // Nobody waits any more.
+            Queries::One(_, reply) if reply.is_closed() => {}
+            Queries::Many(_, reply) if reply.is_closed() => {}
             Queries::One(query, reply) => {
                 // Nobody listens any more: fine, here and below.
                 let _ = reply.send(self.machine.query(query).map_err(failed));

@@ -190,13 +190,18 @@ impl Exploration {
         let seats = self.seats(cluster);
         let named: Vec<Arc<Letter>> = {
             let tables = self.tables();
-            cluster.letters.iter().map(|name| Arc::clone(&tables.letters[name])).collect()
+            cluster
+                .letters
+                .iter()
+                .map(|name| Arc::clone(&tables.letters[name]))
+                .collect()
         };
         let mut letters = named.into_iter();
         cluster.letters.retain(|_| {
             letters.next().is_none_or(|letter| {
                 let at = letter.to as usize - 1;
-                let is_old = ballot(&letter.message).is_some_and(|ballot| ballot < seats[at].durable.promised);
+                let is_old =
+                    ballot(&letter.message).is_some_and(|ballot| ballot < seats[at].durable.promised);
                 !is_old || {
                     let after = self.transition(cluster.seats[at], &Event::Deliver(letter));
                     after.seat != cluster.seats[at] || !after.letters.is_empty() || after.fault.is_some()
@@ -263,7 +268,8 @@ impl Model for Exploration {
     fn init_states(&self) -> Vec<Cluster> {
         let mut tables = self.tables();
         vec![Cluster {
-            seats: [1, 2, 3].map(|node| tables.add_seat(Seat::new(node, self.bounds.proposals[node as usize - 1]))),
+            seats: [1, 2, 3]
+                .map(|node| tables.add_seat(Seat::new(node, self.bounds.proposals[node as usize - 1]))),
             letters: Vec::new(),
             votes: Vec::new(),
             restarts: 0,
@@ -290,7 +296,10 @@ impl Model for Exploration {
             let leads = seat.phase() == Phase::Leader;
             let more_heartbeats = bounds.heartbeats.is_some_and(|most| seat.heartbeats < most);
             let possible = [
-                (!leads && seat.candidacies < bounds.candidacies[node], Event::Stand),
+                (
+                    !leads && seat.candidacies < bounds.candidacies[node],
+                    Event::Stand,
+                ),
                 (leads && more_heartbeats, Event::Heartbeat),
                 (seat.is_writing(), Event::Sync),
                 (cluster.restarts < bounds.restarts, Event::Restart),
@@ -325,28 +334,39 @@ impl Model for Exploration {
             Property::always("nothing is amiss at any node", |_: &Self, cluster: &Cluster| {
                 cluster.fault.is_none()
             }),
-            Property::always("at most one value is chosen for a slot", |model: &Self, cluster: &Cluster| {
-                model.chosen(cluster).values().all(|values| values.len() == 1)
-            }),
-            Property::always("a slot has one value at one ballot", |model: &Self, cluster: &Cluster| {
-                let mut values = BTreeMap::new();
-                let same = |vote: Vote| {
-                    let first = values.entry((vote.slot, vote.ballot)).or_insert_with(|| vote.value.clone());
-                    *first == vote.value
-                };
-                model.votes(cluster).into_iter().all(same)
-            }),
-            Property::always("what is chosen was proposed", |model: &Self, cluster: &Cluster| {
-                let proposed = |chosen: Command| {
-                    let node = chosen.id.node.0;
-                    let proposals = model.bounds.proposals[node as usize - 1] as u64;
-                    (1..=proposals).contains(&chosen.id.sequence)
-                        && chosen.payload == command(node, chosen.id.sequence)
-                };
-                let chosen = model.chosen(cluster);
-                let mut values = chosen.values().flatten();
-                values.all(|value| commands(value).is_some_and(|all| all.into_iter().all(proposed)))
-            }),
+            Property::always(
+                "at most one value is chosen for a slot",
+                |model: &Self, cluster: &Cluster| {
+                    model.chosen(cluster).values().all(|values| values.len() == 1)
+                },
+            ),
+            Property::always(
+                "a slot has one value at one ballot",
+                |model: &Self, cluster: &Cluster| {
+                    let mut values = BTreeMap::new();
+                    let same = |vote: Vote| {
+                        let first = values
+                            .entry((vote.slot, vote.ballot))
+                            .or_insert_with(|| vote.value.clone());
+                        *first == vote.value
+                    };
+                    model.votes(cluster).into_iter().all(same)
+                },
+            ),
+            Property::always(
+                "what is chosen was proposed",
+                |model: &Self, cluster: &Cluster| {
+                    let proposed = |chosen: Command| {
+                        let node = chosen.id.node.0;
+                        let proposals = model.bounds.proposals[node as usize - 1] as u64;
+                        (1..=proposals).contains(&chosen.id.sequence)
+                            && chosen.payload == command(node, chosen.id.sequence)
+                    };
+                    let chosen = model.chosen(cluster);
+                    let mut values = chosen.values().flatten();
+                    values.all(|value| commands(value).is_some_and(|all| all.into_iter().all(proposed)))
+                },
+            ),
             Property::always("what is applied is chosen", |model: &Self, cluster: &Cluster| {
                 let chosen = model.chosen(cluster);
                 let is_chosen = |slot: u64, applied: &[Command]| {
@@ -359,12 +379,15 @@ impl Model for Exploration {
                     applied.all(|(slot, (_, commands))| is_chosen(slot, commands))
                 })
             }),
-            Property::always("all apply the same, in order", |model: &Self, cluster: &Cluster| {
-                let seats = model.seats(cluster);
-                let longest = seats.iter().max_by_key(|seat| seat.applied.len());
-                let longest = longest.map(|seat| seat.applied.as_slice()).unwrap_or_default();
-                seats.iter().all(|seat| longest.starts_with(&seat.applied))
-            }),
+            Property::always(
+                "all apply the same, in order",
+                |model: &Self, cluster: &Cluster| {
+                    let seats = model.seats(cluster);
+                    let longest = seats.iter().max_by_key(|seat| seat.applied.len());
+                    let longest = longest.map(|seat| seat.applied.as_slice()).unwrap_or_default();
+                    seats.iter().all(|seat| longest.starts_with(&seat.applied))
+                },
+            ),
         ];
         properties.extend(self.reachable());
         properties
@@ -375,22 +398,32 @@ impl Exploration {
     /// What an exploration must meet, or it proves nothing.
     fn reachable(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
-            Property::sometimes("all nodes have applied two slots", |model: &Self, cluster: &Cluster| {
-                model.seats(cluster).iter().all(|seat| seat.applied.len() >= 2)
-            }),
-            Property::sometimes("a slot has votes at two ballots", |model: &Self, cluster: &Cluster| {
-                let votes = model.votes(cluster);
-                let clash = |a: &Vote, b: &Vote| a.slot == b.slot && a.ballot != b.ballot && a.value != b.value;
-                votes.iter().any(|a| votes.iter().any(|b| clash(a, b)))
-            }),
-            Property::sometimes("a leader gets another one's value chosen", |model: &Self, cluster: &Cluster| {
-                model.votes(cluster).iter().any(|vote| {
-                    let proposer = batch::decode(&vote.value).map(|batch| batch.ballot);
-                    let is_chosen = |values: &BTreeSet<Bytes>| values.contains(&vote.value);
-                    proposer.is_ok_and(|proposer| proposer.node != vote.ballot.node)
-                        && model.chosen(cluster).get(&vote.slot).is_some_and(is_chosen)
-                })
-            }),
+            Property::sometimes(
+                "all nodes have applied two slots",
+                |model: &Self, cluster: &Cluster| {
+                    model.seats(cluster).iter().all(|seat| seat.applied.len() >= 2)
+                },
+            ),
+            Property::sometimes(
+                "a slot has votes at two ballots",
+                |model: &Self, cluster: &Cluster| {
+                    let votes = model.votes(cluster);
+                    let clash =
+                        |a: &Vote, b: &Vote| a.slot == b.slot && a.ballot != b.ballot && a.value != b.value;
+                    votes.iter().any(|a| votes.iter().any(|b| clash(a, b)))
+                },
+            ),
+            Property::sometimes(
+                "a leader gets another one's value chosen",
+                |model: &Self, cluster: &Cluster| {
+                    model.votes(cluster).iter().any(|vote| {
+                        let proposer = batch::decode(&vote.value).map(|batch| batch.ballot);
+                        let is_chosen = |values: &BTreeSet<Bytes>| values.contains(&vote.value);
+                        proposer.is_ok_and(|proposer| proposer.node != vote.ballot.node)
+                            && model.chosen(cluster).get(&vote.slot).is_some_and(is_chosen)
+                    })
+                },
+            ),
             Property::sometimes("two nodes lead at once", |model: &Self, cluster: &Cluster| {
                 let seats = model.seats(cluster);
                 seats.iter().filter(|seat| seat.phase() == Phase::Leader).count() == 2
@@ -400,7 +433,8 @@ impl Exploration {
             properties.push(Property::sometimes(
                 "a command is applied by all after a restart",
                 |model: &Self, cluster: &Cluster| {
-                    let applied = |seat: &Arc<Seat>| seat.applied.iter().any(|(_, commands)| !commands.is_empty());
+                    let applied =
+                        |seat: &Arc<Seat>| seat.applied.iter().any(|(_, commands)| !commands.is_empty());
                     cluster.restarts > 0 && model.seats(cluster).iter().all(applied)
                 },
             ));
@@ -420,7 +454,11 @@ fn explore(bounds: Bounds) {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let began = std::time::Instant::now();
-    let checker = model.checker().threads(threads).spawn_bfs().join_and_report(&mut stateright::report::WriteReporter::new(&mut std::io::stdout()));
+    let checker = model
+        .checker()
+        .threads(threads)
+        .spawn_bfs()
+        .join_and_report(&mut stateright::report::WriteReporter::new(&mut std::io::stdout()));
     println!(
         "{bounds:?}: {} states, {} transitions, depth {}, {} states of a node, {:.1} s",
         checker.unique_state_count(),

@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use paxos::{
-    Accepted, Ballot, ClusterId, Entry, GroupId, HardState, Identity, Incarnation, Member, Membership, NodeId,
-    Slot, StorageId, Time, WriteOp,
+    Accepted, Ballot, ClusterId, Entry, GroupId, HardState, Identity, Incarnation, Member, Membership,
+    NodeId, Slot, StorageId, Time, WriteOp,
     core::{
         ChosenEntry, Command, Config, Input, Message, Output, PersistId, Phase, Replica, Start, Timer, Token,
     },
@@ -246,7 +246,10 @@ impl Seat {
                     _ => Ballot::ZERO,
                 };
                 if said > self.durable.promised {
-                    effects.fault = Some(format!("n{} says {message:?} and has not promised it durably", self.node));
+                    effects.fault = Some(format!(
+                        "n{} says {message:?} and has not promised it durably",
+                        self.node
+                    ));
                 }
                 effects.sent.extend(to.into_iter().map(|to| Letter {
                     from: self.node,
@@ -269,11 +272,16 @@ impl Seat {
             Output::Apply(entry) => self.apply(entry, effects),
             Output::Load { from, upto, .. } => {
                 let entries = self.entries.range(from..=upto);
-                let entries = entries.map(|(slot, accepted)| (*slot, accepted.clone())).collect();
+                let entries = entries
+                    .map(|(slot, accepted)| (*slot, accepted.clone()))
+                    .collect();
                 self.replica.step(NOW, Input::Loaded { from, entries });
             }
             Output::Alarm(alarm) => effects.fault = Some(format!("n{} raises {alarm:?}", self.node)),
-            Output::Rejected { .. } | Output::Unknown { .. } | Output::ReadReady { .. } | Output::Leader(_) => {}
+            Output::Rejected { .. }
+            | Output::Unknown { .. }
+            | Output::ReadReady { .. }
+            | Output::Leader(_) => {}
         }
     }
 
@@ -286,7 +294,10 @@ impl Seat {
             .iter()
             .any(|command| self.applied.iter().any(|(_, earlier)| earlier.contains(command)));
         if again {
-            effects.fault = Some(format!("n{} applies a command of {} again", self.node, entry.slot));
+            effects.fault = Some(format!(
+                "n{} applies a command of {} again",
+                self.node, entry.slot
+            ));
         }
         self.applied.push((entry.ballot, commands));
     }
