@@ -47,7 +47,7 @@ mod machine;
 mod nemesis;
 mod network;
 mod oracle;
-mod random;
+pub(in crate::testing) mod random;
 mod rig;
 pub mod trace;
 
