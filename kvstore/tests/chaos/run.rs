@@ -1,0 +1,245 @@
+//! One run: a cluster, its clients, and the judgement at the end.
+
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use paxos::testing::linearizability::{Operation, Verdict, check};
+use tokio::time::sleep;
+
+use crate::{
+    clients::{Clients, Note, Noted},
+    nemesis::{Nemesis, none_has_ended},
+    nodes::Nodes,
+    register::{Input, Output, Register},
+};
+
+const NODES: usize = 3;
+const CLIENTS: usize = 8;
+/// How long the healed cluster may take for each of: answering a read, agreeing. Far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long clients go on after the last fault.
+const CALM: Duration = Duration::from_millis(500);
+/// Bounds the search for one key; a run needs a small part of it.
+const MAX_VISITED: usize = 20_000_000;
+/// How many operations before a violation are shown.
+const SHOWN_OPERATIONS: usize = 40;
+
+pub(crate) struct Run {
+    seed: u64,
+    storage: String,
+    /// Kept if the run fails.
+    directory: tempfile::TempDir,
+    pub(crate) nodes: Nodes,
+    clients: Clients,
+    pub(crate) nemesis: Nemesis,
+    started: Instant,
+}
+
+impl Run {
+    /// Starts a cluster and its clients in a directory of their own.
+    pub(crate) async fn start(storage: &str, seed: u64, directory: tempfile::TempDir) -> Self {
+        let nodes = Nodes::start(NODES, directory.path(), storage).await;
+        let clients = Clients::start(CLIENTS, nodes.resp(), seed);
+        Self {
+            seed,
+            storage: storage.to_owned(),
+            directory,
+            nodes,
+            clients,
+            nemesis: Nemesis::new(seed),
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) async fn torment(&mut self, length: Duration) -> Result<(), String> {
+        self.nemesis.torment(&mut self.nodes, length).await
+    }
+
+    /// Waits until clients have been answered by this node, so that the cluster is known to work.
+    pub(crate) async fn until_it_works(&self) -> Result<(), String> {
+        for node in self.nodes.ids() {
+            self.clients
+                .common
+                .read("is anybody there", node, PATIENCE)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the run and judges it, together with what went wrong before; panics with all that is needed to find out
+    /// why.
+    pub(crate) async fn finish(self, outcome: Result<(), String>) {
+        let Self {
+            seed,
+            storage,
+            directory,
+            mut nodes,
+            clients,
+            nemesis,
+            started,
+        } = self;
+        let (noted, settled) = settle(&mut nodes, clients).await;
+        drop(nodes);
+        let lasted = started.elapsed();
+        let mut history = diary_and_history(&nemesis, &noted);
+        let judged = judge(&noted);
+        let text = match outcome.and(settled).and(judged) {
+            Ok(visited) => {
+                println!("{}", summary(&storage, seed, &nemesis, &noted, lasted, visited));
+                return;
+            }
+            Err(text) => text,
+        };
+        let directory = directory.keep();
+        let file = directory.join("history.txt");
+        write!(history, "\n{text}\n").expect("text can be appended");
+        let written = std::fs::write(&file, history);
+        panic!(
+            "{storage}, seed {seed}: {text}\nkept: {} ({written:?})\nagain: KVSTORE_CHAOS_SEED={seed} \
+             KVSTORE_CHAOS_SECONDS={} cargo test -p kvstore --all-features --test chaos {storage}",
+            file.display(),
+            lasted.as_secs(),
+        );
+    }
+}
+
+/// Heals everything, stops the clients, reads every key at every node, and waits until the nodes agree.
+async fn settle(nodes: &mut Nodes, clients: Clients) -> (Noted, Result<(), String>) {
+    nodes.heal();
+    sleep(CALM).await;
+    let common = std::sync::Arc::clone(&clients.common);
+    let mut noted = clients.stop().await;
+    let keys: Vec<String> = noted.by_key().into_keys().map(str::to_owned).collect();
+    for key in keys {
+        for node in nodes.ids() {
+            match common.read(&key, node, PATIENCE).await {
+                Ok(note) => noted.notes.push(note),
+                Err(text) => return (noted, none_has_ended(nodes).and(Err(text))),
+            }
+        }
+    }
+    let settled = match agree(nodes).await {
+        Ok(()) => none_has_ended(nodes),
+        Err(text) => Err(text),
+    };
+    (noted, settled)
+}
+
+/// Waits until all nodes have applied the same and have the same state.
+async fn agree(nodes: &Nodes) -> Result<(), String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut states = Vec::new();
+        for node in nodes.ids() {
+            let report = nodes.status(node).await;
+            states.push(report.and_then(|report| {
+                let group = report.groups.first()?;
+                Some((group.applied, group.digest.clone()?))
+            }));
+        }
+        if states.iter().all(|state| state.is_some() && *state == states[0]) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!(
+                "the nodes do not agree at the end (applied, digest): {states:?}"
+            ));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Judges every key; returns how much the search visited.
+fn judge(noted: &Noted) -> Result<usize, String> {
+    if let Some(nonsense) = noted.nonsense.first() {
+        return Err(format!("a client was answered {nonsense}"));
+    }
+    let mut all = 0;
+    for (key, notes) in noted.by_key() {
+        let history: Vec<Operation<Input, Output>> =
+            notes.iter().map(|note| note.operation.clone()).collect();
+        match check(&Register, &history, MAX_VISITED) {
+            Verdict::Linearizable { visited } => all += visited,
+            Verdict::Violation { operation, possible } => {
+                let mut text = format!(
+                    "key {key} is not linearizable: no order explains\n  {}\nThe key may then have been any of \
+                     {possible:?}. Before it:\n",
+                    notes[operation]
+                );
+                let end = history[operation].answer.map_or(0, |(at, _)| at);
+                let mut before: Vec<&&Note> = notes
+                    .iter()
+                    .filter(|note| note.operation.invoked <= end)
+                    .collect();
+                before.sort_by_key(|note| note.operation.invoked);
+                for note in before.iter().rev().take(SHOWN_OPERATIONS).rev() {
+                    let _ = writeln!(text, "  {note}");
+                }
+                return Err(text);
+            }
+            Verdict::Undecided { operation } => {
+                return Err(format!(
+                    "key {key}: undecided after {MAX_VISITED} configurations at\n  {}",
+                    notes[operation]
+                ));
+            }
+        }
+    }
+    if all == 0 {
+        return Err("nothing was answered".to_owned());
+    }
+    Ok(all)
+}
+
+fn diary_and_history(nemesis: &Nemesis, noted: &Noted) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "{}", nemesis.diary.join("\n"));
+    for (key, mut notes) in noted.by_key() {
+        notes.sort_by_key(|note| note.operation.invoked);
+        let _ = writeln!(text, "\n{key}");
+        for note in notes {
+            let _ = writeln!(text, "  {note}");
+        }
+    }
+    text
+}
+
+fn summary(
+    storage: &str,
+    seed: u64,
+    nemesis: &Nemesis,
+    noted: &Noted,
+    lasted: Duration,
+    visited: usize,
+) -> String {
+    let answered = noted.notes.iter().filter(|note| note.operation.answer.is_some());
+    let answered = answered.count();
+    let keys = noted.by_key();
+    format!(
+        "{storage}, seed {seed}: linearizable. {:.0} s, {answered} operations answered, {} of unknown outcome, {} \
+         refused, {} keys (longest history {}), {visited} configurations visited, {} faults: {:?}",
+        lasted.as_secs_f64(),
+        noted.notes.len() - answered,
+        noted.refused,
+        keys.len(),
+        keys.values().map(Vec::len).max().unwrap_or(0),
+        nemesis.counts.values().sum::<usize>(),
+        nemesis.counts,
+    )
+}
+
+/// A new directory for a run.
+pub(crate) fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("kvstore-chaos-")
+        .tempdir()
+        .expect("a temporary directory")
+}
+
+/// Where a run keeps what it leaves.
+pub(crate) fn path(run: &Run) -> PathBuf {
+    run.directory.path().to_owned()
+}
