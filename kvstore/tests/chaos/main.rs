@@ -11,6 +11,7 @@
 mod common;
 
 mod clients;
+mod full_disk;
 mod links;
 mod nemesis;
 mod nodes;

@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write as _,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -11,15 +10,16 @@ use tokio::time::sleep;
 
 use crate::{
     clients::{Clients, Note, Noted},
+    full_disk::SmallDisk,
     nemesis::{Nemesis, none_has_ended},
     nodes::Nodes,
     register::{Input, Output, Register},
 };
 
-const NODES: usize = 3;
+pub(crate) const NODES: usize = 3;
 const CLIENTS: usize = 8;
 /// How long the healed cluster may take for each of: answering a read, agreeing. Far more than it takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long clients go on after the last fault.
 const CALM: Duration = Duration::from_millis(500);
 /// Bounds the search for one key; a run needs a small part of it.
@@ -27,13 +27,16 @@ const MAX_VISITED: usize = 20_000_000;
 /// How many operations before a violation are shown.
 const SHOWN_OPERATIONS: usize = 40;
 
+/// Dropped in this order, so that nothing is in use when it goes.
 pub(crate) struct Run {
     seed: u64,
     storage: String,
-    /// Kept if the run fails.
-    directory: tempfile::TempDir,
     pub(crate) nodes: Nodes,
     clients: Clients,
+    /// What the nodes' directories are mounted on, if on anything.
+    pub(crate) disks: Vec<SmallDisk>,
+    /// Kept if the run fails.
+    directory: tempfile::TempDir,
     pub(crate) nemesis: Nemesis,
     started: Instant,
 }
@@ -46,9 +49,10 @@ impl Run {
         Self {
             seed,
             storage: storage.to_owned(),
-            directory,
             nodes,
             clients,
+            disks: Vec::new(),
+            directory,
             nemesis: Nemesis::new(seed),
             started: Instant::now(),
         }
@@ -61,12 +65,14 @@ impl Run {
     /// Waits until clients have been answered by this node, so that the cluster is known to work.
     pub(crate) async fn until_it_works(&self) -> Result<(), String> {
         for node in self.nodes.ids() {
-            self.clients
-                .common
-                .read("is anybody there", node, PATIENCE)
-                .await?;
+            self.read_at(node).await?;
         }
         Ok(())
+    }
+
+    pub(crate) async fn read_at(&self, node: usize) -> Result<(), String> {
+        let read = self.clients.common.read("is anybody there", node, PATIENCE);
+        read.await.map(drop)
     }
 
     /// Ends the run and judges it, together with what went wrong before; panics with all that is needed to find out
@@ -75,14 +81,15 @@ impl Run {
         let Self {
             seed,
             storage,
-            directory,
             mut nodes,
             clients,
+            disks,
+            directory,
             nemesis,
             started,
         } = self;
         let (noted, settled) = settle(&mut nodes, clients).await;
-        drop(nodes);
+        drop((nodes, disks));
         let lasted = started.elapsed();
         let mut history = diary_and_history(&nemesis, &noted);
         let judged = judge(&noted);
@@ -237,9 +244,4 @@ pub(crate) fn directory() -> tempfile::TempDir {
         .prefix("kvstore-chaos-")
         .tempdir()
         .expect("a temporary directory")
-}
-
-/// Where a run keeps what it leaves.
-pub(crate) fn path(run: &Run) -> PathBuf {
-    run.directory.path().to_owned()
 }
