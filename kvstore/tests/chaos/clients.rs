@@ -226,7 +226,7 @@ struct Caller<'a> {
     connection: Option<Client>,
     /// What this client last knew of keys, for comparisons.
     known: HashMap<String, Value>,
-    written: i64,
+    written: u64,
 }
 
 impl<'a> Caller<'a> {
@@ -272,22 +272,21 @@ impl<'a> Caller<'a> {
     /// One that nobody else writes, with room for increments.
     fn new_value(&mut self) -> Value {
         self.written += 1;
-        let number = (self.client as i64 * 10_000_000 + self.written) * 1_000_000;
+        let number = (self.client as u64 * 100_000 + self.written) * 1_000;
         if self.random.u8(..100) < 20 {
-            Value::Text(number as u64)
+            Value::Text(number)
         } else {
-            Value::Number(number)
+            Value::Number(number.cast_signed())
         }
     }
 
     async fn call(&mut self, key: &str, input: Input) -> (Outcome, Option<Note>) {
         let address = &self.common.nodes[self.node - 1];
-        let connection = match self.connection.take() {
-            Some(connection) => Ok(connection),
-            None => {
-                let patience = Duration::from_millis(self.random.u64(PATIENCE_MILLIS));
-                Client::connect(address, patience).await
-            }
+        let connection = if let Some(connection) = self.connection.take() {
+            Ok(connection)
+        } else {
+            let patience = Duration::from_millis(self.random.u64(PATIENCE_MILLIS));
+            Client::connect(address, patience).await
         };
         let mut connection = match connection {
             Ok(connection) => connection,

@@ -82,6 +82,8 @@ async fn fill_the_disk_of(victim: Victim, run: &mut Run) -> Result<(), String> {
         Victim::Leader => leader,
         Victim::Follower => leader % run.nodes.ids().count() + 1,
     };
+    run.nemesis
+        .note(&format!("the disk of node {node} ({victim:?}) is full"));
     run.disks[node - 1].fill();
     let deadline = Instant::now() + PATIENCE;
     while !run.nodes.has_ended(node) {

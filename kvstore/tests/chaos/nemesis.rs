@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use fastrand::Rng;
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    links::{Condition, Links},
-    nodes::Nodes,
-};
+use crate::{links::Condition, nodes::Nodes};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
@@ -27,7 +24,7 @@ pub(crate) enum Fault {
     LeaderDeaf,
     /// Nobody hears the leader.
     LeaderMute,
-    /// Two nodes hear each other by way of the third only, which neither of the protocol's messages takes.
+    /// Two nodes do not hear each other; the third hears both.
     Bridge,
     Delay,
     Throttle,
@@ -105,7 +102,8 @@ impl Nemesis {
         self.note("heal");
     }
 
-    fn note(&mut self, what: &str) {
+    /// Writes into the diary.
+    pub(crate) fn note(&mut self, what: &str) {
         let at = self.start.elapsed().as_secs_f64();
         self.diary.push(format!("{at:8.4} {what}"));
     }
@@ -145,20 +143,15 @@ impl Nemesis {
             Fault::Bridge => nodes.links.set_both(one, other, cut),
             Fault::Delay => {
                 let delay = Duration::from_millis(self.random.u64(5..300));
-                slow(&nodes.links, one, other, Condition::Delayed(delay));
+                nodes.links.set_both(one, other, Condition::Delayed(delay));
             }
-            Fault::Throttle => slow(
-                &nodes.links,
-                one,
-                other,
-                Condition::Throttled(self.random.u32(2_000..50_000)),
-            ),
+            Fault::Throttle => {
+                let bytes_per_second = self.random.u32(2_000..50_000);
+                let slow = Condition::Throttled(bytes_per_second);
+                nodes.links.set_both(one, other, slow);
+            }
         }
     }
-}
-
-fn slow(links: &Links, one: usize, other: usize, condition: Condition) {
-    links.set_both(one, other, condition);
 }
 
 fn others(nodes: &Nodes, one: usize) -> impl Iterator<Item = usize> + use<> {

@@ -245,3 +245,38 @@ pub(crate) fn directory() -> tempfile::TempDir {
         .tempdir()
         .expect("a temporary directory")
 }
+
+#[test]
+fn the_judgement_names_the_key_and_the_operation() {
+    use crate::register::Value;
+    let note = |key: &str, operation| Note {
+        key: key.to_owned(),
+        client: 1,
+        node: 1,
+        operation,
+    };
+    let set = |value, at| Operation::answered(Input::Set(Value::Number(value)), at, at + 5, Output::Done);
+    let get = |value, at| {
+        let output = Output::Value(Some(Value::Number(value)));
+        Operation::answered(Input::Get, at, at + 5, output)
+    };
+    let mut noted = Noted {
+        notes: vec![
+            note("a", set(1, 0)),
+            note("b", set(2, 10)),
+            note("a", get(1, 20)),
+            note("b", Operation::unknown(Input::Incr, 30)),
+            note("b", get(3, 40)),
+        ],
+        ..Noted::default()
+    };
+    assert_eq!(judge(&noted).map(|visited| visited > 0), Ok(true));
+    noted.notes.push(note("b", get(2, 50)));
+    let text = judge(&noted).expect_err("the increment is taken back");
+    assert!(text.contains("key b is not linearizable"), "{text}");
+    assert!(text.contains("GET b -> Value(Some(Number(2)))"), "{text}");
+    noted.notes.clear();
+    assert!(judge(&noted).is_err(), "nothing was tested");
+    noted.nonsense.push("what?".to_owned());
+    assert!(judge(&noted).is_err_and(|text| text.contains("what?")));
+}
