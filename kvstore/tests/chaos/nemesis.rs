@@ -26,11 +26,16 @@ pub(crate) enum Fault {
     LeaderMute,
     /// Two nodes do not hear each other; the third hears both.
     Bridge,
+    /// A follower is cut off until it lags; then it comes back and the leader is cut off in its stead, so that it may
+    /// well become leader itself.
+    Exchange,
+    /// The same, and the leader is killed.
+    Usurp,
     Delay,
     Throttle,
 }
 
-const FAULTS: [Fault; 14] = [
+const FAULTS: [Fault; 16] = [
     Fault::KillOne,
     Fault::KillLeader,
     Fault::KillAll,
@@ -43,6 +48,8 @@ const FAULTS: [Fault; 14] = [
     Fault::LeaderDeaf,
     Fault::LeaderMute,
     Fault::Bridge,
+    Fault::Exchange,
+    Fault::Usurp,
     Fault::Delay,
     Fault::Throttle,
 ];
@@ -50,6 +57,8 @@ const FAULTS: [Fault; 14] = [
 /// How long a fault stays, and how long the cluster is then left alone; milliseconds.
 const FAULT_MILLIS: std::ops::Range<u64> = 200..2_000;
 const CALM_MILLIS: std::ops::Range<u64> = 100..1_200;
+/// How long a follower is left behind.
+const LAG_MILLIS: std::ops::Range<u64> = 100..1_000;
 /// In so many of a hundred cases the next fault comes on top.
 const ON_TOP_PERCENT: u8 = 25;
 
@@ -134,8 +143,17 @@ impl Nemesis {
                 nodes.start_node(one);
             }
             Fault::PauseOne | Fault::PauseLeader => nodes.pause(one),
-            Fault::IsolateOne | Fault::IsolateLeader => {
-                others(nodes, one).for_each(|other| nodes.links.set_both(one, other, cut));
+            Fault::IsolateOne | Fault::IsolateLeader => isolate(nodes, one, cut),
+            Fault::Exchange | Fault::Usurp => {
+                let follower = one % nodes.ids().count() + 1;
+                isolate(nodes, follower, cut);
+                sleep(Duration::from_millis(self.random.u64(LAG_MILLIS))).await;
+                nodes.links.heal();
+                if fault == Fault::Usurp {
+                    nodes.kill(one);
+                } else {
+                    isolate(nodes, one, cut);
+                }
             }
             Fault::OneWay => nodes.links.set(one, other, cut),
             Fault::LeaderDeaf => others(nodes, one).for_each(|other| nodes.links.set(other, one, cut)),
@@ -152,6 +170,10 @@ impl Nemesis {
             }
         }
     }
+}
+
+fn isolate(nodes: &Nodes, one: usize, how: Condition) {
+    others(nodes, one).for_each(|other| nodes.links.set_both(one, other, how));
 }
 
 fn others(nodes: &Nodes, one: usize) -> impl Iterator<Item = usize> + use<> {
