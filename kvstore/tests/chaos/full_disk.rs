@@ -117,7 +117,10 @@ fn a_disk_fills_up(storage: &str) {
         let disks = match disks.collect::<Result<Vec<_>, _>>() {
             Ok(disks) => disks,
             Err(why) => {
-                eprintln!("SKIPPED, nothing was tested: a small disk cannot be mounted here: {why}");
+                // Past the test runner, which hides what tests print that pass.
+                let said =
+                    format!("SKIPPED, nothing was tested: a small disk cannot be mounted here: {why}\n");
+                let _ = std::io::stderr().write_all(said.as_bytes());
                 return;
             }
         };

@@ -4,7 +4,7 @@
 //! | variable | default | |
 //! |---|---|---|
 //! | `KVSTORE_CHAOS_SECONDS` | 8 | how long harm is done, in each run |
-//! | `KVSTORE_CHAOS_SEED` | 1 | the first seed: which faults, and what clients ask for |
+//! | `KVSTORE_CHAOS_SEED` | one for each storage | the first seed: which faults, and what clients ask for |
 //! | `KVSTORE_CHAOS_SEEDS` | 1 | how many seeds, one run after the other |
 
 #[path = "../common/mod.rs"]
@@ -50,9 +50,9 @@ fn block_on(scenario: impl Future<Output = ()>) {
     runtime.expect("a runtime").block_on(scenario);
 }
 
-fn chaos(storage: &str) {
+fn chaos(storage: &str, default_seed: u64) {
     let _alone = alone();
-    let first = number("KVSTORE_CHAOS_SEED", 1);
+    let first = number("KVSTORE_CHAOS_SEED", default_seed);
     let length = Duration::from_secs(number("KVSTORE_CHAOS_SECONDS", 8));
     for seed in first..first + number("KVSTORE_CHAOS_SEEDS", 1) {
         block_on(async {
@@ -69,11 +69,11 @@ fn chaos(storage: &str) {
 #[cfg(feature = "leveldb")]
 #[test]
 fn leveldb_survives_chaos() {
-    chaos("leveldb");
+    chaos("leveldb", 1);
 }
 
 #[cfg(feature = "sqlite")]
 #[test]
 fn sqlite_survives_chaos() {
-    chaos("sqlite");
+    chaos("sqlite", 2);
 }
