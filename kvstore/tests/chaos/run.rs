@@ -92,14 +92,16 @@ impl Run {
         drop((nodes, disks));
         let lasted = started.elapsed();
         let mut history = diary_and_history(&nemesis, &noted);
-        let judged = judge(&noted);
-        let text = match outcome.and(settled).and(judged) {
-            Ok(visited) => {
+        let mut failures: Vec<String> = [outcome, settled].into_iter().filter_map(Result::err).collect();
+        match judge(&noted) {
+            Ok(visited) if failures.is_empty() => {
                 println!("{}", summary(&storage, seed, &nemesis, &noted, lasted, visited));
                 return;
             }
-            Err(text) => text,
-        };
+            Ok(_) => failures.push("What clients were answered is linearizable.".to_owned()),
+            Err(text) => failures.push(text),
+        }
+        let text = failures.join("\n");
         let directory = directory.keep();
         let file = directory.join("history.txt");
         write!(history, "\n{text}\n").expect("text can be appended");
