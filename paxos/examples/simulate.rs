@@ -10,15 +10,19 @@ use std::{
     time::Instant,
 };
 
-use paxos::testing::sim::{Checking, Coverage, Fault, FaultSet, Options, Report, run};
+use paxos::testing::sim::{Checking, Coverage, Fault, FaultSet, Options, Report, run, shrink};
 
 const HELP: &str = "\
 Runs whole simulated clusters under faults and checks the protocol's invariants.
 
     simulate [--seeds N] [--from S]    run N seeds (default 100) from seed S (default 1) on
     simulate --seed S [--trace]        run one seed, with a line for everything that happens
+    simulate --seed S --shrink         find a smaller run than that of seed S which fails in the same way
 
     --nodes N        always N nodes instead of 1 to 5
+    --groups N       always N groups on the nodes' disks instead of 1 to 3
+    --clients N      always N clients instead of 1 to 6
+    --storms N       always N storms of faults, each with a calm after it, instead of 1 or 2
     --faults A,B,..  only these classes of faults (none: no faults); without, all of them
     --threads N      default: one per core
     --first          stop at the first failure
@@ -34,11 +38,25 @@ struct Arguments {
     threads: usize,
     first: bool,
     coverage: bool,
+    shrink: bool,
+    plant: Option<String>,
     options: Options,
+}
+
+impl Arguments {
+    /// What to type to see a run again.
+    fn command(&self, seed: u64, options: &Options) -> String {
+        let mut flags = options.flags();
+        if let Some(name) = &self.plant {
+            flags += &format!(" --plant {name}");
+        }
+        format!("cargo run --release -p paxos --features testing --example simulate -- --seed {seed}{flags}")
+    }
 }
 
 fn main() -> ExitCode {
     match parse(std::env::args().skip(1)) {
+        Ok(Some(arguments)) if arguments.shrink => smaller(&arguments),
         Ok(Some(arguments)) => simulate(&arguments),
         Ok(None) => {
             println!("{HELP}");
@@ -58,6 +76,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, S
         threads: thread::available_parallelism().map_or(1, usize::from),
         first: false,
         coverage: false,
+        shrink: false,
+        plant: None,
         options: Options::default(),
     };
     while let Some(word) = words.next() {
@@ -71,23 +91,25 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, S
                 arguments.seeds = 1;
             }
             "--threads" => arguments.threads = number(&word, &value()?)?.clamp(1, 256) as usize,
-            "--nodes" => {
-                let nodes = number(&word, &value()?)?;
-                if !(1..=9).contains(&nodes) {
-                    return Err(format!("--nodes is from 1 to 9, not {nodes}"));
-                }
-                arguments.options.nodes = Some(nodes as usize);
-            }
+            "--nodes" => arguments.options.nodes = Some(within(&word, &value()?, 9)?),
+            "--groups" => arguments.options.groups = Some(within(&word, &value()?, 9)?),
+            "--clients" => arguments.options.clients = Some(within(&word, &value()?, 99)?),
+            "--storms" => arguments.options.storms = Some(within(&word, &value()?, 99)? as u32),
+            "--shrink" => arguments.shrink = true,
             "--faults" => arguments.options.faults = fault_set(&value()?)?,
             "--trace" => arguments.options.trace = Some(|line| println!("{line}")),
             "--first" => arguments.first = true,
             "--coverage" => arguments.coverage = true,
-            "--plant" => plant(&value()?)?,
+            "--plant" => {
+                let name = value()?;
+                plant(&name)?;
+                arguments.plant = Some(name);
+            }
             _ => return Err(format!("unknown argument {word}")),
         }
     }
-    if arguments.options.trace.is_some() && arguments.seeds != 1 {
-        return Err("--trace needs one --seed".into());
+    if (arguments.options.trace.is_some() || arguments.shrink) && arguments.seeds != 1 {
+        return Err("--trace and --shrink need one --seed".into());
     }
     Ok(Some(arguments))
 }
@@ -95,6 +117,15 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, S
 fn number(option: &str, text: &str) -> Result<u64, String> {
     text.parse()
         .map_err(|_| format!("{option} needs a whole number, not {text:?}"))
+}
+
+fn within(option: &str, text: &str, most: u64) -> Result<usize, String> {
+    let number = number(option, text)?;
+    if (1..=most).contains(&number) {
+        Ok(number as usize)
+    } else {
+        Err(format!("{option} is from 1 to {most}, not {number}"))
+    }
 }
 
 fn fault_set(text: &str) -> Result<FaultSet, String> {
@@ -119,6 +150,20 @@ fn plant(name: &str) -> Result<(), String> {
 #[cfg(not(paxos_planted))]
 fn plant(_: &str) -> Result<(), String> {
     Err("--plant needs a build with RUSTFLAGS=\"--cfg paxos_planted\"".into())
+}
+
+fn smaller(arguments: &Arguments) -> ExitCode {
+    let Some(shrunk) = shrink(arguments.from, &arguments.options, &Checking) else {
+        println!("seed {} passes: there is nothing to shrink", arguments.from);
+        return ExitCode::FAILURE;
+    };
+    println!("{}", shrunk.failure);
+    println!(
+        "    replay: {} --trace",
+        arguments.command(shrunk.failure.seed, &shrunk.options)
+    );
+    println!("found in {} runs", shrunk.runs);
+    ExitCode::SUCCESS
 }
 
 #[derive(Default)]
@@ -149,6 +194,7 @@ fn simulate(arguments: &Arguments) -> ExitCode {
                     let report = run(seed, &arguments.options, &Checking);
                     let failed = report.failure.is_some();
                     count(
+                        arguments,
                         &mut totals.lock().expect("no thread panics while it counts"),
                         report,
                     );
@@ -163,7 +209,7 @@ fn simulate(arguments: &Arguments) -> ExitCode {
     summary(arguments, totals, begin)
 }
 
-fn count(totals: &mut Totals, report: Report) {
+fn count(arguments: &Arguments, totals: &mut Totals, report: Report) {
     totals.coverage.add(&report.coverage);
     totals.hash ^= report.hash;
     totals.messages += report.messages;
@@ -173,7 +219,8 @@ fn count(totals: &mut Totals, report: Report) {
         let seed = failure.seed;
         println!("{failure}");
         println!(
-            "    replay: cargo run --release -p paxos --features testing --example simulate -- --seed {seed} --trace"
+            "    replay: {} --trace",
+            arguments.command(seed, &arguments.options)
         );
         totals.failed.push(report);
     } else {

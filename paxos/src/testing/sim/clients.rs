@@ -42,14 +42,15 @@ impl<W: Workload> Cluster<'_, W> {
             self.after(delay, Event::Client(client));
             return;
         }
+        let group = self.random.index(self.groups.len());
         if self.plan.faults.has(Fault::Overload) && self.random.chance(50) {
             if self.random.chance(600) {
                 let delay = self.random.exponential(20 * MS);
-                self.after(delay, Event::Strike);
+                self.after(delay, Event::Strike { group });
             }
             for _ in 0..self.random.between(10, 100) {
                 let command = self.command();
-                self.request(node, Request::Write(command));
+                self.request(node, group, Request::Write(command));
             }
         }
         let request = if self.random.chance(self.plan.reads_permille) {
@@ -57,7 +58,7 @@ impl<W: Workload> Cluster<'_, W> {
         } else {
             Request::Write(self.command())
         };
-        if let Some(token) = self.request(node, request) {
+        if let Some(token) = self.request(node, group, request) {
             self.clients[client].waits_for = Some(token);
             self.after(self.plan.patience, Event::Impatient(token));
         }
@@ -76,7 +77,7 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     /// A new operation at a node, if that lives.
-    pub(super) fn request(&mut self, node: usize, request: Request) -> Option<Token> {
+    pub(super) fn request(&mut self, node: usize, group: usize, request: Request) -> Option<Token> {
         let life = self.nodes[node].life.as_ref()?.number;
         self.last_token += 1;
         let token = Token(self.last_token);
@@ -88,12 +89,14 @@ impl<W: Workload> Cluster<'_, W> {
             Request::Read => Input::Read { token },
         };
         let id = self.nodes[node].id;
-        self.history.begin(token, id, Incarnation(life), request);
-        self.input(node, input);
+        self.groups[group]
+            .history
+            .begin(token, id, Incarnation(life), request);
+        self.input(node, group, input);
         if self.plan.faults.has(Fault::Oddities) && self.random.chance(30) {
             let delay = self.random.exponential(20 * MS);
-            let cancel = Input::Cancel { token };
-            self.after(delay, Event::Hint { node, input: cancel });
+            let input = Input::Cancel { token };
+            self.after(delay, Event::Hint { node, group, input });
         }
         Some(token)
     }
@@ -112,10 +115,11 @@ impl<W: Workload> Cluster<'_, W> {
 
     /// A client waits no longer for this operation, and says so to the node.
     pub(super) fn client_gives_up(&mut self, token: Token) {
-        if self.history.is_open(token) && !self.random.chance(100) {
-            let node = self.history.operation(token).map(|operation| operation.node);
-            if let Some(node) = node.and_then(|node| usize::try_from(node.0 - 1).ok()) {
-                self.input(node, Input::Cancel { token });
+        if self.is_open(token) && !self.random.chance(100) {
+            let node = self.operation(token).map(|operation| operation.node);
+            let node = node.and_then(|node| usize::try_from(node.0 - 1).ok());
+            if let (Some(node), Some(group)) = (node, self.group_of(token)) {
+                self.input(node, group, Input::Cancel { token });
             }
         }
         self.client_hears(token, None);

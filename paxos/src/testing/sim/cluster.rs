@@ -1,8 +1,8 @@
 //! A whole cluster in one thread: nodes, virtual time, and the queue of everything that is going to happen.
 
-use core::{cmp::Reverse, time::Duration};
+use core::cmp::Reverse;
 use std::{
-    collections::{BTreeSet, BinaryHeap, VecDeque},
+    collections::{BTreeSet, BinaryHeap},
     format,
     string::String,
     vec,
@@ -13,19 +13,19 @@ use super::{
     Options,
     clients::Client,
     coverage::{Coverage, Event as Sometimes},
-    disk::Disk,
-    faults::{Fault, Plan, SECOND},
-    history::{History, Outcome},
+    faults::{Plan, SECOND},
+    history::{History, Operation, Outcome},
     machine::Workload,
     nemesis::Undo,
     network::Network,
+    node::Node,
     oracle::{Oracle, Violation, ensure, within_bounds},
     random::Random,
     trace,
 };
 use crate::{
-    core::{Input, Message, Phase, Replica, Start, Status, Token},
-    types::{ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot, StorageId, Time},
+    core::{Input, Message, Phase, Status, Token},
+    types::{ClusterId, Incarnation, Member, Membership, NodeId, Slot, Time},
 };
 
 /// Something that is going to happen.
@@ -35,6 +35,7 @@ pub(super) enum Event {
     Deliver {
         to: usize,
         from: usize,
+        group: usize,
         message: Message,
         sent_under: Option<crate::Ballot>,
     },
@@ -46,6 +47,7 @@ pub(super) enum Event {
     Tick {
         node: usize,
         life: u64,
+        group: usize,
         at: u64,
     },
     Synced {
@@ -55,19 +57,23 @@ pub(super) enum Event {
     Loaded {
         node: usize,
         life: u64,
+        group: usize,
         from: Slot,
         upto: Slot,
         max_bytes: usize,
     },
     Hint {
         node: usize,
+        group: usize,
         input: Input,
     },
     Client(usize),
     Impatient(Token),
     Fault,
-    /// The leader goes, out of turn.
-    Strike,
+    /// The leader of a group goes, out of turn.
+    Strike {
+        group: usize,
+    },
     Undo {
         epoch: u64,
         undo: Undo,
@@ -102,43 +108,12 @@ impl Ord for Scheduled {
     }
 }
 
-/// A node's time between a start and a crash.
-pub(super) struct Life<M> {
-    pub(super) number: u64,
-    pub(super) replica: Replica,
-    pub(super) machine: M,
-    pub(super) inbox: VecDeque<Input>,
-    pub(super) round_due: bool,
-    tick_at: Option<u64>,
-    pub(super) applied: Slot,
-    pub(super) reads: Vec<(Slot, Token)>,
-    pub(super) status: Status,
-}
-
-pub(super) struct Node<M> {
-    pub(super) id: NodeId,
-    pub(super) storage: StorageId,
-    pub(super) disk: Disk,
-    clock_base: u64,
-    clock_rate: u64,
-    pub(super) life: Option<Life<M>>,
-    pub(super) paused: bool,
-    pub(super) slow_disk: bool,
-}
-
-impl<M> Node<M> {
-    pub(super) fn clock(&self, now: u64) -> Time {
-        Time(Duration::from_micros(
-            self.clock_base + now * self.clock_rate / 1_000,
-        ))
-    }
-
-    /// The first moment at which this node's clock shows at least `time`.
-    fn when(&self, time: Time) -> u64 {
-        let nanos = time.0.as_nanos() as u64;
-        let micros = nanos.div_ceil(1_000).saturating_sub(self.clock_base);
-        (micros * 1_000).div_ceil(self.clock_rate)
-    }
+/// One group, seen from above all its replicas.
+pub(super) struct Group {
+    pub(super) oracle: Oracle,
+    pub(super) history: History,
+    /// Commands that have been forwarded: node, life, sequence number.
+    pub(super) forwarded: BTreeSet<(NodeId, Incarnation, u64)>,
 }
 
 pub(super) struct Cluster<'a, W: Workload> {
@@ -148,26 +123,22 @@ pub(super) struct Cluster<'a, W: Workload> {
     pub(super) now: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
-    events: u64,
+    pub(super) events: u64,
     pub(super) membership: Membership,
     pub(super) nodes: Vec<Node<W::Machine>>,
     pub(super) network: Network,
-    pub(super) oracle: Oracle,
-    pub(super) history: History,
+    pub(super) groups: Vec<Group>,
     pub(super) clients: Vec<Client>,
     pub(super) clients_active: bool,
     pub(super) last_token: u64,
     pub(super) epoch: u64,
     pub(super) coverage: Coverage,
-    /// Commands that have been forwarded: node, life, sequence number.
-    pub(super) forwarded: BTreeSet<(NodeId, Incarnation, u64)>,
     pub(super) messages: u64,
     hash: u64,
     trace: Option<fn(&str)>,
 }
 
-pub(super) const GROUP: GroupId = GroupId(1);
-const CLUSTER: ClusterId = ClusterId(0x7e57);
+pub(super) const CLUSTER: ClusterId = ClusterId(0x7e57);
 /// More events than any healthy run has.
 const MAX_EVENTS: u64 = 3_000_000;
 /// How many inputs a paused node's inbox holds before the network drops what comes in.
@@ -176,29 +147,24 @@ const MAX_INBOX: usize = 20_000;
 impl<'a, W: Workload> Cluster<'a, W> {
     pub(super) fn new(seed: u64, options: &Options, workload: &'a W) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan::draw(&mut random, options.nodes, options.faults);
+        let plan = Plan::draw(&mut random, options);
         let members = (1..=plan.nodes as u64).map(|id| Member::voter(NodeId(id), ""));
         let membership = Membership::new(members);
         let nodes = plan
             .clock_rates
             .iter()
             .zip(1..)
-            .map(|(rate, id)| Node {
-                id: NodeId(id),
-                storage: StorageId(1_000 + id),
-                disk: Disk::default(),
-                clock_base: random.below(100 * SECOND),
-                clock_rate: *rate,
-                life: None,
-                paused: false,
-                slow_disk: false,
-            })
+            .map(|(rate, id)| Node::new(NodeId(id), Self::clock_base(&mut random), *rate))
             .collect();
+        let groups = (0..plan.groups).map(|_| Group {
+            oracle: Oracle::new(membership.clone()),
+            history: History::default(),
+            forwarded: BTreeSet::new(),
+        });
         Self {
             workload,
             network: Network::new(plan.nodes),
-            oracle: Oracle::new(membership.clone()),
-            history: History::default(),
+            groups: groups.collect(),
             clients: vec![Client::default(); plan.clients],
             plan,
             random,
@@ -212,11 +178,15 @@ impl<'a, W: Workload> Cluster<'a, W> {
             last_token: 0,
             epoch: 0,
             coverage: Coverage::default(),
-            forwarded: BTreeSet::new(),
             messages: 0,
             hash: 0,
             trace: options.trace,
         }
+    }
+
+    /// What so many groups have in sum.
+    pub(super) fn sum(&self, of: impl Fn(&Group) -> u64) -> u64 {
+        self.groups.iter().map(of).sum()
     }
 
     pub(super) const fn hash(&self) -> u64 {
@@ -278,27 +248,31 @@ impl<'a, W: Workload> Cluster<'a, W> {
             Event::Deliver {
                 to,
                 from,
+                group,
                 message,
                 sent_under,
-            } => self.deliver(to, from, message, sent_under),
+            } => self.deliver((from, to), group, message, sent_under),
             Event::Round { node, life } if self.lives(node, life) => return self.round(node),
-            Event::Tick { node, life, at } if self.lives(node, life) => self.tick(node, at),
+            Event::Tick {
+                node,
+                life,
+                group,
+                at,
+            } if self.lives(node, life) => self.tick(node, group, at),
             Event::Synced { node, life } if self.lives(node, life) => return self.synced(node),
             Event::Loaded {
                 node,
                 life,
+                group,
                 from,
                 upto,
                 max_bytes,
-            } if self.lives(node, life) => {
-                let entries = self.nodes[node].disk.view.read(from, upto, max_bytes);
-                self.input(node, Input::Loaded { from, entries });
-            }
-            Event::Hint { node, input } => self.input(node, input),
+            } if self.lives(node, life) => return self.loaded(node, group, (from, upto), max_bytes),
+            Event::Hint { node, group, input } => self.input(node, group, input),
             Event::Client(client) => self.client_acts(client),
             Event::Impatient(token) => self.client_gives_up(token),
             Event::Fault => return self.next_fault(),
-            Event::Strike => return self.strike_leader(),
+            Event::Strike { group } => return self.strike_leader(group),
             Event::Undo { epoch, undo } if epoch == self.epoch => return self.undo(undo),
             // Events of an earlier life or epoch.
             _ => {}
@@ -313,28 +287,30 @@ impl<'a, W: Workload> Cluster<'a, W> {
             .is_some_and(|now| now.number == life)
     }
 
-    pub(super) fn is_leader(&self, node: usize) -> bool {
-        let life = self.nodes[node].life.as_ref();
-        life.is_some_and(|life| life.status.phase == Phase::Leader)
-    }
-
-    fn deliver(&mut self, to: usize, from: usize, message: Message, sent_under: Option<crate::Ballot>) {
+    fn deliver(
+        &mut self,
+        (from, to): (usize, usize),
+        group: usize,
+        message: Message,
+        sent_under: Option<crate::Ballot>,
+    ) {
         if self.network.is_cut(from, to) {
             self.coverage.meet(Sometimes::Cut);
             return;
         }
-        let late = sent_under.is_some_and(|ballot| self.oracle.highest_ballot() > ballot);
+        let highest = self.groups[group].oracle.highest_ballot();
+        let late = sent_under.is_some_and(|ballot| highest > ballot);
         self.coverage.meet_if(late, Sometimes::ReplayAcrossElection);
         let input = Input::Message {
             from: self.nodes[from].id,
             storage: self.nodes[from].storage,
             message,
         };
-        self.input(to, input);
+        self.input(to, group, input);
     }
 
     /// Puts an input into a node's inbox, if it is alive.
-    pub(super) fn input(&mut self, node: usize, input: Input) {
+    pub(super) fn input(&mut self, node: usize, group: usize, input: Input) {
         let paused = self.nodes[node].paused;
         let Some(life) = &mut self.nodes[node].life else {
             return;
@@ -343,7 +319,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
         if droppable && life.inbox.len() >= MAX_INBOX {
             return;
         }
-        life.inbox.push_back(input);
+        life.inbox.push_back((group, input));
         if !paused && !life.round_due {
             life.round_due = true;
             let life = life.number;
@@ -352,16 +328,16 @@ impl<'a, W: Workload> Cluster<'a, W> {
         }
     }
 
-    fn tick(&mut self, node: usize, at: u64) {
-        if let Some(life) = &mut self.nodes[node].life
-            && life.tick_at == Some(at)
+    fn tick(&mut self, node: usize, group: usize, at: u64) {
+        if let Some(seat) = self.nodes[node].seat_mut(group)
+            && seat.tick_at == Some(at)
         {
-            life.tick_at = None;
-            self.input(node, Input::Tick);
+            seat.tick_at = None;
+            self.input(node, group, Input::Tick);
         }
     }
 
-    /// One round of a node: steps all that waits, then does all that comes out.
+    /// One round of a node: steps all that waits, then does all that comes out. What its groups write is one write.
     fn round(&mut self, node: usize) -> Result<(), Violation> {
         if self.nodes[node].paused {
             return Ok(());
@@ -372,28 +348,32 @@ impl<'a, W: Workload> Cluster<'a, W> {
         };
         life.round_due = false;
         let inputs = core::mem::take(&mut life.inbox);
-        let mut ticked = false;
-        for input in inputs {
-            ticked |= matches!(input, Input::Tick);
-            self.observe_input(node, &input);
-            let Some(life) = &mut self.nodes[node].life else {
-                return Ok(());
+        let mut stepped = vec![None; self.groups.len()];
+        for (group, input) in inputs {
+            let ticked = matches!(input, Input::Tick);
+            stepped[group] = Some(ticked || stepped[group] == Some(true));
+            self.observe_input(node, group, &input);
+            if let Some(seat) = self.nodes[node].seat_mut(group) {
+                seat.replica.step(now, input);
+            }
+        }
+        for (group, ticked) in stepped.into_iter().enumerate() {
+            let (Some(ticked), Some(seat)) = (ticked, self.nodes[node].seat_mut(group)) else {
+                continue;
             };
-            life.replica.step(now, input);
+            let outputs: Vec<_> = core::iter::from_fn(|| seat.replica.poll()).collect();
+            for output in outputs {
+                self.carry_out(node, group, output)?;
+            }
+            self.end_round(node, group, now, ticked)?;
         }
-        let Some(life) = &mut self.nodes[node].life else {
-            return Ok(());
-        };
-        let outputs: Vec<_> = core::iter::from_fn(|| life.replica.poll()).collect();
-        for output in outputs {
-            self.carry_out(node, output)?;
-        }
-        self.end_round(node, now, ticked)
+        self.sync(node);
+        Ok(())
     }
 
-    fn observe_input(&mut self, node: usize, input: &Input) {
-        self.note(self.now << 3 | node as u64);
-        let Some(life) = &self.nodes[node].life else {
+    fn observe_input(&mut self, node: usize, group: usize, input: &Input) {
+        self.note(self.now << 5 | (group << 3 | node) as u64);
+        let Some(life) = self.nodes[node].seat(group) else {
             return;
         };
         let phase = life.status.phase;
@@ -423,22 +403,24 @@ impl<'a, W: Workload> Cluster<'a, W> {
             _ => {}
         }
         if self.is_traced() {
-            self.say(|| format!("n{} {}", node + 1, trace::input(input)));
+            self.say(|| format!("n{}{} {}", node + 1, self.tag(group), trace::input(input)));
         }
     }
 
     /// Checks what the replica says of itself, and arranges its next tick.
-    fn end_round(&mut self, node: usize, now: Time, ticked: bool) -> Result<(), Violation> {
+    fn end_round(&mut self, node: usize, group: usize, now: Time, ticked: bool) -> Result<(), Violation> {
         let (id, lateness) = (self.nodes[node].id, self.plan.tick_lateness);
-        let Some(life) = &mut self.nodes[node].life else {
+        let Some(life) = self.nodes[node].seat_mut(group) else {
             return Ok(());
         };
         let status = life.replica.status(now);
-        self.oracle.status(id, &status, Some(&life.status))?;
+        self.groups[group]
+            .oracle
+            .status(id, &status, Some(&life.status))?;
         within_bounds(id, &status, &life.status, &self.plan.config)?;
         let before = core::mem::replace(&mut life.status, status);
-        let (deadline, tick_at, number) = (life.replica.deadline(), life.tick_at, life.number);
-        self.observe_status(node, &before);
+        let (deadline, tick_at) = (life.replica.deadline(), life.tick_at);
+        self.observe_status(node, group, &before);
         let Some(deadline) = deadline else { return Ok(()) };
         ensure!(
             !ticked || deadline > now,
@@ -447,23 +429,33 @@ impl<'a, W: Workload> Cluster<'a, W> {
         );
         let at = self.nodes[node].when(deadline).max(self.now + 1) + self.random.below(lateness);
         if tick_at.is_none_or(|before| before > at) {
-            if let Some(life) = &mut self.nodes[node].life {
-                life.tick_at = Some(at);
-            }
-            self.at(
+            let Some(life) = &mut self.nodes[node].life else {
+                return Ok(());
+            };
+            life.seats[group].tick_at = Some(at);
+            let life = life.number;
+            let tick = Event::Tick {
+                node,
+                life,
+                group,
                 at,
-                Event::Tick {
-                    node,
-                    life: number,
-                    at,
-                },
-            );
+            };
+            self.at(at, tick);
         }
         Ok(())
     }
 
-    fn observe_status(&mut self, node: usize, before: &Status) {
-        let Some(life) = &self.nodes[node].life else {
+    /// Which group a line of the trace is about, if there are several.
+    pub(super) fn tag(&self, group: usize) -> String {
+        if self.groups.len() > 1 {
+            format!(" g{}", group + 1)
+        } else {
+            String::new()
+        }
+    }
+
+    fn observe_status(&mut self, node: usize, group: usize, before: &Status) {
+        let Some(life) = self.nodes[node].seat(group) else {
             return;
         };
         let now = &life.status;
@@ -482,103 +474,26 @@ impl<'a, W: Workload> Cluster<'a, W> {
         self.note(fingerprint);
     }
 
-    /// A node comes to life with what its disk holds.
-    pub(super) fn start(&mut self, node: usize) -> Result<(), Violation> {
-        if self.nodes[node].life.is_some() {
-            return Ok(());
-        }
-        let now = self.nodes[node].clock(self.now);
-        let machine = self.workload.machine();
-        let seed = self.random.bits();
-        let Node {
-            id, storage, disk, ..
-        } = &mut self.nodes[node];
-        self.oracle.restarted(*id, &disk.durable)?;
-        disk.incarnation += 1;
-        let tail = disk.durable.tail();
-        self.coverage
-            .meet_if(!tail.is_empty(), Sometimes::RestartedWithTail);
-        let start = Start {
-            group: GROUP,
-            identity: Identity {
-                cluster: CLUSTER,
-                node: *id,
-                storage: *storage,
-            },
-            incarnation: Incarnation(disk.incarnation),
-            seed,
-            membership: self.membership.clone(),
-            hard_state: disk.durable.hard,
-            trimmed: disk.durable.trimmed,
-            tail,
-        };
-        let replica = Replica::new(self.plan.config.clone(), start, now);
-        let status = replica.status(now);
-        self.oracle.status(*id, &status, None)?;
-        ensure!(
-            status.promised >= disk.durable.hard.promised,
-            "I6",
-            "{id} came back with a lower promise than its disk holds"
-        );
-        let (id, number) = (*id, disk.incarnation);
-        self.nodes[node].life = Some(Life {
-            number,
-            replica,
-            machine,
-            inbox: VecDeque::from([Input::Tick]),
-            round_due: true,
-            tick_at: None,
-            applied: Slot::ZERO,
-            reads: Vec::new(),
-            status,
-        });
-        self.say(|| format!("n{id} starts, life {number}"));
-        let delay = self.random.below(1_000);
-        self.after(delay, Event::Round { node, life: number });
-        Ok(())
+    /// The group that an operation belongs to.
+    pub(super) fn group_of(&self, token: Token) -> Option<usize> {
+        self.groups
+            .iter()
+            .position(|group| group.history.operation(token).is_some())
     }
 
-    /// A node dies; its disk keeps some prefix of the writes that were not synced.
-    pub(super) fn crash(&mut self, node: usize) -> Result<(), Violation> {
-        if self.nodes[node].life.take().is_none() {
-            return Ok(());
-        }
-        let unsynced = self.nodes[node].disk.unsynced();
-        let keep = self.random.index(unsynced + 1);
-        self.coverage.meet_if(keep < unsynced, Sometimes::WritesLost);
-        self.coverage.meet_if(keep > 0, Sometimes::WritesKept);
-        self.coverage
-            .meet_if(keep > 0 && keep < unsynced, Sometimes::WritesCut);
-        let id = self.nodes[node].id;
-        self.say(|| format!("n{id} crashes, keeps {keep} of {unsynced} unsynced writes"));
-        let before = self.nodes[node].disk.durable.hard;
-        let writes = self.nodes[node].disk.crash(keep);
-        self.now_durable(node, &writes, before)?;
-        self.nodes[node].paused = false;
-        self.history.crashed(id);
-        self.hang_up(node);
-        Ok(())
+    pub(super) fn is_open(&self, token: Token) -> bool {
+        self.groups.iter().any(|group| group.history.is_open(token))
     }
 
-    /// The peers of a node that is gone may notice.
-    fn hang_up(&mut self, gone: usize) {
-        for node in 0..self.nodes.len() {
-            self.notice(node, gone);
-        }
-    }
-
-    /// A node may notice that its connection to a peer broke.
-    pub(super) fn notice(&mut self, node: usize, gone: usize) {
-        if node != gone && self.plan.faults.has(Fault::Hangup) && self.random.chance(700) {
-            let delay = self.random.below(5_000);
-            let input = Input::Disconnected(self.nodes[gone].id);
-            self.after(delay, Event::Hint { node, input });
-        }
+    pub(super) fn operation(&self, token: Token) -> Option<&Operation> {
+        self.groups
+            .iter()
+            .find_map(|group| group.history.operation(token))
     }
 
     /// How an operation has ended, if it has.
     pub(super) fn outcome(&self, token: Token) -> Option<Outcome> {
-        let operation = self.history.operation(token)?;
+        let operation = self.operation(token)?;
         (operation.outcome != Outcome::Open).then_some(operation.outcome)
     }
 }

@@ -1,4 +1,4 @@
-//! A disk that forgets what was not synced.
+//! A disk that forgets what was not synced, shared by the groups of a node.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -7,11 +7,11 @@ use std::{
 
 use crate::{
     core::PersistId,
-    types::{Accepted, HardState, Slot, WriteOp},
+    types::{Accepted, Ballot, GroupId, HardState, Slot, WriteOp},
 };
 
 /// What a store of one group holds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiskState {
     /// Promise and chosen watermark.
     pub hard: HardState,
@@ -21,8 +21,18 @@ pub struct DiskState {
     pub entries: BTreeMap<Slot, Accepted>,
 }
 
+/// What a disk holds of a group that has never written anything.
+static NOTHING: DiskState = DiskState {
+    hard: HardState {
+        promised: Ballot::ZERO,
+        chosen: Slot::ZERO,
+    },
+    trimmed: Slot::ZERO,
+    entries: BTreeMap::new(),
+};
+
 impl DiskState {
-    pub(super) fn apply(&mut self, op: &WriteOp) {
+    fn apply(&mut self, op: &WriteOp) {
         match op {
             WriteOp::HardState { state, .. } => self.hard = *state,
             WriteOp::Accept {
@@ -68,12 +78,39 @@ impl DiskState {
     }
 }
 
-/// One atomic write.
+/// What a disk holds, for each group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Contents(BTreeMap<GroupId, DiskState>);
+
+impl Contents {
+    pub(super) fn group(&self, group: GroupId) -> &DiskState {
+        self.0.get(&group).unwrap_or(&NOTHING)
+    }
+
+    /// The hard states as they are now, for comparison later.
+    pub(super) fn hard_states(&self) -> BTreeMap<GroupId, HardState> {
+        let states = self.0.iter();
+        states.map(|(group, state)| (*group, state.hard)).collect()
+    }
+
+    pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.0.keys().copied()
+    }
+
+    pub(super) fn apply(&mut self, op: &WriteOp) {
+        self.0.entry(op.group()).or_default().apply(op);
+    }
+}
+
+/// One atomic write. It may carry changes of several groups.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
-    pub(super) id: PersistId,
+    /// Whose writes it carries.
+    pub(super) ids: Vec<(GroupId, PersistId)>,
     pub(super) ops: Vec<WriteOp>,
     sync: bool,
+    /// In which round of its node it was made: writes of one round are one.
+    round: u64,
 }
 
 /// The disk of one node: what is durable, and the writes that a crash may lose.
@@ -82,19 +119,40 @@ pub(super) struct Disk {
     /// How often the store was opened; durable at once.
     pub(super) incarnation: u64,
     /// Survives every crash.
-    pub(super) durable: DiskState,
+    pub(super) durable: Contents,
     /// What a read sees: all writes, synced or not.
-    pub(super) view: DiskState,
+    pub(super) view: Contents,
     pending: VecDeque<Write>,
     syncing: usize,
 }
 
 impl Disk {
-    pub(super) fn submit(&mut self, id: PersistId, ops: Vec<WriteOp>, sync: bool) {
+    /// Takes a write of a group; joins it to what other groups write in the same round.
+    pub(super) fn submit(
+        &mut self,
+        group: GroupId,
+        id: PersistId,
+        ops: Vec<WriteOp>,
+        sync: bool,
+        round: u64,
+    ) {
         for op in &ops {
             self.view.apply(op);
         }
-        self.pending.push_back(Write { id, ops, sync });
+        let joinable = self.pending.len() > self.syncing;
+        match self.pending.back_mut() {
+            Some(last) if joinable && last.round == round => {
+                last.ids.push((group, id));
+                last.ops.extend(ops);
+                last.sync |= sync;
+            }
+            _ => self.pending.push_back(Write {
+                ids: std::vec![(group, id)],
+                ops,
+                sync,
+                round,
+            }),
+        }
     }
 
     /// Begins to sync everything that waits, if something asks for it and no sync is under way.
@@ -106,15 +164,20 @@ impl Disk {
         wanted
     }
 
+    /// What the sync under way writes.
+    pub(super) fn under_way(&self) -> impl Iterator<Item = &Write> {
+        self.pending.iter().take(self.syncing)
+    }
+
     /// The sync under way succeeded: its writes, in order, are durable now.
     pub(super) fn finish_sync(&mut self) -> Vec<Write> {
         let count = core::mem::take(&mut self.syncing);
         self.make_durable(count)
     }
 
-    /// How many writes a crash now could lose.
-    pub(super) fn unsynced(&self) -> usize {
-        self.pending.len()
+    /// What a crash now could lose.
+    pub(super) const fn unsynced(&self) -> &VecDeque<Write> {
+        &self.pending
     }
 
     /// The node dies. The first `keep` unsynced writes happen to have reached the disk; the others are lost.

@@ -1,35 +1,37 @@
 //! How a simulated node carries out what its replica wants: the part that the tokio driver plays in production.
 
-use std::{format, vec::Vec};
+use std::{collections::BTreeMap, format, vec::Vec};
 
 use super::{
-    cluster::{Cluster, Event},
+    cluster::{Cluster, Event, Group},
     coverage::Event as Sometimes,
     disk::Write,
     faults::{Fault, MS},
     history::reply_hash,
     machine::Workload,
     network::{Arrival, Fate},
+    node::{Node, group_id},
     oracle::{Violation, alarm, ensure},
     trace,
 };
 use crate::{
     core::{ChosenEntry, Input, Message, Output, PersistId, Rejection, Token},
     state_machine::{ApplyCommand, Chosen, MachineError, StateMachine},
-    types::{EntryKind, HardState, Incarnation, NodeId, Slot, WriteOp},
+    types::{EntryKind, GroupId, HardState, Incarnation, NodeId, Slot, WriteOp},
 };
 
 type Check = Result<(), Violation>;
+type HardStates = BTreeMap<GroupId, HardState>;
 
 impl<W: Workload> Cluster<'_, W> {
-    pub(super) fn carry_out(&mut self, node: usize, output: Output) -> Check {
+    pub(super) fn carry_out(&mut self, node: usize, group: usize, output: Output) -> Check {
         if self.is_traced() {
-            self.say(|| format!("n{}   {}", node + 1, trace::output(&output)));
+            self.say(|| format!("n{}{}   {}", node + 1, self.tag(group), trace::output(&output)));
         }
         match output {
-            Output::Send { to, message } => self.send(node, &to, &message),
-            Output::Persist { id, ops, sync } => self.persist(node, id, ops, sync),
-            Output::Apply(chosen) => self.apply(node, &chosen),
+            Output::Send { to, message } => self.send(node, group, &to, &message),
+            Output::Persist { id, ops, sync } => self.persist(node, group, id, ops, sync),
+            Output::Apply(chosen) => self.apply(node, group, &chosen),
             Output::Load {
                 from,
                 upto,
@@ -41,6 +43,7 @@ impl<W: Workload> Cluster<'_, W> {
                 let loaded = Event::Loaded {
                     node,
                     life,
+                    group,
                     from,
                     upto,
                     max_bytes,
@@ -48,12 +51,12 @@ impl<W: Workload> Cluster<'_, W> {
                 self.after(delay, loaded);
                 Ok(())
             }
-            Output::ReadReady { token, slot } => self.read_ready(node, token, slot),
-            Output::Rejected { token, reason } => self.reject(node, token, reason),
+            Output::ReadReady { token, slot } => self.read_ready(node, group, token, slot),
+            Output::Rejected { token, reason } => self.reject(node, group, token, reason),
             Output::Unknown { token } => {
                 self.coverage.meet(Sometimes::ProposalUnknown);
                 let id = self.nodes[node].id;
-                self.history.unknown(id, token)?;
+                self.groups[group].history.unknown(id, token)?;
                 self.client_hears(token, None);
                 Ok(())
             }
@@ -66,7 +69,7 @@ impl<W: Workload> Cluster<'_, W> {
         Incarnation(self.nodes[node].disk.incarnation)
     }
 
-    fn send(&mut self, node: usize, to: &[NodeId], message: &Message) -> Check {
+    fn send(&mut self, node: usize, group: usize, to: &[NodeId], message: &Message) -> Check {
         let (id, life) = (self.nodes[node].id, self.life_of(node));
         ensure!(
             !to.is_empty() && !to.contains(&id),
@@ -74,9 +77,9 @@ impl<W: Workload> Cluster<'_, W> {
             "{id} sends {} to nobody or to itself",
             message.name()
         );
-        self.oracle
-            .sent(id, life, message, &self.nodes[node].disk.durable)?;
-        self.observe_send(id, message);
+        let disk = self.nodes[node].disk.durable.group(group_id(group));
+        self.groups[group].oracle.sent(id, life, message, disk)?;
+        self.observe_send(id, group, message);
         for receiver in to {
             let index = usize::try_from(receiver.0)
                 .ok()
@@ -88,12 +91,12 @@ impl<W: Workload> Cluster<'_, W> {
                     format!("{id} sends to {receiver}, which is no member"),
                 ));
             };
-            self.transmit(node, index, message);
+            self.transmit(node, index, group, message);
         }
         Ok(())
     }
 
-    fn transmit(&mut self, from: usize, to: usize, message: &Message) {
+    fn transmit(&mut self, from: usize, to: usize, group: usize, message: &Message) {
         self.messages += 1;
         let down = self.nodes[to].life.is_none();
         let refuses = down && self.plan.faults.has(Fault::Refusal) && self.random.chance(500);
@@ -113,6 +116,7 @@ impl<W: Workload> Cluster<'_, W> {
                     1,
                     Event::Hint {
                         node: from,
+                        group,
                         input: refused,
                     },
                 );
@@ -122,7 +126,7 @@ impl<W: Workload> Cluster<'_, W> {
                 for arrival in arrivals {
                     let (at, sent_under) = match arrival {
                         Arrival::At(at) => (at, None),
-                        Arrival::Replay(at) => (at, Some(self.oracle.highest_ballot())),
+                        Arrival::Replay(at) => (at, Some(self.groups[group].oracle.highest_ballot())),
                     };
                     let message = message.clone();
                     self.at(
@@ -130,6 +134,7 @@ impl<W: Workload> Cluster<'_, W> {
                         Event::Deliver {
                             to,
                             from,
+                            group,
                             message,
                             sent_under,
                         },
@@ -139,7 +144,7 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
-    fn observe_send(&mut self, node: NodeId, message: &Message) {
+    fn observe_send(&mut self, node: NodeId, group: usize, message: &Message) {
         match message {
             Message::CanvassReply { granted: false, .. } => self.coverage.meet(Sometimes::CanvassDenied),
             Message::Promise { to, .. } => {
@@ -149,7 +154,7 @@ impl<W: Workload> Cluster<'_, W> {
             Message::Forward {
                 incarnation, first, ..
             } => {
-                let new = self.forwarded.insert((node, *incarnation, *first));
+                let new = self.groups[group].forwarded.insert((node, *incarnation, *first));
                 let event = if new {
                     Sometimes::Forwarded
                 } else {
@@ -161,13 +166,13 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
-    fn persist(&mut self, node: usize, id: PersistId, ops: Vec<WriteOp>, sync: bool) -> Check {
+    fn persist(&mut self, node: usize, group: usize, id: PersistId, ops: Vec<WriteOp>, sync: bool) -> Check {
         let node_id = self.nodes[node].id;
         let mut overwritten = false;
-        let view = &self.nodes[node].disk.view;
+        let view = self.nodes[node].disk.view.group(group_id(group));
         let mut after = view.hard;
         for op in &ops {
-            self.oracle.submitted(node_id, view, op)?;
+            self.groups[group].oracle.submitted(node_id, view, op)?;
             match op {
                 WriteOp::HardState { state, .. } => {
                     ensure!(
@@ -184,17 +189,22 @@ impl<W: Workload> Cluster<'_, W> {
             }
         }
         self.coverage.meet_if(overwritten, Sometimes::AcceptedOverwritten);
-        self.nodes[node].disk.submit(id, ops, sync);
-        self.sync(node);
+        let round = self.events;
+        self.nodes[node]
+            .disk
+            .submit(group_id(group), id, ops, sync, round);
         Ok(())
     }
 
-    fn sync(&mut self, node: usize) {
+    pub(super) fn sync(&mut self, node: usize) {
         if !self.nodes[node].disk.begin_sync() {
             return;
         }
         self.coverage
-            .meet_if(self.nodes[node].disk.unsynced() > 1, Sometimes::GroupCommit);
+            .meet_if(self.nodes[node].disk.unsynced().len() > 1, Sometimes::GroupCommit);
+        let under_way = self.nodes[node].disk.under_way();
+        let shared = under_way.filter(|write| write.ids.len() > 1).count() > 0;
+        self.coverage.meet_if(shared, Sometimes::SharedWrite);
         let usual = if self.network.calm {
             MS.min(self.plan.sync_mean)
         } else {
@@ -206,58 +216,107 @@ impl<W: Workload> Cluster<'_, W> {
         self.after(delay, Event::Synced { node, life });
     }
 
-    /// A sync ends, well or not.
+    /// A sync ends, well or not. After a failed one the node stops: what reached the disk, nobody knows.
     pub(super) fn synced(&mut self, node: usize) -> Check {
-        if !self.network.calm && self.random.chance(self.plan.sync_failure_permille) {
-            self.coverage.meet(Sometimes::SyncFailed);
+        let fails = !self.network.calm && self.random.chance(self.plan.sync_failure_permille);
+        let full = self.nodes[node].full_disk;
+        if fails || full {
+            let event = if full {
+                Sometimes::FullAtSync
+            } else {
+                Sometimes::SyncFailed
+            };
+            self.coverage.meet(event);
             let id = self.nodes[node].id;
             self.say(|| format!("n{id} sync fails"));
             return self.crash_for_a_while(node);
         }
-        let before = self.nodes[node].disk.durable.hard;
-        let writes = self.nodes[node].disk.finish_sync();
-        self.now_durable(node, &writes, before)?;
-        if let Some(last) = writes.last() {
-            self.input(node, Input::Persisted(last.id));
+        let Node { disk, store, .. } = &mut self.nodes[node];
+        if let Some(store) = store {
+            store.write(disk.under_way(), true)?;
+        }
+        let before = disk.durable.hard_states();
+        let writes = disk.finish_sync();
+        self.now_durable(node, &writes, &before)?;
+        let ids = writes.iter().flat_map(|write| write.ids.iter().copied());
+        let last: BTreeMap<GroupId, PersistId> = ids.collect();
+        for group in 0..self.groups.len() {
+            if let Some(id) = last.get(&group_id(group)) {
+                self.input(node, group, Input::Persisted(*id));
+            }
         }
         self.sync(node);
         Ok(())
     }
 
-    /// Tells the oracles of writes that have just become durable.
-    pub(super) fn now_durable(&mut self, node: usize, writes: &[Write], mut before: HardState) -> Check {
-        let id = self.nodes[node].id;
-        for op in writes.iter().flat_map(|write| &write.ops) {
-            self.oracle
-                .durable(id, op, &self.nodes[node].disk.durable, before)?;
-            if let WriteOp::HardState { state, .. } = op {
-                before = *state;
-            }
-            if let WriteOp::Accept { slot, .. } = op {
-                let (ballots, values) = self.oracle.contention(*slot);
-                self.coverage.meet_if(ballots > 1, Sometimes::TwoBallots);
-                self.coverage.meet_if(values > 1, Sometimes::TwoValues);
-            }
+    /// The disk answers a read.
+    pub(super) fn loaded(
+        &mut self,
+        node: usize,
+        group: usize,
+        (from, upto): (Slot, Slot),
+        max_bytes: usize,
+    ) -> Check {
+        let id = group_id(group);
+        let Node { disk, store, .. } = &mut self.nodes[node];
+        if let Some(store) = store {
+            let expected = disk.durable.group(id).read(from, upto, max_bytes);
+            store.read(id, (from, upto), max_bytes, &expected)?;
         }
-        while let Some(entry) = self.oracle.decided(self.history.upto().next()) {
-            let entry = entry.clone();
-            let duplicates = self.history.duplicates();
-            self.history.decided(&entry)?;
-            let slot = self.history.upto();
-            let commands = self.history.commands(slot).len();
-            self.say(|| format!("-- slot {slot} is chosen ({commands} new commands)"));
-            self.coverage
-                .meet_if(self.history.duplicates() > duplicates, Sometimes::CopySkipped);
-            self.coverage
-                .meet_if(entry.kind == EntryKind::Noop, Sometimes::NoopFilled);
-            self.coverage.meet_if(commands > 1, Sometimes::BatchOfMany);
+        let entries = disk.view.group(id).read(from, upto, max_bytes);
+        self.input(node, group, Input::Loaded { from, entries });
+        Ok(())
+    }
+
+    /// Tells the oracles of writes that have just become durable, on a disk whose hard states were `before`.
+    pub(super) fn now_durable(&mut self, node: usize, writes: &[Write], before: &HardStates) -> Check {
+        let id = self.nodes[node].id;
+        for group in 0..self.groups.len() {
+            let mut hard = before.get(&group_id(group)).copied().unwrap_or_default();
+            let ops = writes.iter().flat_map(|write| &write.ops);
+            for op in ops.filter(|op| op.group() == group_id(group)) {
+                let disk = self.nodes[node].disk.durable.group(group_id(group));
+                let oracle = &mut self.groups[group].oracle;
+                oracle.durable(id, op, disk, hard)?;
+                if let WriteOp::HardState { state, .. } = op {
+                    hard = *state;
+                }
+                if let WriteOp::Accept { slot, .. } = op {
+                    let (ballots, values) = oracle.contention(*slot);
+                    self.coverage.meet_if(ballots > 1, Sometimes::TwoBallots);
+                    self.coverage.meet_if(values > 1, Sometimes::TwoValues);
+                }
+            }
+            self.now_decided(group)?;
         }
         Ok(())
     }
 
-    fn apply(&mut self, node: usize, chosen: &ChosenEntry) -> Check {
+    fn now_decided(&mut self, group: usize) -> Check {
+        let Group { oracle, history, .. } = &mut self.groups[group];
+        let mut lines = Vec::new();
+        while let Some(entry) = oracle.decided(history.upto().next()) {
+            let duplicates = history.duplicates();
+            history.decided(entry)?;
+            let slot = history.upto();
+            let commands = history.commands(slot).len();
+            lines.push((slot, commands));
+            self.coverage
+                .meet_if(history.duplicates() > duplicates, Sometimes::CopySkipped);
+            self.coverage
+                .meet_if(entry.kind == EntryKind::Noop, Sometimes::NoopFilled);
+            self.coverage.meet_if(commands > 1, Sometimes::BatchOfMany);
+        }
+        for (slot, commands) in lines {
+            let tag = self.tag(group);
+            self.say(|| format!("--{tag} slot {slot} is chosen ({commands} new commands)"));
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, node: usize, group: usize, chosen: &ChosenEntry) -> Check {
         let (id, incarnation) = (self.nodes[node].id, self.life_of(node));
-        let Some(life) = &mut self.nodes[node].life else {
+        let Some(life) = self.nodes[node].seat_mut(group) else {
             return Ok(());
         };
         ensure!(
@@ -296,29 +355,32 @@ impl<W: Workload> Cluster<'_, W> {
             chosen.slot
         );
         let digest = life.machine.digest();
-        self.history.applied(id, chosen, reply_hash(&replies), digest)?;
+        self.groups[group]
+            .history
+            .applied(id, chosen, reply_hash(&replies), digest)?;
         for (offset, command) in chosen.commands.iter().enumerate() {
             self.coverage
                 .meet_if(command.command.payload.is_empty(), Sometimes::EmptyCommand);
             if let Some(token) = command.token {
-                self.history
+                self.groups[group]
+                    .history
                     .write_answered(id, incarnation, token, chosen.slot, offset)?;
                 self.client_hears(token, None);
             }
         }
-        self.swap_snapshot(node)?;
-        self.answer_reads(node)
+        self.swap_snapshot(node, group)?;
+        self.answer_reads(node, group)
     }
 
     /// Replaces a machine by a copy restored from its snapshot: nothing may differ afterwards.
-    fn swap_snapshot(&mut self, node: usize) -> Check {
+    fn swap_snapshot(&mut self, node: usize, group: usize) -> Check {
         if !self.plan.faults.has(Fault::SnapshotSwap) || !self.random.chance(5) {
             return Ok(());
         }
         self.coverage.meet(Sometimes::SnapshotSwapped);
         let id = self.nodes[node].id;
         let mut copy = self.workload.machine();
-        let Some(life) = &mut self.nodes[node].life else {
+        let Some(life) = self.nodes[node].seat_mut(group) else {
             return Ok(());
         };
         let mut bytes = Vec::new();
@@ -341,19 +403,19 @@ impl<W: Workload> Cluster<'_, W> {
         Ok(())
     }
 
-    fn read_ready(&mut self, node: usize, token: Token, slot: Slot) -> Check {
-        let Some(life) = &mut self.nodes[node].life else {
+    fn read_ready(&mut self, node: usize, group: usize, token: Token, slot: Slot) -> Check {
+        let Some(life) = self.nodes[node].seat_mut(group) else {
             return Ok(());
         };
         self.coverage.meet_if(slot > life.applied, Sometimes::ReadWaited);
         life.reads.push((slot, token));
-        self.answer_reads(node)
+        self.answer_reads(node, group)
     }
 
-    fn answer_reads(&mut self, node: usize) -> Check {
+    fn answer_reads(&mut self, node: usize, group: usize) -> Check {
         let id = self.nodes[node].id;
-        let leads = self.is_leader(node);
-        let Some(life) = &mut self.nodes[node].life else {
+        let leads = self.nodes[node].leads(group);
+        let Some(life) = self.nodes[node].seat_mut(group) else {
             return Ok(());
         };
         if life.reads.is_empty() {
@@ -364,20 +426,20 @@ impl<W: Workload> Cluster<'_, W> {
         let tokens: Vec<(Slot, Token)> = life.reads.extract_if(.., ready).collect();
         for (_, token) in tokens {
             let query = self.workload.query(&mut self.random);
-            let Some(life) = &self.nodes[node].life else {
+            let Some(life) = self.nodes[node].seat(group) else {
                 return Ok(());
             };
             let _answer = life.machine.query(query);
-            self.history.read_answered(id, token, applied)?;
+            self.groups[group].history.read_answered(id, token, applied)?;
             self.coverage.meet_if(!leads, Sometimes::ReadOnFollower);
             self.client_hears(token, None);
         }
         Ok(())
     }
 
-    fn reject(&mut self, node: usize, token: Token, reason: Rejection) -> Check {
+    fn reject(&mut self, node: usize, group: usize, token: Token, reason: Rejection) -> Check {
         let id = self.nodes[node].id;
-        self.history.rejected(id, token)?;
+        self.groups[group].history.rejected(id, token)?;
         let hint = match reason {
             Rejection::NotLeader { leader } => {
                 self.coverage.meet(Sometimes::NotLeader);

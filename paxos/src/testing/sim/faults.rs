@@ -1,9 +1,9 @@
 //! What a run is like: drawn once from its seed.
 
-use core::time::Duration;
+use core::{fmt, time::Duration};
 use std::vec::Vec;
 
-use super::random::Random;
+use super::{Options, random::Random};
 use crate::core::Config;
 
 macro_rules! faults {
@@ -44,6 +44,8 @@ faults! {
     Pause = "A node stands still for a while.",
     SlowDisk = "A disk takes long for a while.",
     FailedSync = "A sync fails, which stops its node.",
+    FullDisk = "A disk is full for a while: syncs fail, and its node cannot start again.",
+    Damage = "A disk is damaged while its node is down; it refuses to start. A minority at the most.",
     Drift = "Clocks run up to 5 % fast or slow.",
     Refusal = "The transport refuses messages to nodes that it cannot reach.",
     Hangup = "Broken connections are noticed.",
@@ -73,10 +75,29 @@ impl FaultSet {
         Self(self.0 | 1 << fault as u64)
     }
 
+    /// How many classes are in the set.
+    pub fn count(self) -> usize {
+        Fault::ALL.iter().filter(|fault| self.has(**fault)).count()
+    }
+
     /// The set without this class.
     #[must_use]
     pub const fn without(self, fault: Fault) -> Self {
         Self(self.0 & !(1 << fault as u64))
+    }
+}
+
+impl fmt::Display for FaultSet {
+    /// The names, with commas between them; `none` for an empty set.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut faults = Fault::ALL.iter().filter(|fault| self.has(**fault));
+        match faults.next() {
+            None => f.write_str("none"),
+            Some(first) => {
+                f.write_str(first.name())?;
+                faults.try_for_each(|fault| write!(f, ",{}", fault.name()))
+            }
+        }
     }
 }
 
@@ -87,6 +108,7 @@ pub(super) const SECOND: u64 = 1_000 * MS;
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) nodes: usize,
+    pub(super) groups: usize,
     pub(super) config: Config,
     pub(super) faults: FaultSet,
     pub(super) clients: usize,
@@ -109,43 +131,46 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn draw(random: &mut Random, nodes: Option<usize>, allowed: FaultSet) -> Self {
-        let nodes = nodes.unwrap_or_else(|| random.pick(&[1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 4, 5, 5, 5, 5]));
+    /// What is fixed by the options is drawn too, so that fixing what the seed would draw changes nothing.
+    pub(super) fn draw(random: &mut Random, options: &Options) -> Self {
+        let drawn = random.pick(&[1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 4, 5, 5, 5, 5]);
+        let nodes = options.nodes.unwrap_or(drawn).max(1);
+        let drawn = random.pick(&[1, 1, 1, 2, 2, 3]);
+        let groups = options.groups.unwrap_or(drawn).max(1);
         let absent = random.between(150, 500);
         let mut faults = FaultSet::NONE;
         for fault in Fault::ALL {
-            if !random.chance(absent) && allowed.has(*fault) {
+            if !random.chance(absent) && options.faults.has(*fault) {
                 faults = faults.with(*fault);
             }
         }
         let rate = |random: &mut Random, fault, most: u64| {
-            if faults.has(fault) {
-                random.below(most + 1)
-            } else {
-                0
-            }
+            let drawn = random.below(most + 1);
+            if faults.has(fault) { drawn } else { 0 }
         };
         let loss_permille = rate(random, Fault::Loss, 300);
         let duplication_permille = rate(random, Fault::Duplication, 300);
         let replay_permille = rate(random, Fault::Replay, 50);
         let clock_rates = (0..nodes)
             .map(|_| {
-                if faults.has(Fault::Drift) {
-                    random.between(950, 1_050)
-                } else {
-                    1_000
-                }
+                let drawn = random.between(950, 1_050);
+                if faults.has(Fault::Drift) { drawn } else { 1_000 }
             })
             .collect();
+        let config = draw_config(random);
+        let clients = random.between(1, 6) as usize;
+        let storms = random.between(1, 2) as u32;
+        let sync_failure_permille = rate(random, Fault::FailedSync, 5);
         Self {
             nodes,
-            config: draw_config(random),
+            groups,
+            config,
             faults,
-            clients: random.between(1, 6) as usize,
+            clients: options.clients.unwrap_or(clients),
             reads_permille: random.pick(&[100, 300, 500]),
             think_mean: random.between(20, 150) * MS,
             patience: random.between(300, 3_000) * MS,
-            storms: random.between(1, 2) as u32,
+            storms: options.storms.unwrap_or(storms),
             storm_mean: random.between(1, 4) * SECOND,
             fault_gap_mean: random.between(100, 1_000) * MS,
             loss_permille,
@@ -153,11 +178,7 @@ impl Plan {
             replay_permille,
             delay_mean: random.between(500, 10 * MS) * random.between(1, 3),
             sync_mean: random.pick(&[100, MS, MS, 5 * MS, 20 * MS]),
-            sync_failure_permille: if faults.has(Fault::FailedSync) {
-                random.between(1, 5)
-            } else {
-                0
-            },
+            sync_failure_permille,
             clock_rates,
             tick_lateness: random.pick(&[0, 100, 5 * MS]),
         }

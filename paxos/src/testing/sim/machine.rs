@@ -7,6 +7,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::random::Random;
 use crate::{
     state_machine::{Chosen, MachineError, SnapshotSource, StateMachine},
+    testing::storage::Place,
     types::Slot,
 };
 
@@ -24,6 +25,37 @@ pub trait Workload: Sync {
 
     /// A query of a client.
     fn query(&self, random: &mut Random) -> Bytes;
+
+    /// Where a node keeps its storage, empty at first; called once for each node of a run. `None`, the default, runs on
+    /// the simulator's own disks. See [`OnStorage`].
+    fn place(&self) -> Option<Box<dyn Place>> {
+        None
+    }
+}
+
+/// The [default workload](Checking) on a storage of yours: what the function returns is a new, empty
+/// [place](crate::testing::storage::Place), as for the conformance suite.
+#[derive(Clone, Copy, Debug)]
+pub struct OnStorage<F>(pub F);
+
+impl<P: Place + 'static, F: Fn() -> P + Sync> Workload for OnStorage<F> {
+    type Machine = Ledger;
+
+    fn machine(&self) -> Ledger {
+        Checking.machine()
+    }
+
+    fn command(&self, random: &mut Random, unique: u64) -> Bytes {
+        Checking.command(random, unique)
+    }
+
+    fn query(&self, random: &mut Random) -> Bytes {
+        Checking.query(random)
+    }
+
+    fn place(&self) -> Option<Box<dyn Place>> {
+        Some(Box::new((self.0)()))
+    }
 }
 
 /// The default workload: clients that set registers and add to counters of a [`Ledger`].

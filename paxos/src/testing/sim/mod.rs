@@ -46,13 +46,17 @@ mod history;
 mod machine;
 mod nemesis;
 mod network;
+mod node;
 mod oracle;
 pub(in crate::testing) mod random;
 mod rig;
+mod shrink;
+mod store;
 pub mod trace;
 
 use core::fmt;
 use std::{
+    format,
     panic::{AssertUnwindSafe, catch_unwind},
     string::String,
 };
@@ -61,10 +65,11 @@ pub use self::{
     coverage::{Coverage, Event},
     disk::DiskState,
     faults::{Fault, FaultSet},
-    machine::{Checking, Ledger, Workload},
+    machine::{Checking, Ledger, OnStorage, Workload},
     oracle::{Oracle, Violation},
     random::Random,
     rig::{Ending, Letter, Rig},
+    shrink::{Shrunk, shrink},
 };
 
 /// What may differ between two runs of one seed.
@@ -72,6 +77,12 @@ pub use self::{
 pub struct Options {
     /// How many nodes; drawn from the seed if `None`.
     pub nodes: Option<usize>,
+    /// How many groups share each node's disk; drawn from the seed if `None`.
+    pub groups: Option<usize>,
+    /// How many clients work at a time; drawn from the seed if `None`.
+    pub clients: Option<usize>,
+    /// How many times faults come and go; drawn from the seed if `None`.
+    pub storms: Option<u32>,
     /// The fault classes that may be drawn.
     pub faults: FaultSet,
     /// Gets a line for everything that happens.
@@ -82,9 +93,34 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             nodes: None,
+            groups: None,
+            clients: None,
+            storms: None,
             faults: FaultSet::ALL,
             trace: None,
         }
+    }
+}
+
+impl Options {
+    /// What is fixed here, as flags of the `simulate` example, each after a space.
+    pub fn flags(&self) -> String {
+        let mut flags = String::new();
+        let numbers = [
+            ("nodes", self.nodes),
+            ("groups", self.groups),
+            ("clients", self.clients),
+            ("storms", self.storms.map(|storms| storms as usize)),
+        ];
+        for (name, number) in numbers {
+            if let Some(number) = number {
+                flags += &format!(" --{name} {number}");
+            }
+        }
+        if self.faults != FaultSet::ALL {
+            flags += &format!(" --faults {}", self.faults);
+        }
+        flags
     }
 }
 
@@ -143,8 +179,8 @@ pub fn run<W: Workload>(seed: u64, options: &Options, workload: &W) -> Report {
             failure,
             coverage: cluster.coverage.clone(),
             messages: cluster.messages,
-            chosen: cluster.oracle.chosen().0,
-            answered: cluster.history.answered(),
+            chosen: cluster.sum(|group| group.oracle.chosen().0),
+            answered: cluster.sum(|group| group.history.answered()),
             virtual_micros: cluster.now,
         }
     }));

@@ -19,6 +19,7 @@ pub(super) enum Undo {
     Resume(usize),
     Restart(usize),
     FastDisk(usize),
+    FreeDisk(usize),
 }
 
 type Check = Result<(), Violation>;
@@ -38,6 +39,8 @@ const STRIKES: &[Fault] = &[
     Fault::Pause,
     Fault::Pause,
     Fault::SlowDisk,
+    Fault::FullDisk,
+    Fault::Damage,
 ];
 
 /// How long a probe waits at the most, in tenths of a second: bursts may have left much to do.
@@ -76,6 +79,7 @@ impl<W: Workload> Cluster<'_, W> {
         self.network.mend_all();
         for node in 0..self.nodes.len() {
             self.nodes[node].slow_disk = false;
+            self.nodes[node].full_disk = false;
             self.resume(node);
             self.start(node)?;
         }
@@ -87,19 +91,26 @@ impl<W: Workload> Cluster<'_, W> {
         self.run_for(election * 2)
     }
 
-    /// A write and a read at each node.
+    /// A write and a read of each group at each node.
     fn probe(&mut self, oracle: &'static str) -> Check {
+        for group in 0..self.groups.len() {
+            self.probe_group(group, oracle)?;
+        }
+        Ok(())
+    }
+
+    fn probe_group(&mut self, group: usize, oracle: &'static str) -> Check {
         let mut tokens: Vec<(Token, bool)> = Vec::new();
         for node in 0..self.nodes.len() {
             let unique = self.last_token + 1;
             let command = self.workload.command(&mut self.random, unique);
-            let write = self.request(node, Request::Write(command));
+            let write = self.request(node, group, Request::Write(command));
             tokens.extend(write.map(|token| (token, true)));
-            let read = self.request(node, Request::Read);
+            let read = self.request(node, group, Request::Read);
             tokens.extend(read.map(|token| (token, false)));
         }
         for _ in 0..PROBE_STEPS {
-            if tokens.iter().any(|(token, _)| self.history.is_open(*token)) {
+            if tokens.iter().any(|(token, _)| self.is_open(*token)) {
                 self.run_for(100 * MS)?;
             }
         }
@@ -111,7 +122,7 @@ impl<W: Workload> Cluster<'_, W> {
             answered[usize::from(is_write)] += usize::from(outcome == Some(Outcome::Answered));
             if outcome != Some(Outcome::Answered) && !cancelled && !referred {
                 let what = if is_write { "write" } else { "read" };
-                let operation = self.history.operation(token);
+                let operation = self.operation(token);
                 let detail = format!("no fault for a while, but the {what} {operation:?} is not answered");
                 return Err(Violation { oracle, detail });
             }
@@ -126,23 +137,31 @@ impl<W: Workload> Cluster<'_, W> {
 
     /// At the end everybody holds and has applied the same, and nothing is open.
     fn converge(&mut self) -> Check {
-        let chosen = self.oracle.chosen();
-        for node in &self.nodes {
-            let applied = node.life.as_ref().map(|life| life.applied);
+        for (index, group) in self.groups.iter().enumerate() {
+            let chosen = group.oracle.chosen();
+            for node in self.nodes.iter().filter(|node| !node.damaged) {
+                let applied = node.seat(index).map(|seat| seat.applied);
+                ensure!(
+                    applied == Some(chosen),
+                    "L2",
+                    "{} has applied {applied:?} of group {} at the end, chosen is {chosen}",
+                    node.id,
+                    index + 1
+                );
+            }
+            let open = group.history.any_open();
             ensure!(
-                applied == Some(chosen),
-                "L2",
-                "{} has applied {applied:?} at the end, chosen is {chosen}",
-                node.id
+                open.is_none(),
+                "exactly once",
+                "{open:?} has not ended: {:?}",
+                open.and_then(|token| group.history.operation(token))
             );
         }
-        let open = self.history.any_open();
-        ensure!(
-            open.is_none(),
-            "exactly once",
-            "{open:?} has not ended: {:?}",
-            open.and_then(|token| self.history.operation(token))
-        );
+        for node in &mut self.nodes {
+            if let Some(store) = &mut node.store {
+                store.close(&node.disk.durable)?;
+            }
+        }
         Ok(())
     }
 
@@ -161,10 +180,10 @@ impl<W: Workload> Cluster<'_, W> {
         self.strike(fault, victim)
     }
 
-    /// Takes the leader away, out of turn.
-    pub(super) fn strike_leader(&mut self) -> Check {
+    /// Takes the leader of a group away, out of turn.
+    pub(super) fn strike_leader(&mut self, group: usize) -> Check {
         let fault = self.random.pick(&[Fault::Crash, Fault::Crash, Fault::Isolation]);
-        let leader = (0..self.nodes.len()).find(|node| self.is_leader(*node));
+        let leader = (0..self.nodes.len()).find(|node| self.nodes[*node].leads(group));
         leader.map_or(Ok(()), |leader| self.strike(fault, leader))
     }
 
@@ -179,7 +198,7 @@ impl<W: Workload> Cluster<'_, W> {
             Fault::CrashAll => return self.crash_all(),
             Fault::Pause => {
                 self.coverage
-                    .meet_if(self.is_leader(victim), Sometimes::LeaderPaused);
+                    .meet_if(self.nodes[victim].leads_any(), Sometimes::LeaderPaused);
                 self.nodes[victim].paused = true;
                 self.undo_after(duration, Undo::Resume(victim));
             }
@@ -187,6 +206,11 @@ impl<W: Workload> Cluster<'_, W> {
                 self.nodes[victim].slow_disk = true;
                 self.undo_after(duration, Undo::FastDisk(victim));
             }
+            Fault::FullDisk => {
+                self.nodes[victim].full_disk = true;
+                self.undo_after(duration, Undo::FreeDisk(victim));
+            }
+            Fault::Damage => return self.damage(victim),
             Fault::Clog => {
                 let other = self.random.index(self.nodes.len());
                 let until = self.now + duration;
@@ -207,7 +231,7 @@ impl<W: Workload> Cluster<'_, W> {
 
     /// Often the leader, else anybody.
     fn victim(&mut self) -> usize {
-        let leader = (0..self.nodes.len()).find(|node| self.is_leader(*node));
+        let leader = self.some_leader();
         let anybody = self.random.index(self.nodes.len());
         if self.random.chance(400) {
             leader.unwrap_or(anybody)
@@ -249,8 +273,14 @@ impl<W: Workload> Cluster<'_, W> {
                 }
             }
             Undo::Resume(node) => self.resume(node),
-            Undo::Restart(node) => return self.start(node),
+            Undo::Restart(node) => {
+                self.start(node)?;
+                if self.nodes[node].full_disk {
+                    self.restart_later(node);
+                }
+            }
             Undo::FastDisk(node) => self.nodes[node].slow_disk = false,
+            Undo::FreeDisk(node) => self.nodes[node].full_disk = false,
         }
         Ok(())
     }
@@ -265,14 +295,34 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
+    /// How many nodes may be down without the others losing their quorum; at least one.
+    fn minority(&self) -> usize {
+        ((self.nodes.len() - 1) / 2).max(1)
+    }
+
     fn crash_minority(&mut self, victim: usize) -> Check {
         let down = self.nodes.iter().filter(|node| node.life.is_none()).count();
-        let most = ((self.nodes.len() - 1) / 2).max(1);
-        if down < most {
+        if down < self.minority() {
             self.crash_for_a_while(victim)
         } else {
             Ok(())
         }
+    }
+
+    /// A record goes bad while a node is down. It refuses to start with that and stays away for good; of three nodes or
+    /// more a minority may be lost so.
+    fn damage(&mut self, victim: usize) -> Check {
+        let damaged = self.nodes.iter().filter(|node| node.damaged).count();
+        if self.nodes.len() < 3 || damaged >= self.minority() || !self.random.chance(200) {
+            return Ok(());
+        }
+        self.nodes[victim].damaged = true;
+        self.crash_for_a_while(victim)
+    }
+
+    pub(super) fn restart_later(&mut self, node: usize) {
+        let delay = 10 * MS + self.random.exponential(SECOND / 2);
+        self.undo_after(delay, Undo::Restart(node));
     }
 
     fn crash_all(&mut self) -> Check {
@@ -283,15 +333,6 @@ impl<W: Workload> Cluster<'_, W> {
         for node in 0..self.nodes.len() {
             self.crash_for_a_while(node)?;
         }
-        Ok(())
-    }
-
-    pub(super) fn crash_for_a_while(&mut self, node: usize) -> Check {
-        self.coverage
-            .meet_if(self.is_leader(node), Sometimes::LeaderCrashed);
-        self.crash(node)?;
-        let delay = 10 * MS + self.random.exponential(SECOND / 2);
-        self.undo_after(delay, Undo::Restart(node));
         Ok(())
     }
 }

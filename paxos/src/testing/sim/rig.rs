@@ -10,7 +10,12 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{disk::Disk, oracle::Oracle, oracle::Violation, trace};
+use super::{
+    disk::{Disk, DiskState},
+    oracle::Oracle,
+    oracle::Violation,
+    trace,
+};
 use crate::{
     core::{Config, Input, Message, Output, Phase, Rejection, Replica, Start, Status, Token},
     types::{
@@ -46,10 +51,19 @@ pub enum Ending {
 struct Seat {
     disk: Disk,
     disk_held: bool,
+    writes: u64,
     replica: Option<Replica>,
     applied_upto: Slot,
     applied: Vec<Bytes>,
     reads: Vec<(Slot, Token)>,
+}
+
+const GROUP: GroupId = GroupId(1);
+
+impl Seat {
+    fn durable(&self) -> &DiskState {
+        self.disk.durable.group(GROUP)
+    }
 }
 
 /// Replicas 1 to n, with a network that delivers when it is told to, disks that sync at once unless held, and a clock
@@ -119,14 +133,14 @@ impl Rig {
 
     /// Starts a node with what its disk holds.
     pub fn restart(&mut self, node: u64) {
-        let disk = self.seat(node).disk.durable.clone();
+        let disk = self.seat(node).durable().clone();
         let check = self.oracle.restarted(NodeId(node), &disk);
         self.demand(check);
         let (now, config, membership) = (self.now, self.config.clone(), self.membership.clone());
         let seat = self.seat(node);
         seat.disk.incarnation += 1;
         let start = Start {
-            group: GroupId(1),
+            group: GROUP,
             identity: Identity {
                 cluster: ClusterId(1),
                 node: NodeId(node),
@@ -135,9 +149,9 @@ impl Rig {
             incarnation: Incarnation(seat.disk.incarnation),
             seed: node << 8 | seat.disk.incarnation,
             membership,
-            hard_state: seat.disk.durable.hard,
-            trimmed: seat.disk.durable.trimmed,
-            tail: seat.disk.durable.tail(),
+            hard_state: seat.durable().hard,
+            trimmed: seat.durable().trimmed,
+            tail: seat.durable().tail(),
         };
         seat.replica = Some(Replica::new(config, start, now));
         seat.applied_upto = Slot::ZERO;
@@ -181,7 +195,7 @@ impl Rig {
         match output {
             Output::Send { to, message } => {
                 let life = Incarnation(self.seat(node).disk.incarnation);
-                let disk = self.seat(node).disk.durable.clone();
+                let disk = self.seat(node).durable().clone();
                 let check = self.oracle.sent(NodeId(node), life, &message, &disk);
                 self.demand(check);
                 self.letters.extend(to.into_iter().map(|to| Letter {
@@ -192,18 +206,20 @@ impl Rig {
             }
             Output::Persist { id, ops, sync } => {
                 for op in &ops {
-                    let view = self.seat(node).disk.view.clone();
+                    let view = self.seat(node).disk.view.group(GROUP).clone();
                     let check = self.oracle.submitted(NodeId(node), &view, op);
                     self.demand(check);
                 }
-                self.seat(node).disk.submit(id, ops, sync);
+                let seat = self.seat(node);
+                seat.writes += 1;
+                seat.disk.submit(GROUP, id, ops, sync, seat.writes);
             }
             Output::Load {
                 from,
                 upto,
                 max_bytes,
             } => {
-                let entries = self.seat(node).disk.view.read(from, upto, max_bytes);
+                let entries = self.seat(node).disk.view.group(GROUP).read(from, upto, max_bytes);
                 self.step(node, Input::Loaded { from, entries });
             }
             Output::Apply(chosen) => {
@@ -258,9 +274,9 @@ impl Rig {
         if self.seat(node).disk_held || !self.seat(node).disk.begin_sync() {
             return;
         }
-        let mut before = self.seat(node).disk.durable.hard;
+        let mut before = self.seat(node).durable().hard;
         let writes = self.seat(node).disk.finish_sync();
-        let disk = self.seat(node).disk.durable.clone();
+        let disk = self.seat(node).durable().clone();
         for op in writes.iter().flat_map(|write| &write.ops) {
             let check = self.oracle.durable(NodeId(node), op, &disk, before);
             self.demand(check);
@@ -269,7 +285,7 @@ impl Rig {
             }
         }
         if let Some(last) = writes.last() {
-            self.step(node, Input::Persisted(last.id));
+            self.step(node, Input::Persisted(last.ids[0].1));
         }
     }
 
@@ -424,8 +440,8 @@ impl Rig {
     }
 
     /// What is durable on a node's disk.
-    pub fn disk(&mut self, node: u64) -> &super::DiskState {
-        &self.seat(node).disk.durable
+    pub fn disk(&mut self, node: u64) -> &DiskState {
+        self.seat(node).durable()
     }
 
     /// What is truly chosen: the last slot that a quorum has durably accepted, like all below it.

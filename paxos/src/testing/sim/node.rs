@@ -1,0 +1,292 @@
+//! The nodes of a simulated cluster: how they come to life, and how they die.
+
+use core::time::Duration;
+use std::{collections::VecDeque, format, vec::Vec};
+
+use super::{
+    cluster::{CLUSTER, Cluster, Event},
+    coverage::Event as Sometimes,
+    disk::Disk,
+    faults::{Fault, SECOND},
+    machine::Workload,
+    oracle::{Violation, ensure},
+    store::Store,
+};
+use crate::{
+    core::{Input, Phase, Replica, Start, Status, Token},
+    types::{GroupId, Identity, Incarnation, NodeId, Slot, StorageId, Time},
+};
+
+/// A group's replica on a node, as long as that lives.
+pub(super) struct Seat<M> {
+    pub(super) replica: Replica,
+    pub(super) machine: M,
+    pub(super) tick_at: Option<u64>,
+    pub(super) applied: Slot,
+    pub(super) reads: Vec<(Slot, Token)>,
+    pub(super) status: Status,
+}
+
+/// A node's time between a start and a crash.
+pub(super) struct Life<M> {
+    pub(super) number: u64,
+    /// One for each group.
+    pub(super) seats: Vec<Seat<M>>,
+    /// What waits, each for the group with this index.
+    pub(super) inbox: VecDeque<(usize, Input)>,
+    pub(super) round_due: bool,
+}
+
+pub(super) struct Node<M> {
+    pub(super) id: NodeId,
+    pub(super) storage: StorageId,
+    pub(super) disk: Disk,
+    /// The user's storage, if the workload has one.
+    pub(super) store: Option<Store>,
+    clock_base: u64,
+    clock_rate: u64,
+    pub(super) life: Option<Life<M>>,
+    pub(super) paused: bool,
+    pub(super) slow_disk: bool,
+    pub(super) full_disk: bool,
+    /// Its disk is damaged, so that it refuses to start.
+    pub(super) damaged: bool,
+}
+
+impl<M> Node<M> {
+    pub(super) fn new(id: NodeId, clock_base: u64, clock_rate: u64) -> Self {
+        Self {
+            id,
+            storage: StorageId(1_000 + id.0),
+            disk: Disk::default(),
+            store: None,
+            clock_base,
+            clock_rate,
+            life: None,
+            paused: false,
+            slow_disk: false,
+            full_disk: false,
+            damaged: false,
+        }
+    }
+
+    pub(super) fn clock(&self, now: u64) -> Time {
+        Time(Duration::from_micros(
+            self.clock_base + now * self.clock_rate / 1_000,
+        ))
+    }
+
+    /// The first moment at which this node's clock shows at least `time`.
+    pub(super) fn when(&self, time: Time) -> u64 {
+        let nanos = time.0.as_nanos() as u64;
+        let micros = nanos.div_ceil(1_000).saturating_sub(self.clock_base);
+        (micros * 1_000).div_ceil(self.clock_rate)
+    }
+
+    pub(super) fn seat(&self, group: usize) -> Option<&Seat<M>> {
+        self.life.as_ref().map(|life| &life.seats[group])
+    }
+
+    pub(super) fn seat_mut(&mut self, group: usize) -> Option<&mut Seat<M>> {
+        self.life.as_mut().map(|life| &mut life.seats[group])
+    }
+
+    pub(super) fn leads(&self, group: usize) -> bool {
+        self.seat(group)
+            .is_some_and(|seat| seat.status.phase == Phase::Leader)
+    }
+
+    pub(super) fn leads_any(&self) -> bool {
+        let seats = self.life.iter().flat_map(|life| &life.seats);
+        seats.into_iter().any(|seat| seat.status.phase == Phase::Leader)
+    }
+}
+
+/// The group with this index.
+pub(super) const fn group_id(index: usize) -> GroupId {
+    GroupId(index as u32 + 1)
+}
+
+type Check = Result<(), Violation>;
+
+impl<W: Workload> Cluster<'_, W> {
+    /// A node comes to life with what its disk holds, unless that cannot be.
+    pub(super) fn start(&mut self, node: usize) -> Check {
+        let Node {
+            id,
+            life,
+            full_disk,
+            damaged,
+            ..
+        } = &self.nodes[node];
+        let id = *id;
+        if life.is_some() {
+            return Ok(());
+        }
+        if *damaged {
+            self.coverage.meet(Sometimes::RefusedDamage);
+            self.say(|| format!("n{id} refuses to start with a damaged disk"));
+            return Ok(());
+        }
+        if *full_disk {
+            self.coverage.meet(Sometimes::FullAtStart);
+            self.say(|| format!("n{id} cannot start: its disk is full"));
+            return Ok(());
+        }
+        self.open(node)?;
+        let incarnation = Incarnation(self.nodes[node].disk.incarnation);
+        let seats = (0..self.groups.len()).map(|group| self.seat(node, group, incarnation));
+        let seats = seats.collect::<Result<Vec<_>, Violation>>()?;
+        let inbox = (0..seats.len()).map(|group| (group, Input::Tick)).collect();
+        self.nodes[node].life = Some(Life {
+            number: incarnation.0,
+            seats,
+            inbox,
+            round_due: true,
+        });
+        self.say(|| format!("n{id} starts, life {}", incarnation.0));
+        let delay = self.random.below(1_000);
+        let life = incarnation.0;
+        self.after(delay, Event::Round { node, life });
+        Ok(())
+    }
+
+    /// Opens the disk, and the user's storage if there is one: that says which life this is.
+    fn open(&mut self, node: usize) -> Check {
+        let place = self.workload.place();
+        let Node {
+            id,
+            storage,
+            disk,
+            store,
+            ..
+        } = &mut self.nodes[node];
+        if let (None, Some(place)) = (&store, place) {
+            *store = Some(Store::new(CLUSTER, *id, place)?);
+        }
+        disk.incarnation += 1;
+        if let Some(store) = store {
+            (*storage, Incarnation(disk.incarnation)) = store.life();
+        }
+        Ok(())
+    }
+
+    fn seat(
+        &mut self,
+        node: usize,
+        group: usize,
+        incarnation: Incarnation,
+    ) -> Result<Seat<W::Machine>, Violation> {
+        let seed = self.random.bits();
+        let Node {
+            id, storage, disk, ..
+        } = &self.nodes[node];
+        let now = self.nodes[node].clock(self.now);
+        let oracle = &self.groups[group].oracle;
+        let state = disk.durable.group(group_id(group));
+        oracle.restarted(*id, state)?;
+        let tail = state.tail();
+        self.coverage
+            .meet_if(!tail.is_empty(), Sometimes::RestartedWithTail);
+        let start = Start {
+            group: group_id(group),
+            identity: Identity {
+                cluster: CLUSTER,
+                node: *id,
+                storage: *storage,
+            },
+            incarnation,
+            seed,
+            membership: self.membership.clone(),
+            hard_state: state.hard,
+            trimmed: state.trimmed,
+            tail,
+        };
+        let replica = Replica::new(self.plan.config.clone(), start, now);
+        let status = replica.status(now);
+        oracle.status(*id, &status, None)?;
+        ensure!(
+            status.promised >= state.hard.promised,
+            "I6",
+            "{id} came back with a lower promise than its disk holds"
+        );
+        Ok(Seat {
+            replica,
+            machine: self.workload.machine(),
+            tick_at: None,
+            applied: Slot::ZERO,
+            reads: Vec::new(),
+            status,
+        })
+    }
+
+    /// A node dies; its disk keeps some prefix of the writes that were not synced.
+    pub(super) fn crash(&mut self, node: usize) -> Check {
+        if self.nodes[node].life.take().is_none() {
+            return Ok(());
+        }
+        let Node { id, disk, store, .. } = &mut self.nodes[node];
+        let id = *id;
+        let unsynced = disk.unsynced().len();
+        let under_way = disk.under_way().count();
+        let mut keep = self.random.index(unsynced + 1);
+        if let Some(store) = store {
+            keep = store.crash(&disk.durable, disk.unsynced().iter().take(keep))?;
+        }
+        let lost = disk.unsynced().iter().skip(keep);
+        let shared = lost.filter(|write| write.ids.len() > 1).count() > 0;
+        self.coverage.meet_if(shared, Sometimes::SharedWriteLost);
+        self.coverage.meet_if(keep < under_way, Sometimes::WriteTorn);
+        self.coverage.meet_if(keep < unsynced, Sometimes::WritesLost);
+        self.coverage.meet_if(keep > 0, Sometimes::WritesKept);
+        self.coverage
+            .meet_if(keep > 0 && keep < unsynced, Sometimes::WritesCut);
+        let before = disk.durable.hard_states();
+        let writes = disk.crash(keep);
+        self.say(|| format!("n{id} crashes, keeps {keep} of {unsynced} unsynced writes"));
+        self.now_durable(node, &writes, &before)?;
+        self.nodes[node].paused = false;
+        for group in &mut self.groups {
+            group.history.crashed(id);
+        }
+        self.hang_up(node);
+        Ok(())
+    }
+
+    pub(super) fn crash_for_a_while(&mut self, node: usize) -> Check {
+        self.coverage
+            .meet_if(self.nodes[node].leads_any(), Sometimes::LeaderCrashed);
+        self.crash(node)?;
+        self.restart_later(node);
+        Ok(())
+    }
+
+    /// The peers of a node that is gone may notice.
+    fn hang_up(&mut self, gone: usize) {
+        for node in 0..self.nodes.len() {
+            self.notice(node, gone);
+        }
+    }
+
+    /// A node may notice that its connection to a peer broke.
+    pub(super) fn notice(&mut self, node: usize, gone: usize) {
+        if node != gone && self.plan.faults.has(Fault::Hangup) && self.random.chance(700) {
+            let delay = self.random.below(5_000);
+            for group in 0..self.groups.len() {
+                let input = Input::Disconnected(self.nodes[gone].id);
+                self.after(delay, Event::Hint { node, group, input });
+            }
+        }
+    }
+
+    /// The leader of some group.
+    pub(super) fn some_leader(&mut self) -> Option<usize> {
+        let group = self.random.index(self.groups.len());
+        (0..self.nodes.len()).find(|node| self.nodes[*node].leads(group))
+    }
+
+    /// The first moment of a node's clock, anywhere in the first minutes.
+    pub(super) fn clock_base(random: &mut super::random::Random) -> u64 {
+        random.below(100 * SECOND)
+    }
+}
