@@ -14,6 +14,7 @@ mod switch {
         "accept_below_promise",
         "own_ballot_not_durable",
         "wrong_ballot_adopted",
+        "wrong_ballot_of_promises",
         "promise_entries_dropped",
         "watermark_of_any_ballot",
         "hole_not_filled",

@@ -319,8 +319,9 @@ impl Replica {
             if slot < first || slot > last || planted::is("promise_entries_dropped") {
                 continue;
             }
+            let wrong = planted::is("wrong_ballot_adopted") || planted::is("wrong_ballot_of_promises");
             match candidacy.found.get(&slot) {
-                Some(known) if (known.ballot >= accepted.ballot) != planted::is("wrong_ballot_adopted") => {}
+                Some(known) if (known.ballot >= accepted.ballot) != wrong => {}
                 _ => {
                     candidacy.found.insert(slot, accepted);
                 }

@@ -64,7 +64,7 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
-    fn command(&mut self) -> Bytes {
+    pub(super) fn command(&mut self) -> Bytes {
         if self.plan.faults.has(Fault::Oddities) {
             match self.random.below(60) {
                 0 => return Bytes::new(),

@@ -2,7 +2,7 @@
 
 use core::cmp::Reverse;
 use std::{
-    collections::{BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     format,
     string::String,
     vec,
@@ -70,6 +70,12 @@ pub(super) enum Event {
     Client(usize),
     Impatient(Token),
     Fault,
+    /// The next step of a succession.
+    Succeed {
+        epoch: u64,
+        group: usize,
+        past: Vec<(usize, usize)>,
+    },
     /// The leader of a group goes, out of turn.
     Strike {
         group: usize,
@@ -112,6 +118,8 @@ impl Ord for Scheduled {
 pub(super) struct Group {
     pub(super) oracle: Oracle,
     pub(super) history: History,
+    /// What the promises to the latest candidate have reported: for each slot the first ballot.
+    pub(super) reported: (crate::Ballot, BTreeMap<Slot, crate::Ballot>),
     /// Commands that have been forwarded: node, life, sequence number.
     pub(super) forwarded: BTreeSet<(NodeId, Incarnation, u64)>,
 }
@@ -159,6 +167,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
         let groups = (0..plan.groups).map(|_| Group {
             oracle: Oracle::new(membership.clone()),
             history: History::default(),
+            reported: Default::default(),
             forwarded: BTreeSet::new(),
         });
         Self {
@@ -273,6 +282,9 @@ impl<'a, W: Workload> Cluster<'a, W> {
             Event::Impatient(token) => self.client_gives_up(token),
             Event::Fault => return self.next_fault(),
             Event::Strike { group } => return self.strike_leader(group),
+            Event::Succeed { epoch, group, past } if epoch == self.epoch && !self.network.calm => {
+                self.succeed(group, past);
+            }
             Event::Undo { epoch, undo } if epoch == self.epoch => return self.undo(undo),
             // Events of an earlier life or epoch.
             _ => {}
@@ -385,7 +397,26 @@ impl<'a, W: Workload> Cluster<'a, W> {
                         self.coverage
                             .meet_if(phase == Phase::Leader, Sometimes::RefusedLeader);
                     }
-                    Message::Promise { chosen, .. } => {
+                    Message::Promise {
+                        chosen,
+                        ballot,
+                        entries,
+                        ..
+                    } => {
+                        let (chosen_here, reports) = (life.status.chosen, &mut self.groups[group].reported);
+                        if reports.0 != *ballot {
+                            *reports = (*ballot, BTreeMap::new());
+                        }
+                        let differ =
+                            entries
+                                .iter()
+                                .filter(|(slot, _)| *slot > chosen_here)
+                                .any(|(slot, accepted)| {
+                                    let first = reports.1.entry(*slot).or_insert(accepted.ballot);
+                                    *first != accepted.ballot
+                                });
+                        self.coverage
+                            .meet_if(candidate && differ, Sometimes::PromisesDiffer);
                         let behind = candidate && *chosen > life.status.chosen;
                         self.coverage.meet_if(behind, Sometimes::LeaderBehind);
                     }

@@ -29,6 +29,7 @@ events! {
     LeaderWithPendingSlots = "a new leader inherited slots that were not chosen yet",
     LeaderBehind = "a candidate was promised by a node that knew more chosen slots",
     LeaderSteppedDown = "a leader stepped down in mid-life",
+    PromisesDiffer = "two promises to a candidate reported a slot at different ballots",
     LeaderCrashed = "a leader crashed",
     LeaderPaused = "a leader was paused",
     AllCrashed = "all nodes crashed at once",

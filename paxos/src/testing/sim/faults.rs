@@ -39,6 +39,7 @@ faults! {
     Cut = "Two nodes cannot reach each other.",
     OneWayCut = "One node's messages do not reach another.",
     Isolation = "The leader is cut off from everybody else.",
+    Succession = "One leader after the other reaches a single node, proposes, and is cut off.",
     Crash = "A minority of the nodes crashes and comes back.",
     CrashAll = "All nodes crash at once and come back.",
     Pause = "A node stands still for a while.",

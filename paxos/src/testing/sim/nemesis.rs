@@ -12,10 +12,12 @@ use super::{
 };
 use crate::core::Token;
 
-/// The end of a fault.
+/// The end of a fault, or its next step.
 #[derive(Debug)]
 pub(super) enum Undo {
     Mend(Vec<(usize, usize)>),
+    /// These links are cut in their turn, for so long.
+    Cut(Vec<(usize, usize)>, u64),
     Resume(usize),
     Restart(usize),
     FastDisk(usize),
@@ -41,6 +43,8 @@ const STRIKES: &[Fault] = &[
     Fault::SlowDisk,
     Fault::FullDisk,
     Fault::Damage,
+    Fault::Succession,
+    Fault::Succession,
 ];
 
 /// How long a probe waits at the most, in tenths of a second: bursts may have left much to do.
@@ -211,6 +215,10 @@ impl<W: Workload> Cluster<'_, W> {
                 self.undo_after(duration, Undo::FreeDisk(victim));
             }
             Fault::Damage => return self.damage(victim),
+            Fault::Succession => {
+                let group = self.random.index(self.groups.len());
+                self.succeed(group, Vec::new());
+            }
             Fault::Clog => {
                 let other = self.random.index(self.nodes.len());
                 let until = self.now + duration;
@@ -259,6 +267,68 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
+    /// A new leader of a group is left with one other node, is given something to propose, and is cut off from that one
+    /// too; then the next leader. At the end all but those leaders meet: they hold values of different ballots for the
+    /// same slots. `past` are the leaders so far, each with its one node.
+    pub(super) fn succeed(&mut self, group: usize, mut past: Vec<(usize, usize)>) {
+        let count = self.nodes.len();
+        let leaders = (0..count).filter(|node| self.nodes[*node].leads(group));
+        let ballot = |node: &usize| self.nodes[*node].seat(group).and_then(|seat| seat.status.leader);
+        let leader = leaders.max_by_key(ballot);
+        let fresh = leader.filter(|leader| past.iter().all(|(before, _)| before != leader));
+        let election = self.plan.config.election_timeout.as_micros() as u64;
+        let mut delay = 20 * MS;
+        if past.len() == 2 {
+            return self.meet_after_succession(&past, election);
+        } else if let Some(leader) = fresh {
+            let spent =
+                |node: &usize| *node == leader || past.iter().any(|pair| pair.0 == *node || pair.1 == *node);
+            let friends: Vec<usize> = (0..count).filter(|node| !spent(node)).collect();
+            if friends.is_empty() {
+                return;
+            }
+            let friend = self.random.pick(&friends);
+            self.say(|| {
+                format!(
+                    "-- n{} reaches n{} only, and not for long",
+                    leader + 1,
+                    friend + 1
+                )
+            });
+            for (from, to) in pair_links(count, (leader, friend)) {
+                self.network.cut(from, to);
+            }
+            let between = vec![(leader, friend), (friend, leader)];
+            let soon = 2 * MS + self.random.exponential(20 * MS);
+            self.undo_after(soon, Undo::Cut(between, 8 * election));
+            for _ in 0..self.random.between(1, 5) {
+                let command = self.command();
+                self.request(leader, group, Request::Write(command));
+            }
+            past.push((leader, friend));
+            if past.len() == 2 {
+                delay = 50 * MS + self.random.exponential(50 * MS);
+            }
+        }
+        let epoch = self.epoch;
+        self.after(delay, Event::Succeed { epoch, group, past });
+    }
+
+    /// All meet but the past leaders, which stay away for a while.
+    fn meet_after_succession(&mut self, past: &[(usize, usize)], election: u64) {
+        let count = self.nodes.len();
+        for pair in past {
+            for (from, to) in pair_links(count, *pair) {
+                self.network.mend(from, to);
+            }
+            let away = self.links_to_cut(Fault::Isolation, pair.0);
+            for (from, to) in &away {
+                self.network.cut(*from, *to);
+            }
+            self.undo_after(3 * election, Undo::Mend(away));
+        }
+    }
+
     fn undo_after(&mut self, delay: u64, undo: Undo) {
         let epoch = self.epoch;
         self.after(delay, Event::Undo { epoch, undo });
@@ -271,6 +341,12 @@ impl<W: Workload> Cluster<'_, W> {
                 for (from, to) in links {
                     self.network.mend(from, to);
                 }
+            }
+            Undo::Cut(links, duration) => {
+                for (from, to) in &links {
+                    self.network.cut(*from, *to);
+                }
+                self.undo_after(duration, Undo::Mend(links));
             }
             Undo::Resume(node) => self.resume(node),
             Undo::Restart(node) => {
@@ -335,4 +411,12 @@ impl<W: Workload> Cluster<'_, W> {
         }
         Ok(())
     }
+}
+
+/// All links between these two and everybody else.
+fn pair_links(count: usize, (one, other): (usize, usize)) -> Vec<(usize, usize)> {
+    let others = (0..count).filter(|node| *node != one && *node != other);
+    others
+        .flat_map(|node| [(one, node), (node, one), (other, node), (node, other)])
+        .collect()
 }

@@ -21,7 +21,7 @@ pub struct Shrunk {
 
 /// How many seeds are tried with fewer faults before these are taken to be needed: with other faults every draw differs,
 /// so that the first seed alone says little.
-const TRIES: u64 = 100;
+const TRIES: u64 = 300;
 /// How many seeds are tried at the end, for the one that fails soonest.
 const LAST_TRIES: u64 = 300;
 
@@ -80,7 +80,10 @@ impl<W: Workload> Search<'_, W> {
     fn fails(&mut self, seed: u64, options: &Options) -> Option<Failure> {
         self.best.runs += 1;
         let failure = run(seed, options, self.workload).failure?;
-        (failure.violation.oracle == self.oracle).then_some(failure)
+        // A panic is the same only if it says the same.
+        let same = failure.violation.oracle == self.oracle
+            && (self.oracle != "panic" || failure.violation.detail == self.best.failure.violation.detail);
+        same.then_some(failure)
     }
 
     /// Takes these options if some seed still fails with them.
