@@ -1,8 +1,9 @@
 //! A storage of one's own, and the proof that it is right.
 //!
 //! `cargo run -p paxos --features testing --example custom_storage` runs the conformance suite on a storage that keeps
-//! everything in one file, rewritten whole with every batch: slow, simple, and sound. The tests plant a fault in it and
-//! see the suite find it.
+//! everything in one file, rewritten whole with every batch: slow, simple, and sound. Then it runs simulated clusters on
+//! it, whose nodes crash and must find everything again that they ever said. The tests plant faults in it and see both
+//! find them.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +18,10 @@ use paxos::{
     Accepted, Ballot, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId, Slot, Storage,
     StorageError, StorageId, WriteOp,
     storage::{IndexEntry, Owner, Recovered, RecoveredGroup, WriteBatch, next_incarnation},
-    testing::storage::{Place, run_all},
+    testing::{
+        sim::{Failure, OnStorage, Options, run},
+        storage::{Place, run_all},
+    },
 };
 
 /// What the file holds, as CBOR behind a checksum.
@@ -48,6 +52,7 @@ enum Defect {
     AcknowledgesBeforeWriting,
     KeepsTheFirstOfTwoEntries,
     GoesOnAfterAnError,
+    LosesTheLastBatch,
 }
 
 /// The storage.
@@ -64,7 +69,12 @@ struct OneFile {
 impl OneFile {
     /// Opens the file, or begins a new one.
     fn open(path: &Path, owner: Owner, defect: Defect) -> Result<Self, StorageError> {
-        let contents = match fs::read(path) {
+        let found = if defect == Defect::LosesTheLastBatch {
+            fs::read(path.with_extension("old")).or_else(|_| fs::read(path))
+        } else {
+            fs::read(path)
+        };
+        let contents = match found {
             Ok(bytes) => decode(&bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Contents {
                 identity: Identity {
@@ -119,6 +129,9 @@ impl OneFile {
         let mut file = File::create(&temporary)?;
         file.write_all(&encode(&self.contents))?;
         file.sync_all()?;
+        if self.defect == Defect::LosesTheLastBatch && self.path.exists() {
+            fs::copy(&self.path, self.path.with_extension("old"))?;
+        }
         fs::rename(&temporary, &self.path)?;
         let directory = self.path.parent().unwrap_or(Path::new("."));
         File::open(directory)?.sync_all()
@@ -372,6 +385,28 @@ async fn main() {
     if !report.failed.is_empty() {
         std::process::exit(1);
     }
+    // The simulator brings its own runtime, so it needs a thread of its own here.
+    let simulated = std::thread::spawn(|| simulate(Defect::None, 5));
+    match simulated
+        .join()
+        .expect("the simulator reports panics as failures")
+    {
+        None => println!("5 simulated clusters lost nothing"),
+        Some(failure) => {
+            println!("{failure}");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Runs clusters on the storage: their nodes crash, open it again, and must find what they had made durable.
+fn simulate(defect: Defect, seeds: u64) -> Option<Failure> {
+    let options = Options {
+        nodes: Some(3),
+        storms: Some(1),
+        ..Options::default()
+    };
+    (1..=seeds).find_map(|seed| run(seed, &options, &OnStorage(|| OwnDirectory::new(defect))).failure)
 }
 
 #[cfg(test)]
@@ -379,6 +414,23 @@ mod tests {
     use paxos::testing::storage::Check;
 
     use super::*;
+
+    #[test]
+    fn simulated_clusters_on_the_sound_storage_lose_nothing() {
+        assert_eq!(simulate(Defect::None, 3), None);
+    }
+
+    #[test]
+    fn simulated_clusters_catch_a_storage_that_loses_the_last_batch() {
+        let failure = simulate(Defect::LosesTheLastBatch, 20).expect("the loss is seen");
+        assert!(["I5", "storage"].contains(&failure.violation.oracle), "{failure}");
+    }
+
+    #[test]
+    fn simulated_clusters_catch_a_storage_that_tears_batches() {
+        let failure = simulate(Defect::DropsTheSecondGroupOfABatch, 20).expect("the loss is seen");
+        assert_eq!(failure.violation.oracle, "I5", "{failure}");
+    }
 
     async fn is_caught(defect: Defect, by: &str) {
         let check = Check::named(by).expect("there is a check of this name");

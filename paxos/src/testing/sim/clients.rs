@@ -50,6 +50,7 @@ impl<W: Workload> Cluster<'_, W> {
             }
             for _ in 0..self.random.between(10, 100) {
                 let command = self.command();
+                let group = self.random.index(self.groups.len());
                 self.request(node, group, Request::Write(command));
             }
         }
