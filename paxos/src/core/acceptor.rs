@@ -143,7 +143,7 @@ impl Replica {
         }
         self.follow(ballot, start);
         let limit = self.chosen.plus(self.max_ahead());
-        for (entry, slot) in entries.into_iter().zip((first.0..).map(Slot)) {
+        for (entry, slot) in entries.into_iter().zip((first.0..=u64::MAX).map(Slot)) {
             if slot > limit || self.disk_lags() {
                 break;
             }

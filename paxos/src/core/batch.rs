@@ -61,7 +61,7 @@ pub fn encode(ballot: Ballot, commands: &[Command]) -> Entry {
     while let Some(head) = rest.first() {
         let run = rest
             .iter()
-            .zip(head.id.sequence..)
+            .zip(head.id.sequence..=u64::MAX)
             .take_while(|(command, sequence)| {
                 command.id
                     == ProposalId {
@@ -190,5 +190,15 @@ mod tests {
         let mut payload = BytesMut::new();
         payload.put_bytes(0xff, BALLOT + RUN_HEADER);
         assert_eq!(decode(&payload.freeze()), Err(MalformedBatch));
+    }
+
+    #[test]
+    fn the_last_sequence_number_there_is_comes_back() {
+        let commands = [command(1, 1, u64::MAX - 1, b"a"), command(1, 1, u64::MAX, b"b")];
+        let entry = encode(BALLOT_7, &commands);
+        assert_eq!(
+            decode(&entry.payload).map(|batch| batch.commands),
+            Ok(commands.to_vec())
+        );
     }
 }

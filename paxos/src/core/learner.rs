@@ -163,7 +163,7 @@ impl Replica {
     pub(super) fn on_learned(&mut self, from: NodeId, first: Slot, entries: Vec<Accepted>, chosen: Slot) {
         let before = self.chosen;
         let mut changed = false;
-        for (accepted, slot) in entries.into_iter().zip((first.0..).map(Slot)) {
+        for (accepted, slot) in entries.into_iter().zip((first.0..=u64::MAX).map(Slot)) {
             if slot <= self.chosen {
                 continue;
             }

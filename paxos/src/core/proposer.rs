@@ -263,7 +263,7 @@ impl Replica {
         else {
             return;
         };
-        for (payload, sequence) in commands.into_iter().zip(first..) {
+        for (payload, sequence) in commands.into_iter().zip(first..=u64::MAX) {
             if leadership.forwarded.len() >= max_commands || leadership.forwarded_bytes >= max_bytes {
                 break;
             }
