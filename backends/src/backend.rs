@@ -13,6 +13,8 @@ use paxos::{
 pub enum Backend {
     /// In memory: everything is lost when the process ends.
     Memory,
+    /// A write-ahead log.
+    Wal,
     /// LevelDB.
     LevelDb,
     /// SQLite.
@@ -21,12 +23,13 @@ pub enum Backend {
 
 impl Backend {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Memory, Self::LevelDb, Self::Sqlite];
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Wal, Self::LevelDb, Self::Sqlite];
 
     /// Its name, which is the name of its cargo feature too.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
+            Self::Wal => "wal",
             Self::LevelDb => "leveldb",
             Self::Sqlite => "sqlite",
         }
@@ -36,6 +39,7 @@ impl Backend {
     pub const fn is_built_in(self) -> bool {
         match self {
             Self::Memory => cfg!(feature = "memory"),
+            Self::Wal => cfg!(feature = "wal"),
             Self::LevelDb => cfg!(feature = "leveldb"),
             Self::Sqlite => cfg!(feature = "sqlite"),
         }
@@ -87,6 +91,8 @@ pub fn open(backend: Backend, directory: &Path, owner: Owner) -> Result<Box<dyn 
     match backend {
         #[cfg(feature = "memory")]
         Backend::Memory => Ok(Box::new(crate::Memory::volatile(owner))),
+        #[cfg(feature = "wal")]
+        Backend::Wal => Ok(Box::new(crate::Wal::open(directory, owner)?)),
         #[cfg(feature = "leveldb")]
         Backend::LevelDb => Ok(Box::new(crate::LevelDb::open(directory, owner)?)),
         #[cfg(feature = "sqlite")]

@@ -3,7 +3,8 @@
 //! | backend | feature | survives | for |
 //! |---|---|---|---|
 //! | [`Memory`] | `memory` (default) | nothing | tests, and services that may lose everything |
-//! | `LevelDb` | `leveldb` | `kill -9`, power failure | the fast one |
+//! | `Wal` | `wal` | `kill -9`, power failure | the fastest one: a log of our own |
+//! | `LevelDb` | `leveldb` | `kill -9`, power failure | an LSM tree in a known format |
 //! | `Sqlite` | `sqlite` | `kill -9`, power failure | data that any SQLite tool can look into |
 //!
 //! Which of those that are built in is used is decided at run time, by [`open`]. All keep many groups in one store,
@@ -22,9 +23,9 @@
 //! ```
 
 mod backend;
-#[cfg(any(feature = "leveldb", feature = "sqlite"))]
+#[cfg(any(feature = "leveldb", feature = "sqlite", feature = "wal"))]
 mod durable;
-#[cfg(any(feature = "leveldb", feature = "sqlite"))]
+#[cfg(any(feature = "leveldb", feature = "sqlite", feature = "wal"))]
 mod files;
 #[cfg(feature = "leveldb")]
 mod leveldb;
@@ -32,6 +33,8 @@ mod leveldb;
 mod memory;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "wal")]
+mod wal;
 
 pub use self::backend::{Backend, UnknownBackend, open};
 #[cfg(feature = "leveldb")]
@@ -40,3 +43,5 @@ pub use self::leveldb::LevelDb;
 pub use self::memory::{Memory, MemoryDisk};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::Sqlite;
+#[cfg(feature = "wal")]
+pub use self::wal::{Wal, WalOptions};

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, io, path::Path, path::PathBuf};
 use bytes::Bytes;
 use paxos::{
     GroupId, Slot,
-    storage::{Owner, StorageError},
+    storage::{Finding, Owner, StorageError},
 };
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Row, SqliteConnection,
@@ -20,7 +20,7 @@ use sqlx::{
 };
 
 use crate::{
-    durable::{Changes, Engine, Key, Store, storage_by_store},
+    durable::{Changes, Engine, Key, Opening, Store, Visit, storage_by_store},
     files::sync_directory,
 };
 
@@ -189,12 +189,8 @@ impl SqliteEngine {
 }
 
 impl Engine for SqliteEngine {
-    async fn load(
-        &mut self,
-        is_new: bool,
-        visit: &mut (dyn FnMut(Key, Bytes) + Send),
-    ) -> Result<(), StorageError> {
-        self.connect(is_new).await?;
+    async fn load(&mut self, opening: Opening, visit: &mut Visit<'_>) -> Result<Vec<Finding>, StorageError> {
+        self.connect(opening.is_new()).await?;
         let statement = format!(
             "SELECT grp, slot, record FROM records WHERE (grp, slot) > (?, ?) ORDER BY grp, slot LIMIT {PAGE_ROWS}"
         );
@@ -219,22 +215,23 @@ impl Engine for SqliteEngine {
                 if let Some(key) = key(columns) {
                     // Damage may have changed the type, too; nothing is no valid record.
                     let record: Vec<u8> = row.try_get(2).unwrap_or_default();
-                    visit(key, record.into());
+                    visit(key, Some(record.into()));
                 }
             }
             if rows.len() < PAGE_ROWS {
                 self.check_structure().await?;
                 // What a failed sync left in the page cache is no proof: all of the WAL must reach the database,
                 // synced, before anything is written behind it.
-                return self.checkpoint().await;
+                self.checkpoint().await?;
+                return Ok(Vec::new());
             }
         }
     }
 
-    async fn commit(&mut self, changes: &Changes, _sync: bool) -> Result<(), StorageError> {
+    async fn commit(&mut self, changes: Changes, _number: u64, _sync: bool) -> Result<(), StorageError> {
         let mut rows = Vec::with_capacity(changes.len());
         let mut deletes: Vec<(Key, Key)> = Vec::new();
-        for (key, record) in changes {
+        for (key, record) in &changes {
             match record {
                 Some(record) => {
                     self.unchecked_bytes += record.len() + ROW_OVERHEAD_BYTES;

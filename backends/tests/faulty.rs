@@ -146,6 +146,7 @@ fn storages_can_be_sent_to_their_thread() {
     fn is_send<T: Send + 'static>() {}
     is_send::<Memory>();
     is_send::<FaultyStorage<Memory>>();
+    is_send::<paxos_backends::Wal>();
     is_send::<paxos_backends::LevelDb>();
     is_send::<paxos_backends::Sqlite>();
     is_send::<Arc<StorageError>>();

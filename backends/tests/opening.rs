@@ -97,7 +97,11 @@ fn data_without_an_identity_is_not_overwritten() {
 
 #[test]
 fn a_missing_database_is_not_taken_for_an_empty_one() {
-    for (backend, data) in [(Backend::LevelDb, "leveldb"), (Backend::Sqlite, "sqlite.db")] {
+    for (backend, data) in [
+        (Backend::Wal, "wal"),
+        (Backend::LevelDb, "leveldb"),
+        (Backend::Sqlite, "sqlite.db"),
+    ] {
         let directory = used(backend);
         let data = directory.path().join(data);
         if data.is_dir() {
@@ -186,6 +190,6 @@ fn backends_have_names() {
         .expect_err("there is none of that name");
     assert_eq!(
         unknown.to_string(),
-        "there is no storage backend \"rocksdb\"; this program has: memory, leveldb, sqlite"
+        "there is no storage backend \"rocksdb\"; this program has: memory, wal, leveldb, sqlite"
     );
 }

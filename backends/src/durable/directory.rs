@@ -13,7 +13,7 @@
 use std::{
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -22,7 +22,7 @@ use paxos::{
     storage::{Owner, StorageError},
 };
 
-use crate::files::sync_directory;
+use crate::files::{sync_directory, write_all_at};
 
 const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
@@ -71,11 +71,6 @@ impl Directory {
         self.identity
     }
 
-    /// Whether nothing has ever been durable here.
-    pub(super) fn is_new(&self) -> bool {
-        self.last_synced == 0
-    }
-
     /// The last commit known to have been durable.
     pub(super) fn last_synced(&self) -> u64 {
         self.last_synced
@@ -85,9 +80,7 @@ impl Directory {
     pub(super) fn synced(&mut self, commit: u64) -> Result<(), StorageError> {
         self.last_synced = commit;
         let bytes = encode_last_commit(self.identity, commit);
-        self.last_commit
-            .rewind()
-            .and_then(|()| self.last_commit.write_all(&bytes))
+        write_all_at(&self.last_commit, &bytes, 0)
             .map_err(|error| failed("writing", &self.path.join(LAST_COMMIT), error))
     }
 

@@ -15,9 +15,9 @@ use std::{collections::BTreeMap, fmt, ops::Range, path::Path};
 use async_trait::async_trait;
 use bytes::Bytes;
 use paxos::{
-    Accepted, GroupId, Slot,
+    Accepted, GroupId, Identity, Slot,
     record::{Records, SlotRecord},
-    storage::{Owner, Recovered, Storage, StorageError, WriteBatch, next_incarnation},
+    storage::{Finding, Owner, Recovered, Storage, StorageError, WriteBatch, next_incarnation},
 };
 
 use self::{directory::Directory, ledger::Ledger, verify::Loaded};
@@ -36,19 +36,41 @@ pub(crate) enum Key {
 /// What a commit does to each key: a new record, or none any more.
 pub(crate) type Changes = BTreeMap<Key, Option<Bytes>>;
 
+/// What an engine is told when it opens its files.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening {
+    /// Whose store it is.
+    pub(crate) identity: Identity,
+    /// The last commit known to have been durable; 0 if nothing has ever been, and then alone new files are made.
+    pub(crate) last_synced: u64,
+}
+
+impl Opening {
+    /// Whether nothing has ever been durable here.
+    pub(crate) fn is_new(&self) -> bool {
+        self.last_synced == 0
+    }
+}
+
+/// What an engine shows its records to: the latest of a key counts, `None` takes back what was shown of it.
+pub(crate) type Visit<'a> = dyn FnMut(Key, Option<Bytes>) + Send + 'a;
+
 /// A key-value engine with atomic, durable commits. After an error of any call but `read` it is never called again.
 pub(crate) trait Engine: Send + 'static {
-    /// Opens the engine's files, new ones only if `is_new`, and shows every record to `visit`, in any order.
+    /// Opens the engine's files and shows every record to `visit`. Returns what it noticed about the files; records
+    /// that are damaged, missing or out of date are found by the caller.
     fn load(
         &mut self,
-        is_new: bool,
-        visit: &mut (dyn FnMut(Key, Bytes) + Send),
-    ) -> impl Future<Output = Result<(), StorageError>> + Send;
+        opening: Opening,
+        visit: &mut Visit<'_>,
+    ) -> impl Future<Output = Result<Vec<Finding>, StorageError>> + Send;
 
     /// Makes all changes or, after a crash, none; durable on return if `sync`, together with all earlier commits.
+    /// `number` is the commit's, the last one's plus 1. The store's own record is in every commit.
     fn commit(
         &mut self,
-        changes: &Changes,
+        changes: Changes,
+        number: u64,
         sync: bool,
     ) -> impl Future<Output = Result<(), StorageError>> + Send;
 
@@ -65,9 +87,10 @@ pub(crate) trait Engine: Send + 'static {
 
 /// A [`Storage`] on an engine.
 pub(crate) struct Store<E> {
-    directory: Directory,
     engine: E,
     state: State,
+    /// Dropped, and with it unlocked, after the engine.
+    directory: Directory,
 }
 
 enum State {
@@ -107,9 +130,13 @@ impl<E: Engine> Store<E> {
     async fn load(&mut self) -> Result<(Recovered, Ledger), StorageError> {
         let identity = self.directory.identity();
         let mut loaded = Loaded::new(Records::new(identity));
-        let is_new = self.directory.is_new();
-        self.engine
-            .load(is_new, &mut |key, record| loaded.visit(key, record))
+        let opening = Opening {
+            identity,
+            last_synced: self.directory.last_synced(),
+        };
+        let mut findings = self
+            .engine
+            .load(opening, &mut |key, record| loaded.visit(key, record))
             .await?;
         let store = loaded.store(&self.directory)?;
         let mut verified = loaded.verify(store)?;
@@ -117,17 +144,22 @@ impl<E: Engine> Store<E> {
         let ledger = &mut verified.ledger;
         ledger.begin_life(incarnation);
         ledger.seal(&mut verified.repairs);
-        self.engine.commit(&verified.repairs, true).await?;
-        self.directory.synced(ledger.commit())?;
+        let number = ledger.commit();
+        self.engine.commit(verified.repairs, number, true).await?;
+        self.directory.synced(number)?;
         self.directory.sync()?;
+        for finding in &findings {
+            tracing::warn!(directory = %self.directory, ?finding, "the last write was cut off");
+        }
         for finding in &verified.findings {
             tracing::error!(directory = %self.directory, ?finding, "storage is damaged");
         }
+        findings.append(&mut verified.findings);
         let recovered = Recovered {
             identity,
             incarnation,
             groups: verified.ledger.recovered(),
-            findings: verified.findings,
+            findings,
         };
         Ok((recovered, verified.ledger))
     }
@@ -137,9 +169,10 @@ impl<E: Engine> Store<E> {
             return Err(misuse("written to"));
         };
         let changes = ledger.apply(batch);
-        self.engine.commit(&changes, batch.sync).await?;
+        let number = ledger.commit();
+        self.engine.commit(changes, number, batch.sync).await?;
         if batch.sync {
-            self.directory.synced(ledger.commit())?;
+            self.directory.synced(number)?;
         }
         Ok(())
     }

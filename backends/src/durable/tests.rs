@@ -12,7 +12,7 @@ use paxos::{
     storage::{Finding, Owner, Recovered, WriteBatch},
 };
 
-use super::{Changes, Engine, Key, Store};
+use super::{Changes, Engine, Key, Opening, Store, Visit};
 
 const A: GroupId = GroupId(1);
 const B: GroupId = GroupId(2);
@@ -53,18 +53,14 @@ impl Tampered {
 }
 
 impl Engine for Tampered {
-    async fn load(
-        &mut self,
-        _: bool,
-        visit: &mut (dyn FnMut(Key, Bytes) + Send),
-    ) -> Result<(), StorageError> {
+    async fn load(&mut self, _: Opening, visit: &mut Visit<'_>) -> Result<Vec<Finding>, StorageError> {
         for (key, record) in self.records.lock().expect("one thread").clone() {
-            visit(key, record);
+            visit(key, Some(record));
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
-    async fn commit(&mut self, changes: &Changes, _: bool) -> Result<(), StorageError> {
+    async fn commit(&mut self, changes: Changes, _: u64, _: bool) -> Result<(), StorageError> {
         let mut records = self.records.lock().expect("one thread");
         let mut most_deletions = self.most_deletions.lock().expect("one thread");
         *most_deletions = changes
@@ -74,8 +70,8 @@ impl Engine for Tampered {
             .max(*most_deletions);
         for (key, record) in changes {
             match record {
-                Some(record) => records.insert(*key, record.clone()),
-                None => records.remove(key),
+                Some(record) => records.insert(key, record),
+                None => records.remove(&key),
             };
         }
         Ok(())

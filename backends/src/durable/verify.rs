@@ -47,15 +47,24 @@ impl Loaded {
         }
     }
 
-    pub(super) fn visit(&mut self, key: Key, record: Bytes) {
-        match key {
-            Key::Store => self.store = Some(record),
-            Key::Group(group) => {
+    /// Takes in what the engine holds under a key; later calls replace, or take back, what earlier ones showed.
+    pub(super) fn visit(&mut self, key: Key, record: Option<Bytes>) {
+        match (key, record) {
+            (Key::Store, record) => self.store = record,
+            (Key::Group(group), Some(record)) => {
                 self.groups.insert(group, record);
             }
-            Key::Slot(group, slot) => {
+            (Key::Group(group), None) => {
+                self.groups.remove(&group);
+            }
+            (Key::Slot(group, slot), Some(record)) => {
                 let state = self.slot_state(group, slot, &record).ok_or(checksum(&record));
                 self.slots.entry(group).or_default().insert(slot, state);
+            }
+            (Key::Slot(group, slot), None) => {
+                if let Some(slots) = self.slots.get_mut(&group) {
+                    slots.remove(&slot);
+                }
             }
         }
     }

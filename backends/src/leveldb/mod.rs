@@ -21,12 +21,12 @@ use std::{
 use bytes::{BufMut, Bytes};
 use paxos::{
     GroupId, Slot,
-    storage::{Owner, StorageError},
+    storage::{Finding, Owner, StorageError},
 };
 use rusty_leveldb::{DB, DBIterator, LdbIterator, Options, Status, infolog::Logger};
 
 use self::env::{DurableEnv, Health, Messages};
-use crate::durable::{Changes, Engine, Key, Store, storage_by_store};
+use crate::durable::{Changes, Engine, Key, Opening, Store, Visit, storage_by_store};
 
 /// How much is written before LevelDB sorts it into a table, in bytes.
 const MEMTABLE_BYTES: usize = 8 << 20;
@@ -120,13 +120,9 @@ impl Drop for LevelDbEngine {
 }
 
 impl Engine for LevelDbEngine {
-    async fn load(
-        &mut self,
-        is_new: bool,
-        visit: &mut (dyn FnMut(Key, Bytes) + Send),
-    ) -> Result<(), StorageError> {
+    async fn load(&mut self, opening: Opening, visit: &mut Visit<'_>) -> Result<Vec<Finding>, StorageError> {
         let path = self.path.clone();
-        if !is_new && !path.join("CURRENT").exists() {
+        if !opening.is_new() && !path.join("CURRENT").exists() {
             let error = format!(
                 "{}: the database, or its file CURRENT, is missing",
                 path.display()
@@ -141,20 +137,20 @@ impl Engine for LevelDbEngine {
             records.seek_to_first();
             while let Some((key, record)) = records.current() {
                 if let Some(key) = decode_key(&key) {
-                    visit(key, record);
+                    visit(key, Some(record));
                 }
                 records.advance();
             }
-            Ok(())
+            Ok(Vec::new())
         })
     }
 
-    async fn commit(&mut self, changes: &Changes, sync: bool) -> Result<(), StorageError> {
+    async fn commit(&mut self, changes: Changes, _: u64, sync: bool) -> Result<(), StorageError> {
         let mut batch = rusty_leveldb::WriteBatch::default();
         for (key, record) in changes {
-            let key = encode_key(*key);
+            let key = encode_key(key);
             match record {
-                Some(record) => batch.put(&key, record),
+                Some(record) => batch.put(&key, &record),
                 None => batch.delete(&key),
             }
         }

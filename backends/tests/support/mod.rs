@@ -16,7 +16,7 @@ pub(crate) const OWNER: Owner = Owner {
     node: NodeId(2),
 };
 
-pub(crate) const DURABLE: [Backend; 2] = [Backend::LevelDb, Backend::Sqlite];
+pub(crate) const DURABLE: [Backend; 3] = [Backend::Wal, Backend::LevelDb, Backend::Sqlite];
 
 /// A number from the environment: how much of something a test does.
 pub(crate) fn amount(name: &str, default: usize) -> usize {
