@@ -40,6 +40,10 @@ pub(crate) type Changes = BTreeMap<Key, Option<Bytes>>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening {
     /// Whose store it is.
+    #[cfg_attr(
+        not(feature = "wal"),
+        allow(dead_code, reason = "records are checked by the caller")
+    )]
     pub(crate) identity: Identity,
     /// The last commit known to have been durable; 0 if nothing has ever been, and then alone new files are made.
     pub(crate) last_synced: u64,
