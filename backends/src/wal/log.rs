@@ -240,7 +240,7 @@ impl Log {
     }
 
     /// If most of the log is not needed any more, but its oldest segment is: notes what must be moved from there.
-    fn select_moves(&mut self) {
+    pub(super) fn select_moves(&mut self) {
         self.to_move.clear();
         let held: u64 = self.segments.iter().map(|segment| segment.capacity).sum();
         let live: u64 = self.segments.iter().map(|segment| segment.live_bytes).sum();

@@ -81,6 +81,7 @@ impl Log {
             begun
         };
         self.drop_unused()?;
+        self.select_moves();
         let finding = torn.map(|detail| Finding::TornTail { detail });
         Ok(finding.into_iter().collect())
     }
