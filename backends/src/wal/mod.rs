@@ -1,6 +1,6 @@
 //! Storage in a write-ahead log of our own: one write and one sync per commit, for all groups.
 //!
-//! The log is a row of segments, files that were filled with zeros in advance. A commit is one [frame](frame), written
+//! The log is a row of segments, files that were filled with zeros in advance. A commit is one [frame], written
 //! only when the frame before it is durable; so a crash can spoil the last frame alone, and every earlier one that is
 //! not as it was written has been damaged. The first frame of a segment repeats the records of the store and of all
 //! groups, so older segments are needed for the entries in them only. Segments go from the oldest on, and their files
