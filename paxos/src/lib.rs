@@ -5,7 +5,7 @@
 //! goes on while a minority of the nodes is gone. A single-machine service becomes one that survives machines.
 //!
 //! Storage, network and service are plug-ins: the traits [`Storage`], [`Transport`] and [`StateMachine`]. Several of the
-//! first two come with the project (`paxos-backends`: memory, LevelDB, SQLite; `paxos-transports`: in-process, TCP);
+//! first two come with the project (`paxos-backends`: memory, a log, LevelDB, SQLite; `paxos-transports`: in-process, TCP);
 //! your own are told by a conformance suite ([`testing`]) whether they are right.
 //!
 //! # Three nodes
