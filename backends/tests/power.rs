@@ -115,7 +115,7 @@ fn power_failures_lose_nothing_acknowledged() {
             let batches = 40 + 37 * cycle;
             let is_cut_off = block_on(async {
                 let (mut storage, recovered) = recover(backend, &store).await.expect("the store opens");
-                holds(&*recovered_index(&recovered), acknowledged, backend.name());
+                holds(&recovered_index(&recovered), acknowledged, backend.name());
                 let read = storage.read(GroupId(1), Slot(1)..Slot::MAX, usize::MAX).await;
                 for (slot, accepted) in read.expect("sound entries") {
                     assert_eq!(accepted.entry.payload, payload(slot.0), "{backend}, slot {slot}");
@@ -130,7 +130,7 @@ fn power_failures_lose_nothing_acknowledged() {
             assert!(disk.mount(), "the filesystem can be mounted again");
         }
         let (_, recovered) = block_on(recover(backend, &disk.path().join("store"))).expect("the store opens");
-        holds(&*recovered_index(&recovered), acknowledged, backend.name());
+        holds(&recovered_index(&recovered), acknowledged, backend.name());
         let promised = recovered.groups[&GroupId(2)].hard_state.promised.round;
         assert!(
             promised >= acknowledged,
