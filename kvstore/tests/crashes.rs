@@ -204,6 +204,12 @@ fn all_nodes_are_killed_at_once(storage: &str) {
     }
 }
 
+#[cfg(feature = "wal")]
+#[test]
+fn wal_leaders_killed_under_load() {
+    leaders_are_killed_under_load("wal");
+}
+
 #[cfg(feature = "leveldb")]
 #[test]
 fn leveldb_leaders_killed_under_load() {
@@ -214,6 +220,12 @@ fn leveldb_leaders_killed_under_load() {
 #[test]
 fn sqlite_leaders_killed_under_load() {
     leaders_are_killed_under_load("sqlite");
+}
+
+#[cfg(feature = "wal")]
+#[test]
+fn wal_all_nodes_killed_at_once() {
+    all_nodes_are_killed_at_once("wal");
 }
 
 #[cfg(feature = "leveldb")]

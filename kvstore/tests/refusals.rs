@@ -141,7 +141,7 @@ fn taken_ports_are_named() {
     }
 }
 
-#[cfg(feature = "leveldb")]
+#[cfg(feature = "wal")]
 mod directories {
     use super::*;
     use common::Cluster;
@@ -163,7 +163,7 @@ mod directories {
 
     #[test]
     fn a_directory_of_another_cluster_node_or_configuration_is_refused() {
-        let mut cluster = Cluster::start(1, &["--storage", "leveldb", "--groups", "2"]);
+        let mut cluster = Cluster::start(1, &["--storage", "wal", "--groups", "2"]);
         let directory = used(&mut cluster);
         let here = || {
             Flags::new()
@@ -183,7 +183,7 @@ mod directories {
         if cfg!(feature = "sqlite") {
             here()
                 .with("--storage", "sqlite")
-                .refused(1, &["was made with storage leveldb, not sqlite"]);
+                .refused(1, &["was made with storage wal, not sqlite"]);
         }
         cluster.start_node(1);
         cluster.wait_until_it_reads(1);
@@ -191,7 +191,7 @@ mod directories {
 
     #[test]
     fn a_directory_in_use_is_refused() {
-        let cluster = Cluster::start(1, &["--storage", "leveldb", "--cluster-id", "one"]);
+        let cluster = Cluster::start(1, &["--storage", "wal", "--cluster-id", "one"]);
         let directory = cluster.data_dir(1).display().to_string();
         let flags = Flags::new()
             .with("--data-dir", &directory)

@@ -29,7 +29,7 @@ pub(super) struct DemoOptions {
     /// How many nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
     nodes: u16,
-    /// The storage engine; the fastest durable one that is built in if not given
+    /// The storage engine (wal, leveldb, sqlite, memory); the fastest durable one that is built in if not given
     #[arg(long)]
     storage: Option<String>,
     /// Keep the data here; without it, it is thrown away at the end

@@ -32,7 +32,7 @@ pub(super) struct ServeOptions {
     /// Where this node keeps its data
     #[arg(long, env = "KVSTORE_DATA_DIR", default_value = "kvstore-data")]
     data_dir: PathBuf,
-    /// The storage engine; the fastest durable one that is built in if not given
+    /// The storage engine (wal, leveldb, sqlite, memory); the fastest durable one that is built in if not given
     #[arg(long, env = "KVSTORE_STORAGE")]
     storage: Option<String>,
     /// Among how many groups (independent logs) the keys are dealt out; the same on every node, for ever
@@ -180,7 +180,7 @@ fn listen(flag: &str, address: &str) -> Result<TcpListener, Failure> {
 /// The engine asked for, or the fastest durable one.
 fn backend(name: Option<&str>) -> Result<Backend, Failure> {
     let Some(name) = name else {
-        let durable = [Backend::LevelDb, Backend::Sqlite]
+        let durable = [Backend::Wal, Backend::LevelDb, Backend::Sqlite]
             .into_iter()
             .find(|backend| backend.is_built_in());
         return Ok(durable.unwrap_or_else(|| {
