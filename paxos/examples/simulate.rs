@@ -32,6 +32,9 @@ Runs whole simulated clusters under faults and checks the protocol's invariants.
 
 The last line is `N passed, M failed`; the exit code is 1 if a seed failed.";
 
+/// How many seeds must pass without a class of faults before that is taken to be needed.
+const SHRINK_TRIES: u64 = 300;
+
 struct Arguments {
     seeds: u64,
     from: u64,
@@ -153,7 +156,7 @@ fn plant(_: &str) -> Result<(), String> {
 }
 
 fn smaller(arguments: &Arguments) -> ExitCode {
-    let Some(shrunk) = shrink(arguments.from, &arguments.options, &Checking) else {
+    let Some(shrunk) = shrink(arguments.from, &arguments.options, &Checking, SHRINK_TRIES) else {
         println!("seed {} passes: there is nothing to shrink", arguments.from);
         return ExitCode::FAILURE;
     };

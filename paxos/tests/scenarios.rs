@@ -17,7 +17,9 @@ fn rig(nodes: u64) -> Rig {
 /// A bug may be planted, to see that the scenario made for it fails.
 fn rig_with(nodes: u64, config: Config) -> Rig {
     #[cfg(paxos_planted)]
-    if let Ok(name) = std::env::var("PAXOS_PLANT") {
+    if let Ok(name) = std::env::var("PAXOS_PLANT")
+        && !name.is_empty()
+    {
         paxos::planted::plant(&name).expect("the name of a bug");
     }
     Rig::with(nodes, config)

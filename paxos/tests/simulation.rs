@@ -73,13 +73,59 @@ fn a_fault_class_can_be_tried_alone() {
     assert!(crashes > 0);
 }
 
+#[test]
+fn groups_share_disks_and_fail_apart() {
+    let options = Options {
+        nodes: Some(3),
+        groups: Some(3),
+        ..Options::default()
+    };
+    let mut shared = 0;
+    for seed in 1..=20 {
+        let report = run(seed, &options, &Checking);
+        assert_eq!(report.failure, None);
+        shared += report.coverage.count(Event::SharedWrite);
+    }
+    assert!(shared > 0, "no write carried several groups");
+}
+
+#[test]
+fn spelling_out_what_a_seed_draws_changes_nothing() {
+    for seed in 1..=5 {
+        let drawn = run(seed, &Options::default(), &Checking);
+        let spelled_out = Options {
+            nodes: Some(drawn.nodes),
+            groups: Some(drawn.groups),
+            ..Options::default()
+        };
+        assert_eq!(run(seed, &spelled_out, &Checking), drawn);
+    }
+}
+
+#[test]
+fn full_and_damaged_disks_stop_their_nodes_only() {
+    let options = Options {
+        nodes: Some(5),
+        faults: FaultSet::NONE.with(Fault::FullDisk).with(Fault::Damage),
+        ..Options::default()
+    };
+    let (mut full, mut damaged) = (0, 0);
+    for seed in 1..=20 {
+        let report = run(seed, &options, &Checking);
+        assert_eq!(report.failure, None);
+        full += report.coverage.count(Event::FullAtSync);
+        damaged += report.coverage.count(Event::RefusedDamage);
+    }
+    assert!(full > 0 && damaged > 0);
+}
+
 mod checkers {
     //! The simulator finds what is wrong with a user's state machine.
 
     use bytes::Bytes;
     use paxos::{
         Chosen, MachineError, SnapshotSource, StateMachine,
-        testing::sim::{Ledger, Random, Workload},
+        testing::sim::{Ledger, Random, Workload, shrink},
     };
 
     use super::*;
@@ -167,5 +213,24 @@ mod checkers {
     #[test]
     fn a_field_that_a_snapshot_forgets_is_found() {
         assert!(found(Defect::Snapshot));
+    }
+
+    #[test]
+    fn a_failing_run_is_shrunk_to_what_it_needs() {
+        let workload = Defective(Defect::Snapshot);
+        let options = Options {
+            nodes: Some(3),
+            groups: Some(1),
+            clients: Some(2),
+            storms: Some(1),
+            faults: FaultSet::NONE.with(Fault::SnapshotSwap).with(Fault::Loss),
+            ..Options::default()
+        };
+        let failing = (1..=60).find(|seed| run(*seed, &options, &workload).failure.is_some());
+        let shrunk = shrink(failing.expect("a run fails"), &options, &workload, 10).expect("it fails");
+        assert_eq!(shrunk.options.faults, FaultSet::NONE.with(Fault::SnapshotSwap));
+        let again = run(shrunk.failure.seed, &shrunk.options, &workload);
+        assert_eq!(again.failure, Some(shrunk.failure));
+        assert!(shrink(1, &options, &Checking, 1).is_none(), "nothing to shrink");
     }
 }

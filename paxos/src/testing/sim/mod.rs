@@ -5,17 +5,50 @@
 //! protocol from the inside: after every write, every message and every applied slot. One seed is one run, always the
 //! same. Virtual time costs nothing, so a second of a CPU is minutes of a cluster's life.
 //!
-//! It runs your state machine as well as the default one: implement [`Workload`] and call [`run`] for as many seeds as
-//! you have patience for. Beside the protocol it checks that your machine is deterministic (equal replies and, if it
-//! has a [digest](crate::StateMachine::digest), equal states on all replicas) and that a machine restored from a
-//! snapshot goes on like the one that wrote it.
-//!
 //! ```
 //! use paxos::testing::sim::{Checking, Options, run};
 //!
 //! let report = run(7, &Options::default(), &Checking);
 //! assert!(report.failure.is_none(), "{}", report.failure.unwrap());
 //! ```
+//!
+//! # Bring your own machine
+//!
+//! Implement [`Workload`]: how to make your [`StateMachine`](crate::StateMachine), and what its clients ask. Then call
+//! [`run`] for as many seeds as you have patience for. Beside the protocol that checks that your machine is
+//! deterministic (equal replies and, if it has a [digest](crate::StateMachine::digest), equal states on all replicas) and
+//! that a machine restored from a snapshot goes on like the one that wrote it. The example `simulate_your_machine` does
+//! it for a small bank, in 30 lines, and finds two bugs that can be planted there.
+//!
+//! # Bring your own storage
+//!
+//! The simulator has disks of its own, which say exactly what a crash may lose. To put your
+//! [`Storage`](crate::Storage) on them, hand [`run`] a workload with a [place](crate::testing::storage::Place) to open it
+//! at, the same as for the conformance suite:
+//!
+//! ```no_run
+//! # use paxos::{storage::{Owner, StorageError}, testing::sim::{OnStorage, Options, run}};
+//! # fn open(directory: &std::path::Path, owner: Owner) -> Result<Box<dyn paxos::Storage>, StorageError> { todo!() }
+//! let place = || {
+//!     let directory = tempfile::tempdir().unwrap();
+//!     move |owner| open(directory.path(), owner)
+//! };
+//! let report = run(7, &Options::default(), &OnStorage(place));
+//! ```
+//!
+//! It is then given every write when the simulated disk syncs it, several groups' changes and several writes in one batch.
+//! When its node crashes it is given some of the writes that were under way, unsynced, is dropped without
+//! [`close`](crate::Storage::close) and opened again: it must come back with everything that was synced and a whole prefix
+//! of the rest, entry by entry, and the run goes on with just that. Reads are compared too. What cannot be played inside
+//! one process (the death of the process itself, a power failure, bytes that rot) is the conformance suite's part
+//! ([`crate::testing::storage`]). The storage is called inside a tokio runtime that belongs to the run, so call [`run`] from
+//! a thread that is not inside another one. The example `custom_storage` has it all.
+//!
+//! # A run that fails
+//!
+//! [`Failure`] names the seed and the oracle; the same seed and [`Options`] fail again, with a line for everything that
+//! happens if [`Options::trace`] asks for it. [`shrink`] looks for a smaller run that fails in the same way: fewer
+//! classes of faults, nodes, groups, clients.
 //!
 //! # What is checked
 //!
@@ -153,6 +186,10 @@ pub struct Report {
     pub hash: u64,
     /// How the run failed, if it did.
     pub failure: Option<Failure>,
+    /// How many nodes took part.
+    pub nodes: usize,
+    /// How many groups shared their disks.
+    pub groups: usize,
     /// What the run met.
     pub coverage: Coverage,
     /// How many messages were sent.
@@ -177,6 +214,8 @@ pub fn run<W: Workload>(seed: u64, options: &Options, workload: &W) -> Report {
         Report {
             hash: cluster.hash(),
             failure,
+            nodes: cluster.nodes.len(),
+            groups: cluster.groups.len(),
             coverage: cluster.coverage.clone(),
             messages: cluster.messages,
             chosen: cluster.sum(|group| group.oracle.chosen().0),

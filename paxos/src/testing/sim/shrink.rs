@@ -19,15 +19,12 @@ pub struct Shrunk {
     pub runs: u64,
 }
 
-/// How many seeds are tried with fewer faults before these are taken to be needed: with other faults every draw differs,
-/// so that the first seed alone says little.
-const TRIES: u64 = 300;
-/// How many seeds are tried at the end, for the one that fails soonest.
-const LAST_TRIES: u64 = 300;
-
 /// Looks for the smallest set of faults, nodes, groups, clients and storms with which the oracle that `seed` breaks is
 /// still broken, by this seed or one soon after it. `None` if the seed passes.
-pub fn shrink<W: Workload>(seed: u64, options: &Options, workload: &W) -> Option<Shrunk> {
+///
+/// With other faults every draw differs, so that one seed says little: `tries` of them must pass before something is
+/// taken to be needed. A few hundred are good for a bug that many seeds find; a rare one wants more.
+pub fn shrink<W: Workload>(seed: u64, options: &Options, workload: &W, tries: u64) -> Option<Shrunk> {
     let options = Options {
         trace: None,
         ..*options
@@ -35,6 +32,7 @@ pub fn shrink<W: Workload>(seed: u64, options: &Options, workload: &W) -> Option
     let failure = run(seed, &options, workload).failure?;
     let mut search = Search {
         workload,
+        tries,
         oracle: failure.violation.oracle,
         best: Shrunk {
             failure,
@@ -72,6 +70,7 @@ fn drawn(seed: u64, options: &Options) -> Options {
 
 struct Search<'a, W> {
     workload: &'a W,
+    tries: u64,
     oracle: &'static str,
     best: Shrunk,
 }
@@ -89,7 +88,7 @@ impl<W: Workload> Search<'_, W> {
     /// Takes these options if some seed still fails with them.
     fn attempt(&mut self, options: Options) -> bool {
         let first = self.best.failure.seed;
-        let failure = (first..first.saturating_add(TRIES)).find_map(|seed| self.fails(seed, &options));
+        let failure = (first..first.saturating_add(self.tries)).find_map(|seed| self.fails(seed, &options));
         let found = failure.is_some();
         if let Some(failure) = failure {
             self.best.failure = failure;
@@ -134,7 +133,7 @@ impl<W: Workload> Search<'_, W> {
     fn sooner(&mut self) {
         let options = self.best.options;
         let first = self.best.failure.seed;
-        for seed in first..first.saturating_add(LAST_TRIES) {
+        for seed in first..first.saturating_add(self.tries) {
             if let Some(failure) = self.fails(seed, &options)
                 && failure
                     .at
