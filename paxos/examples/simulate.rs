@@ -51,7 +51,8 @@ impl Arguments {
     fn command(&self, seed: u64, options: &Options) -> String {
         let mut flags = options.flags();
         if let Some(name) = &self.plant {
-            flags += &format!(" --plant {name}");
+            flags.push_str(" --plant ");
+            flags.push_str(name);
         }
         format!("cargo run --release -p paxos --features testing --example simulate -- --seed {seed}{flags}")
     }

@@ -135,11 +135,9 @@ impl StateMachine for Bank {
         } else {
             self.deposits
         };
-        let mut text = format!("{deposits}\n");
-        for (name, sum) in &self.balances {
-            text += &format!("{name} {sum}\n");
-        }
-        Ok(Box::new(Frozen(text)))
+        let balances = self.balances.iter().map(|(name, sum)| format!("{name} {sum}"));
+        let lines: Vec<String> = std::iter::once(deposits.to_string()).chain(balances).collect();
+        Ok(Box::new(Frozen(lines.join("\n"))))
     }
 
     fn restore(&mut self, upto: Slot, from: &mut dyn Read) -> Result<(), MachineError> {

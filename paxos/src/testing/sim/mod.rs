@@ -87,9 +87,8 @@ mod shrink;
 mod store;
 pub mod trace;
 
-use core::fmt;
+use core::fmt::{self, Write};
 use std::{
-    format,
     panic::{AssertUnwindSafe, catch_unwind},
     string::String,
 };
@@ -147,11 +146,11 @@ impl Options {
         ];
         for (name, number) in numbers {
             if let Some(number) = number {
-                flags += &format!(" --{name} {number}");
+                let _ = write!(flags, " --{name} {number}");
             }
         }
         if self.faults != FaultSet::ALL {
-            flags += &format!(" --faults {}", self.faults);
+            let _ = write!(flags, " --faults {}", self.faults);
         }
         flags
     }
