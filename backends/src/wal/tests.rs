@@ -17,9 +17,11 @@ use tempfile::TempDir;
 
 use super::{
     Wal, WalOptions,
+    disk::Disk,
     frame::{BLOCK_BYTES, Change, Frame, Frames, Position, frame_bytes, padded},
+    log::Log,
 };
-use crate::durable::{Changes, Key};
+use crate::durable::{Changes, Engine, Key, Opening};
 
 const A: GroupId = GroupId(1);
 const IDLE: GroupId = GroupId(2);
@@ -131,15 +133,19 @@ impl Bed {
             .collect()
     }
 
-    fn frames(&self) -> Frames {
+    fn identity(&self) -> Identity {
         let text = fs::read_to_string(self.directory.path().join("identity")).expect("an identity");
         let storage = text.lines().find_map(|line| line.strip_prefix("storage "));
         let storage = u64::from_str_radix(storage.expect("a storage id"), 16).expect("a number");
-        Frames::new(Identity {
+        Identity {
             cluster: OWNER.cluster,
             node: OWNER.node,
             storage: StorageId(storage),
-        })
+        }
+    }
+
+    fn frames(&self) -> Frames {
+        Frames::new(self.identity())
     }
 
     /// The frames of a segment, with their places.
@@ -256,6 +262,26 @@ async fn a_frame_that_is_torn_at_any_byte_is_dropped_as_a_whole() {
         let (_, recovered) = torn.bed.open().await.expect("a sound store");
         assert!(recovered.groups[&A].index.contains_key(&Slot(52)));
     }
+}
+
+#[tokio::test]
+async fn a_torn_frame_is_wiped_out_before_anything_is_written() {
+    // The next frame may go to another segment; then this one would be found in the middle of the log.
+    let torn = Torn::new(true).await;
+    torn.tear(torn.frame.bytes.len() - 1, &torn.before.1);
+    assert_eq!(torn.bed.last_frame().1, torn.at, "header and entries are sound");
+    let path = torn.bed.directory.path().join("wal");
+    let mut log = Log::new(path, 16 << 10, Disk::failing_at(u64::MAX));
+    let opening = Opening {
+        identity: torn.bed.identity(),
+        last_synced: torn.frame.position.commit - 1,
+    };
+    let findings = log.load(opening, &mut |_, _| {}).await.expect("a sound disk");
+    assert!(
+        matches!(&findings[..], [Finding::TornTail { .. }]),
+        "{findings:?}"
+    );
+    assert!(torn.bed.last_frame().1 < torn.at, "the torn frame is still there");
 }
 
 #[tokio::test]
