@@ -1,7 +1,7 @@
 //! Commands that ask every group, or the node itself, and not one key's group.
 
 use bytes::{Bytes, BytesMut};
-use paxos::node::Read;
+use paxos::{ProposeError, node::Read};
 
 use super::{Session, Shared, info};
 use crate::{
@@ -159,7 +159,7 @@ async fn scan(shared: &Shared, args: Args<'_>, reply: &mut BytesMut) -> Result<(
     Ok(())
 }
 
-/// Atomic in each group, not over several.
+/// Atomic in each group, not over several: every outcome counts for what the client is told.
 async fn flush(shared: &Shared) -> Result<(), String> {
     let command = encoded(op::FLUSH, &[]);
     let timeout = shared.settings.request_timeout;
@@ -168,8 +168,50 @@ async fn flush(shared: &Shared) -> Result<(), String> {
         .iter()
         .map(|group| group.propose_within(command.clone(), timeout))
         .collect();
+    let mut outcomes = Vec::with_capacity(asked.len());
     for outcome in asked {
-        outcome.await.map_err(|error| shared.propose_error(&error))?;
+        outcomes.push(outcome.await);
     }
-    Ok(())
+    flushed(outcomes, |error| shared.propose_error(error))
+}
+
+/// What the client is told of the outcomes of all groups.
+fn flushed(
+    outcomes: Vec<Result<Bytes, ProposeError>>,
+    told: impl FnOnce(&ProposeError) -> String,
+) -> Result<(), String> {
+    let count = outcomes.len();
+    let errors: Vec<ProposeError> = outcomes.into_iter().filter_map(Result::err).collect();
+    match errors.first() {
+        None => Ok(()),
+        Some(error) if count == 1 => Err(told(error)),
+        Some(error) if errors.len() == count && errors.iter().all(ProposeError::is_definite) => {
+            Err(told(error))
+        }
+        Some(_) => Err("UNKNOWN part of it may have happened; do it again to be sure".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_in_some_groups_only_is_not_called_undone() {
+        let told = |outcomes| flushed(outcomes, |error| format!("told: {error}"));
+        let done = || Ok(Bytes::from_static(b"+OK\r\n"));
+        let (undone, unknown) = (|| Err(ProposeError::Expired), || Err(ProposeError::Unknown));
+        assert_eq!(told(vec![done(), done()]), Ok(()));
+        for definite in [vec![undone()], vec![undone(), undone()], vec![unknown()]] {
+            assert!(told(definite).unwrap_err().starts_with("told: "));
+        }
+        for partial in [
+            vec![done(), undone()],
+            vec![undone(), done()],
+            vec![undone(), unknown()],
+            vec![unknown(), done()],
+        ] {
+            assert!(told(partial).unwrap_err().starts_with("UNKNOWN part of it may"));
+        }
+    }
 }
