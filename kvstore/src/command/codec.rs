@@ -7,6 +7,15 @@ use bytes::{BufMut, BytesMut};
 
 /// The first byte of every command. Another form gets another number.
 pub const FORMAT: u8 = 1;
+/// The last number that a form will ever get: what begins with another byte is garbage to every version.
+pub const LAST_FORMAT: u8 = 15;
+
+/// Whether the bytes have a form that only a newer program knows.
+pub fn is_newer(bytes: &[u8]) -> bool {
+    bytes
+        .first()
+        .is_some_and(|format| (FORMAT + 1..=LAST_FORMAT).contains(format))
+}
 
 /// Appends an operation and its arguments to `out`.
 pub fn encode<'a>(out: &mut BytesMut, code: u8, args: impl IntoIterator<Item = &'a [u8]>) {
@@ -103,6 +112,7 @@ mod tests {
     #[test]
     fn another_format_is_malformed() {
         assert_eq!(decode(&[2, 1]).unwrap_err(), Malformed);
+        assert!(is_newer(&[2, 1]) && !is_newer(&[FORMAT, 1]) && !is_newer(&[0]) && !is_newer(&[]));
         assert_eq!(decode(&[FORMAT]).unwrap_err(), Malformed);
         assert_eq!(decode(&[]).unwrap_err(), Malformed);
     }

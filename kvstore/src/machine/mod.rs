@@ -85,17 +85,32 @@ impl Machine {
     }
 
     /// Runs one command of the log.
-    fn execute(state: &mut State, command: &[u8], reply: &mut BytesMut) {
-        state.space.revision += 1;
+    ///
+    /// What a newer program wrote (another format, another operation) must not be passed over: replicas that know it
+    /// would hold another state from then on. Garbage is garbage to every version: a reply.
+    fn execute(state: &mut State, command: &[u8], reply: &mut BytesMut) -> Result<(), MachineError> {
+        if codec::is_newer(command) {
+            let format = command.first().copied().unwrap_or_default();
+            return Err(MachineError::new(format!(
+                "a command of the log has format {format}; this node runs an older version: upgrade it"
+            )));
+        }
         let outcome = match codec::decode(command) {
-            Ok((code, operands)) => match operations::action(code) {
-                Some(Action::Write(run)) => run(state, operands, reply),
-                Some(Action::Read(run)) => run(state, operands, reply),
-                None => Err(unknown(code)),
-            },
-            Err(malformed) => Err(malformed.into()),
+            Ok((code, operands)) => {
+                let action = operations::action(code).ok_or_else(|| MachineError::new(unknown(code)))?;
+                state.space.revision += 1;
+                match action {
+                    Action::Write(run) => run(state, operands, reply),
+                    Action::Read(run) => run(state, operands, reply),
+                }
+            }
+            Err(malformed) => {
+                state.space.revision += 1;
+                Err(malformed.into())
+            }
         };
         settle(outcome, reply);
+        Ok(())
     }
 
     /// The empty end of `scratch`, with room for some replies.
@@ -108,10 +123,8 @@ impl Machine {
     }
 }
 
-fn unknown(code: u8) -> Refused {
-    Refused(format!(
-        "ERR unknown operation {code}; this node runs an older version"
-    ))
+fn unknown(code: u8) -> String {
+    format!("unknown operation {code}; this node runs an older version: upgrade it")
 }
 
 /// A refused operation's reply is the reason, and nothing else: `reply` holds that of one operation only.
@@ -130,7 +143,7 @@ impl StateMachine for Machine {
     fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
         let mut buffer = self.reply_buffer();
         for command in chosen.commands {
-            Self::execute(&mut self.state, &command.payload, &mut buffer);
+            Self::execute(&mut self.state, &command.payload, &mut buffer)?;
             replies.push(buffer.split().freeze());
         }
         self.scratch.replace(buffer);
@@ -144,7 +157,7 @@ impl StateMachine for Machine {
             Ok((code, operands)) => match operations::action(code) {
                 Some(Action::Read(run)) => run(&self.state, operands, &mut reply),
                 Some(Action::Write(_)) => Err(Refused::new("ERR this operation writes; it must be proposed")),
-                None => Err(unknown(code)),
+                None => Err(Refused(format!("ERR {}", unknown(code)))),
             },
             Err(malformed) => Err(malformed.into()),
         };

@@ -12,6 +12,10 @@ use super::{
 impl Machine {
     /// Applies one command in a slot of its own.
     fn apply_one(&mut self, payload: Bytes) -> String {
+        self.try_apply_one(payload).unwrap()
+    }
+
+    fn try_apply_one(&mut self, payload: Bytes) -> Result<String, MachineError> {
         let slot = self.applied.next();
         let command = ApplyCommand {
             slot,
@@ -24,9 +28,9 @@ impl Machine {
             upto: slot,
             commands: &[command],
         };
-        self.apply(chosen, &mut replies).unwrap();
+        self.apply(chosen, &mut replies)?;
         assert_eq!(replies.len(), 1);
-        String::from_utf8_lossy(&replies[0]).into_owned()
+        Ok(String::from_utf8_lossy(&replies[0]).into_owned())
     }
 
     fn run(&mut self, operation: Operation, args: &[&str]) -> String {
@@ -206,12 +210,27 @@ fn a_revision_counts_the_commands_of_the_log() {
 }
 
 #[test]
-fn what_the_machine_does_not_know_is_a_reply() {
+fn what_a_newer_version_wrote_halts_the_machine() {
+    for payload in [&[2, 1][..], &[codec::FORMAT, 250]] {
+        let mut machine = Machine::default();
+        let error = machine.try_apply_one(Bytes::copy_from_slice(payload));
+        assert!(error.unwrap_err().to_string().contains("older version"));
+        assert_eq!(machine.applied(), Slot::ZERO);
+        assert_eq!(machine.state().space.revision, 0);
+        assert!(
+            machine
+                .query(Bytes::copy_from_slice(payload))
+                .starts_with(b"-ERR ")
+        );
+    }
+}
+
+#[test]
+fn garbage_is_answered_with_an_error() {
     let mut machine = Machine::default();
     for payload in [
         &b""[..],
-        &[9, 1],
-        &[codec::FORMAT, 250],
+        &[99, 1],
         &[codec::FORMAT, 1, 5, b'a'],
         &[codec::FORMAT, 1],
     ] {
@@ -220,7 +239,7 @@ fn what_the_machine_does_not_know_is_a_reply() {
         let reply = machine.query(Bytes::copy_from_slice(payload));
         assert!(reply.starts_with(b"-ERR "));
     }
-    assert_eq!(machine.applied(), Slot(5));
+    assert_eq!(machine.applied(), Slot(4));
     let mut write = BytesMut::new();
     codec::encode(&mut write, op::SET.code, [&b"a"[..], b"1"]);
     assert!(
@@ -395,6 +414,7 @@ proptest! {
         codec::encode(&mut payload, code, args.iter().map(String::as_bytes));
         let mut machine = some_state();
         prop_assert!(!machine.query(payload.clone().freeze()).is_empty());
-        prop_assert!(!machine.apply_one(payload.freeze()).is_empty());
+        let known = operations::action(code).is_some();
+        prop_assert_eq!(machine.try_apply_one(payload.freeze()).is_ok_and(|reply| !reply.is_empty()), known);
     }
 }
