@@ -27,8 +27,8 @@ pub struct BenchOptions {
     /// For how long
     #[arg(long, value_parser = crate::cli::duration, default_value = "10s")]
     pub duration: Duration,
-    /// Which share of the commands only reads, 0 to 1
-    #[arg(long, default_value_t = 0.0)]
+    /// The share of reads among the commands: 0 only writes, 1 only reads
+    #[arg(long, default_value_t = 0.0, value_parser = share)]
     pub read_ratio: f64,
     /// How many commands each client sends at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -38,8 +38,18 @@ pub struct BenchOptions {
     pub keys: u64,
     /// Commands per second over all clients, sent on time whatever the answers take; without it each client sends
     /// when it has been answered
-    #[arg(long)]
+    #[arg(long, value_parser = rate)]
     pub rate: Option<f64>,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "write a number from 0 to 1, such as 0.5".into())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.001..=1e9).contains(rate));
+    rate.ok_or_else(|| "write a number of commands per second from 0.001 to 1000000000".into())
 }
 
 /// What was measured.
@@ -173,6 +183,8 @@ async fn one_client(
         Duration::from_secs_f64(1.0 / bursts_per_second)
     });
     let mut due = started + between.map_or(Duration::ZERO, |between| between.mul_f64(random.f64()));
+    // A server that does not answer must not make the run longer than it was to be.
+    let timeout = timeout.min(options.duration.max(Duration::from_secs(1)));
     let mut endpoint = index;
     let mut connection = None;
     let mut burst = BytesMut::new();
@@ -206,6 +218,11 @@ async fn one_client(
         }
         // With a rate the time counts from when the burst was due, so that a stall is not hidden.
         let from = if let Some(between) = between {
+            if due.duration_since(started) >= options.duration {
+                // Nothing more is due before the end.
+                tokio::time::sleep(options.duration.saturating_sub(started.elapsed())).await;
+                break;
+            }
             tokio::time::sleep_until(due.into()).await;
             let from = due;
             due += between;

@@ -105,13 +105,44 @@ fn bad_flags_are_named() {
         ("--election-timeout", "soon", 2, &["--election-timeout", "250ms"]),
         (
             "--election-timeout",
-            "1ms",
-            1,
-            &["election_timeout", "heartbeat_interval"],
+            "150ms",
+            2,
+            &["--election-timeout 150ms", "twice --heartbeat-interval"],
         ),
+        (
+            "--election-timeout",
+            "11m",
+            2,
+            &["--election-timeout", "at most 10m"],
+        ),
+        (
+            "--heartbeat-interval",
+            "0ms",
+            2,
+            &["--heartbeat-interval", "at least 1ms"],
+        ),
+        (
+            "--heartbeat-interval",
+            "2m",
+            2,
+            &["--heartbeat-interval", "at most 1m"],
+        ),
+        ("--max-clients", "0", 2, &["--max-clients", "1..=1000000"]),
+        ("--max-clients", "18446744073709551615", 2, &["--max-clients"]),
         ("--log", "in[valid", 2, &["--log in[valid"]),
     ] {
         Flags::new().with(flag, value).refused(code, parts);
+    }
+    for args in [
+        &["bench", "--rate", "0"][..],
+        &["bench", "--rate", "-1"],
+        &["bench", "--rate", "inf"],
+        &["bench", "--read-ratio", "1.5"],
+        &["bench", "--read-ratio", "NaN"],
+        &["demo", "--groups", "0"],
+    ] {
+        let (code, lines) = refused(args);
+        assert_eq!((code, lines.len()), (2, 1), "{args:?}: {lines:?}");
     }
     let (code, lines) = refused(&["serve", "--id", "1"]);
     assert_eq!((code, lines.len()), (2, 1), "{lines:?}");
@@ -177,6 +208,15 @@ mod directories {
         here()
             .with("--cluster-id", "another")
             .refused(1, &["belongs to cluster"]);
+        here()
+            .with(
+                "--cluster",
+                format!("{},2=127.0.0.1:{}", cluster.members(), free_ports(1)[0]),
+            )
+            .refused(
+                1,
+                &["was made for a cluster of the nodes 1, not 1, 2", "--cluster"],
+            );
         here()
             .with("--groups", "3")
             .refused(1, &["was made with groups 2, not 3", "--groups 2"]);

@@ -21,6 +21,7 @@ use super::{Exit, Failure, status};
 use crate::{
     bench::{self, BenchOptions},
     server::Report,
+    shards::Shards,
 };
 
 /// The flags of `demo`.
@@ -39,7 +40,7 @@ pub(super) struct DemoOptions {
     #[arg(long, default_value_t = 7001, value_parser = clap::value_parser!(u16).range(1..=65_000))]
     base_port: u16,
     /// Among how many groups the keys are dealt out
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(Shards::MAX_GROUPS)))]
     groups: u16,
 }
 

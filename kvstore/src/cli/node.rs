@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use paxos::{ClusterId, GroupId, Member, Membership, Node, NodeId, storage::Owner};
+use paxos::{GroupId, Member, Membership, Node, NodeId, storage::Owner};
 use paxos_backends::Backend;
 use paxos_transports::tcp::{Tcp, TcpConfig};
 use tokio::{
@@ -72,8 +72,8 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     };
     let shared = Shared::new(settings, groups);
     let stop = watch::Sender::new(false);
-    let clients = tokio::spawn(server::serve(resp, Arc::clone(&shared), stop.subscribe()));
-    let http = tokio::spawn(http::serve(
+    let mut clients = tokio::spawn(server::serve(resp, Arc::clone(&shared), stop.subscribe()));
+    let mut http = tokio::spawn(http::serve(
         http,
         Arc::clone(&shared),
         Arc::downgrade(&node),
@@ -82,22 +82,34 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     let announce = tokio::spawn(server::announce(Arc::clone(&shared)));
     let leaders = tokio::spawn(log_leaders(shared, Arc::downgrade(&node)));
 
-    let halted = tokio::select! {
+    let failed = tokio::select! {
         why = stopping.requested() => {
             tracing::info!(why, "stopping");
             None
         }
-        why = node.halted() => Some(why),
+        why = node.halted() => Some(format!("has halted: {why}")),
+        ended = &mut clients => Some(format!("serves no clients any more: {}", why_ended(ended))),
+        ended = &mut http => Some(format!("serves no HTTP any more: {}", why_ended(ended))),
     };
     announce.abort();
     leaders.abort();
     let _ = stop.send(true);
-    let _ = tokio::time::timeout(Duration::from_secs(1), async { tokio::join!(clients, http) }).await;
+    let ended = async {
+        while !(clients.is_finished() && http.is_finished()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
     close(node).await;
-    match halted {
+    match failed {
         None => Ok(Exit::Ok),
-        Some(why) => Err(Failure::error(format!("node {} has halted: {why}", plan.id))),
+        Some(why) => Err(Failure::error(format!("node {} {why}", plan.id))),
     }
+}
+
+/// Why a task that runs until it is told to stop has ended by itself.
+fn why_ended(ended: Result<(), tokio::task::JoinError>) -> String {
+    ended.map_or_else(|error| error.to_string(), |()| "its listener has failed".into())
 }
 
 /// Raises this process's own limit of open files as far as it may, so that all clients find room.
@@ -124,14 +136,13 @@ fn allow_open_files(max_clients: usize) {
 /// Opens the store and starts the node on it; returns the cluster's name for people too.
 async fn open(plan: &Plan, transport: Tcp, request_timeout: Duration) -> Result<(Node, String), Failure> {
     let owner = Owner {
-        cluster: ClusterId::from_name(&plan.cluster_name),
+        cluster: plan.cluster,
         node: NodeId(plan.id),
     };
-    let cluster = if plan.is_named {
-        plan.cluster_name.clone()
-    } else {
-        owner.cluster.to_string()
-    };
+    let cluster = plan
+        .cluster_name
+        .clone()
+        .unwrap_or_else(|| plan.cluster.to_string());
     if plan.backend == Backend::Memory {
         tracing::warn!("storage is memory: everything on this node is lost when it stops");
     }

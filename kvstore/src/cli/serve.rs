@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Args;
+use paxos::ClusterId;
 use paxos_backends::Backend;
 use tracing_subscriber::EnvFilter;
 
@@ -41,12 +42,12 @@ pub(super) struct ServeOptions {
     /// What to do with commands that another node must lead
     #[arg(long, env = "KVSTORE_ROUTE", value_enum, default_value_t)]
     route: Route,
-    /// The cluster's name; made of --cluster if not given, which then must never change
+    /// The cluster's name, the same on every node; without one the addresses in --cluster must never change
     #[arg(long, env = "KVSTORE_CLUSTER_ID")]
     cluster_id: Option<String>,
     /// How many clients may be connected
-    #[arg(long, env = "KVSTORE_MAX_CLIENTS", default_value_t = 10_000)]
-    max_clients: usize,
+    #[arg(long, env = "KVSTORE_MAX_CLIENTS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_clients: u32,
     /// Without a sign of life from the leader for this long, another node is elected
     #[arg(long, env = "KVSTORE_ELECTION_TIMEOUT", value_parser = super::duration, default_value = "500ms")]
     election_timeout: Duration,
@@ -67,10 +68,10 @@ pub(super) struct Plan {
     pub(super) id: u64,
     /// Node ids and their addresses.
     pub(super) members: BTreeMap<u64, String>,
-    /// Names the cluster.
-    pub(super) cluster_name: String,
-    /// Whether the name was given or made of the members.
-    pub(super) is_named: bool,
+    /// The cluster's name, if it was given one.
+    pub(super) cluster_name: Option<String>,
+    /// Made of everything that all nodes must agree on: nodes of another id are strangers.
+    pub(super) cluster: ClusterId,
     pub(super) backend: Backend,
     pub(super) data_dir: PathBuf,
     pub(super) groups: u16,
@@ -98,34 +99,70 @@ pub(super) fn run(options: &ServeOptions) -> Result<Exit, Failure> {
 fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
     let members = members(&options.cluster)?;
     if !members.contains_key(&options.id) {
-        let ids: Vec<String> = members.keys().map(u64::to_string).collect();
+        let ids: Vec<u64> = members.keys().copied().collect();
         return Err(Failure::usage(format!(
             "--id {} is not in --cluster, which has {}; give this node one of those ids or add it to --cluster",
             options.id,
-            ids.join(", ")
+            listed(&ids)
         )));
     }
+    check_times(options.heartbeat_interval, options.election_timeout)?;
     let backend = backend(options.storage.as_deref())?;
-    let made: Vec<String> = members
-        .iter()
-        .map(|(id, address)| format!("{id}={address}"))
-        .collect();
     Ok(Plan {
         id: options.id,
-        cluster_name: options.cluster_id.clone().unwrap_or_else(|| made.join(",")),
-        is_named: options.cluster_id.is_some(),
+        cluster: cluster_id(options.cluster_id.as_deref(), &members, options.groups),
+        cluster_name: options.cluster_id.clone(),
         members,
         backend,
         data_dir: options.data_dir.clone(),
         groups: options.groups,
         route: options.route,
-        max_clients: options.max_clients,
+        max_clients: options.max_clients as usize,
         election_timeout: options.election_timeout,
         heartbeat_interval: options.heartbeat_interval,
         resp: listen("--resp", &options.resp)?,
         http: listen("--http", &options.http)?,
         exit_with_stdin: options.exit_with_stdin,
     })
+}
+
+/// The longest time between a leader's signs of life.
+const MAX_HEARTBEAT_INTERVAL: Duration = Duration::from_mins(1);
+/// The longest time without a leader's sign of life.
+const MAX_ELECTION_TIMEOUT: Duration = Duration::from_mins(10);
+
+fn check_times(heartbeat_interval: Duration, election_timeout: Duration) -> Result<(), Failure> {
+    let (flag, given, expected) = if heartbeat_interval < Duration::from_millis(1) {
+        ("--heartbeat-interval", heartbeat_interval, "at least 1ms")
+    } else if heartbeat_interval > MAX_HEARTBEAT_INTERVAL {
+        ("--heartbeat-interval", heartbeat_interval, "at most 1m")
+    } else if election_timeout > MAX_ELECTION_TIMEOUT {
+        ("--election-timeout", election_timeout, "at most 10m")
+    } else if election_timeout < heartbeat_interval * 2 {
+        (
+            "--election-timeout",
+            election_timeout,
+            "at least twice --heartbeat-interval, better five times",
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(format!(
+        "{flag} {given:?} is out of range; it must be {expected}"
+    )))
+}
+
+/// The id of a cluster: of its name, the ids of its nodes and the number of its groups, so that nodes which were told
+/// different ones do not talk to each other. Without a name the nodes' addresses take its place.
+fn cluster_id(name: Option<&str>, members: &BTreeMap<u64, String>, groups: u16) -> ClusterId {
+    let members: Vec<String> = members
+        .iter()
+        .map(|(id, address)| match name {
+            Some(_) => id.to_string(),
+            None => format!("{id}={address}"),
+        })
+        .collect();
+    ClusterId::from_name(&format!("{name:?} {} {groups}", members.join(",")))
 }
 
 /// `1=host:port,2=host:port`.
@@ -206,6 +243,8 @@ struct DirectoryFacts {
     format: u32,
     storage: String,
     groups: u16,
+    /// The ids of the cluster's nodes, ascending.
+    members: Vec<u64>,
 }
 
 const FACTS_FILE: &str = "kvstore.json";
@@ -227,6 +266,7 @@ pub(super) fn prepare_directory(plan: &Plan) -> Result<(), Failure> {
         format: FACTS_FORMAT,
         storage: plan.backend.name().to_owned(),
         groups: plan.groups,
+        members: plan.members.keys().copied().collect(),
     };
     let file = plan.data_dir.join(FACTS_FILE);
     let found = match std::fs::read(&file) {
@@ -256,7 +296,20 @@ pub(super) fn prepare_directory(plan: &Plan) -> Result<(), Failure> {
     if found.groups != wanted.groups {
         return differs("groups", "--groups", &found.groups, &wanted.groups);
     }
+    if found.members != wanted.members {
+        return Err(Failure::error(format!(
+            "the data directory {directory} was made for a cluster of the nodes {}, not {}; give --cluster those nodes \
+             or choose another --data-dir",
+            listed(&found.members),
+            listed(&wanted.members)
+        )));
+    }
     Ok(())
+}
+
+fn listed(ids: &[u64]) -> String {
+    let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
+    ids.join(", ")
 }
 
 fn write_facts(directory: &Path, file: &Path, facts: &DirectoryFacts) -> std::io::Result<()> {
@@ -272,6 +325,25 @@ fn write_facts(directory: &Path, file: &Path, facts: &DirectoryFacts) -> std::io
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_that_were_told_different_clusters_are_strangers() {
+        let id = |name, cluster: &str, groups| cluster_id(name, &members(cluster).unwrap(), groups);
+        assert_eq!(id(None, "1=a:1,2=b:2", 1), id(None, "2=b:2, 1=a:1", 1));
+        assert_eq!(id(Some("x"), "1=a:1,2=b:2", 1), id(Some("x"), "1=c:1,2=d:2", 1));
+        let told = [
+            id(None, "1=a:1,2=b:2", 1),
+            id(None, "1=a:1,2=b:3", 1),
+            id(None, "1=a:1", 1),
+            id(None, "1=a:1,2=b:2", 2),
+            id(Some("x"), "1=a:1,2=b:2", 1),
+            id(Some("y"), "1=a:1,2=b:2", 1),
+            id(Some("x"), "1=a:1", 1),
+            id(Some("x"), "1=a:1,2=b:2", 2),
+        ];
+        let different: std::collections::BTreeSet<u64> = told.iter().map(|id| id.0).collect();
+        assert_eq!(different.len(), told.len());
+    }
 
     #[test]
     fn a_cluster_is_ids_and_addresses() {
