@@ -26,7 +26,17 @@ pub(super) fn get(state: &State, mut operands: Operands<'_>, reply: &mut BytesMu
     Ok(())
 }
 
+/// How many bytes of values one reply may hold.
+const MAX_REPLY_BYTES: usize = 64 << 20;
+
 pub(super) fn mget(state: &State, operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
+    let values = operands.clone().filter_map(|key| state.space.get(key));
+    let bytes: usize = values.map(|record| record.value.len()).sum();
+    if bytes > MAX_REPLY_BYTES {
+        return Err(Refused::new(format!(
+            "ERR the values have {bytes} bytes, one reply may have {MAX_REPLY_BYTES}; ask for fewer keys at once"
+        )));
+    }
     write::array(reply, operands.clone().count());
     for key in operands {
         value(reply, state.space.get(key));

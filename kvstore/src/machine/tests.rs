@@ -340,6 +340,24 @@ fn some_state() -> Machine {
 }
 
 #[test]
+fn values_and_replies_are_bounded() {
+    let mut machine = Machine::default();
+    let large = "x".repeat(16 << 20);
+    assert_eq!(machine.run(op::SET, &["a", &large]), "+OK\r\n");
+    assert_eq!(
+        machine.run(op::APPEND, &["a", "x"]),
+        "-ERR string exceeds maximum allowed size (proto-max-bulk-len)\r\n"
+    );
+    assert_eq!(machine.run(op::STRLEN, &["a"]), ":16777216\r\n");
+    assert!(machine.run(op::MGET, &["a"; 4]).starts_with("*4\r\n"));
+    assert!(
+        machine
+            .run(op::MGET, &["a"; 5])
+            .starts_with("-ERR the values have")
+    );
+}
+
+#[test]
 fn a_snapshot_is_the_state_when_it_was_taken() {
     let mut machine = some_state();
     let digest = machine.digest();

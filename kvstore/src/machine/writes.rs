@@ -10,8 +10,9 @@ use crate::{
     resp::{parse, write},
 };
 
-/// The largest value, in bytes; only `APPEND` can come near it.
-pub(super) const MAX_VALUE_BYTES: usize = 512 << 20;
+/// The largest value, in bytes: what one command may carry. It bounds the cost of every operation on one key, the
+/// digest of an appended value too.
+pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
 
 /// The operations' answer, or why they were refused.
 pub(super) type Outcome = Result<(), Refused>;
@@ -112,7 +113,9 @@ pub(super) fn append(state: &mut State, mut operands: Operands<'_>, reply: &mut 
     let (key, suffix) = (operands.required()?, operands.required()?);
     let present = state.space.get(key).map_or(0, |record| record.value.len());
     if present + suffix.len() > MAX_VALUE_BYTES {
-        return Err(Refused::new("ERR string exceeds maximum allowed size"));
+        return Err(Refused::new(
+            "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+        ));
     }
     let len = state.space.update(key, |value| {
         let mut value = value

@@ -105,6 +105,9 @@ impl<'a> Args<'a> {
     }
 }
 
+/// Room for this many arguments is kept from one read to the next.
+const MAX_IDLE_ARGS: usize = 16 << 10;
+
 /// Finds complete commands in a growing buffer.
 ///
 /// The caller appends what it reads, calls [`parse`](Self::parse), uses [`command`](Self::command) for each command
@@ -170,6 +173,7 @@ impl Parser {
     pub fn clear(&mut self) {
         let complete = self.ends.last().copied().unwrap_or(0);
         self.spans.drain(..complete);
+        self.spans.shrink_to(MAX_IDLE_ARGS);
         for span in &mut self.spans {
             span.start -= self.consumed as u32;
         }

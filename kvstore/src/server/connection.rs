@@ -16,6 +16,8 @@ use crate::resp::{Parser, write};
 const READ_BYTES: std::ops::RangeInclusive<usize> = (8 << 10)..=(256 << 10);
 /// Replies are written before there are more of them than this, in bytes.
 const MAX_UNWRITTEN_BYTES: usize = 1 << 20;
+/// A connection that has nothing to do keeps buffers of this many bytes at the most.
+const MAX_IDLE_BUFFER_BYTES: usize = 256 << 10;
 
 /// Serves one client until it leaves, breaks the protocol, or the server stops.
 pub(super) async fn serve(
@@ -66,8 +68,12 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
             }
         }
         pipeline.finish(shared, session, &mut out).await;
+        let held = buffer.capacity();
         buffer.advance(parser.consumed());
         parser.clear();
+        if buffer.is_empty() && held > MAX_IDLE_BUFFER_BYTES {
+            buffer = BytesMut::new();
+        }
         if let Err(error) = parsed
             && !session.close
         {
@@ -76,6 +82,9 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
         }
         if !out.is_empty() {
             stream.write_all(&out).await?;
+            if out.capacity() > MAX_IDLE_BUFFER_BYTES {
+                out = BytesMut::new();
+            }
             out.clear();
         }
         if session.close {

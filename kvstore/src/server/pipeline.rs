@@ -17,8 +17,12 @@ use crate::{
 
 /// Bursts share allocations of this many bytes for what is sent to the groups.
 const ENCODE_CHUNK_BYTES: usize = 16 << 10;
-/// At most this many commands wait for each other.
-const MAX_PHASE_COMMANDS: usize = 1024;
+/// At most this many writes wait for each other.
+const MAX_BURST_WRITES: usize = 1024;
+/// How many values the first reads of a connection may ask for at once, and the most that ever may.
+const BURST_READS: std::ops::RangeInclusive<usize> = 64..=256;
+/// How many bytes the replies to the reads that are under way should have at the most, by what came before.
+const MAX_BURST_REPLY_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -43,6 +47,10 @@ pub(super) struct Pipeline {
     requests: Vec<Vec<Bytes>>,
     /// In the order of the commands.
     answers: Vec<Answer>,
+    /// How many keys the commands name.
+    keys: usize,
+    /// How many keys the next reads may name at once: few after large replies.
+    max_read_keys: usize,
     scratch: BytesMut,
     /// A reply in version 3 before it is translated.
     reply: BytesMut,
@@ -55,6 +63,8 @@ impl Pipeline {
             kind: Kind::Reads,
             requests: vec![Vec::new(); groups],
             answers: Vec::new(),
+            keys: 0,
+            max_read_keys: *BURST_READS.start(),
             scratch: BytesMut::new(),
             reply: BytesMut::new(),
             started: Instant::now(),
@@ -91,10 +101,16 @@ impl Pipeline {
                     Action::Write(_) => Kind::Writes,
                     Action::Read(_) => Kind::Reads,
                 };
-                if kind != self.kind || self.answers.len() >= MAX_PHASE_COMMANDS {
+                let keys = command.keys.of(args).count();
+                let is_full = match kind {
+                    Kind::Writes => self.answers.len() >= MAX_BURST_WRITES,
+                    Kind::Reads => self.keys + keys > self.max_read_keys,
+                };
+                if kind != self.kind || is_full {
                     self.finish(shared, session, out).await;
                     self.kind = kind;
                 }
+                self.keys += keys;
                 self.ask(command, index, operation.code, args, shared);
             }
             Run::Local(run) => {
@@ -147,6 +163,7 @@ impl Pipeline {
             Kind::Reads => self.query(shared).await,
         };
         let elapsed = self.started.elapsed();
+        let mut largest_reply = 0;
         for answer in self.answers.drain(..) {
             let (reply, index) = match answer {
                 Answer::Refused(error) => (Err(error), None),
@@ -157,6 +174,7 @@ impl Pipeline {
             };
             let failed = match reply {
                 Ok(reply) => {
+                    largest_reply = largest_reply.max(reply.len());
                     session.answer(out, &reply);
                     reply.first() == Some(&b'-')
                 }
@@ -169,6 +187,10 @@ impl Pipeline {
                 shared.metrics.commands[index].count(failed, elapsed);
             }
         }
+        if self.kind == Kind::Reads {
+            self.max_read_keys = read_keys_after(self.max_read_keys, largest_reply);
+        }
+        self.keys = 0;
     }
 
     async fn propose(&mut self, shared: &Shared) -> Vec<Replies> {
@@ -216,6 +238,12 @@ impl Pipeline {
     }
 }
 
+/// How many keys the next reads of a connection may name at once, after reads of which one had a reply of so many bytes.
+fn read_keys_after(before: usize, largest_reply_bytes: usize) -> usize {
+    let most = (before * 4).min(*BURST_READS.end());
+    (MAX_BURST_REPLY_BYTES / largest_reply_bytes.max(1)).clamp(1, most)
+}
+
 type Replies = std::vec::IntoIter<Result<Bytes, String>>;
 
 /// What Redis says of a wrong number of arguments.
@@ -250,6 +278,17 @@ fn unknown_command(args: Args<'_>) -> String {
 mod tests {
     use super::*;
     use crate::resp::Parser;
+
+    #[test]
+    fn large_replies_make_the_next_bursts_of_reads_small() {
+        let start = *BURST_READS.start();
+        assert_eq!(read_keys_after(start, 100), 256);
+        assert_eq!(read_keys_after(256, 100), 256);
+        assert_eq!(read_keys_after(256, 64 << 10), 16);
+        assert_eq!(read_keys_after(16, 16 << 20), 1);
+        assert_eq!(read_keys_after(1, 100), 4);
+        assert_eq!(read_keys_after(4, 0), 16);
+    }
 
     #[test]
     fn unknown_commands_are_quoted_as_redis_does() {
