@@ -173,10 +173,21 @@ fn http_tells_of_the_node(cluster: &Cluster) {
         "paxos_commit_index{group=\"0\"}",
         "kvstore_commands_total{cmd=\"get\",result=\"ok\"}",
         "kvstore_connected_clients",
-        "kvstore_keys",
+        "kvstore_keys{group=\"0\"}",
+        "kvstore_data_bytes{group=\"0\"}",
+        "kvstore_expires 0",
         "build_info{version=",
     ] {
         assert!(metrics.contains(name), "{name} is missing in {metrics}");
+    }
+    let leader = cluster.leader();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let metrics = raw(cluster.http[leader - 1], request, "");
+    for name in ["paxos_peer_active", "paxos_peer_match_index"] {
+        let peers = metrics
+            .lines()
+            .filter(|line| line.starts_with(&format!("{name}{{group=\"0\",peer=")));
+        assert_eq!(peers.count(), 2, "{name}: {metrics}");
     }
     let status = get("/status");
     let status: serde_json::Value = serde_json::from_str(status.split("\r\n\r\n").nth(1).unwrap()).unwrap();

@@ -34,6 +34,9 @@ pub struct Keyspace {
     pub revision: u64,
 }
 
+/// To give back the memory of more keys than this takes a while: another thread does it.
+const MAX_KEYS_DROPPED_AT_ONCE: u64 = 10_000;
+
 impl Default for Keyspace {
     fn default() -> Self {
         let empty = Arc::new(HashSlot::new());
@@ -133,10 +136,17 @@ impl Keyspace {
 
     /// Removes everything. The revision stays.
     pub fn clear(&mut self) {
-        *self = Self {
+        let empty = Self {
             revision: self.revision,
             ..Self::default()
         };
+        let old = std::mem::replace(self, empty);
+        if old.keys > MAX_KEYS_DROPPED_AT_ONCE {
+            // Without a thread the closure, and with it what it holds, is dropped here.
+            let _ = std::thread::Builder::new()
+                .name("flushed".into())
+                .spawn(move || drop(old));
+        }
     }
 
     /// All records, by hash slot, then key.

@@ -93,8 +93,15 @@ async fn facts(section: &str, shared: &Shared, session: &Session) -> Vec<(&'stat
             ("total_commands_processed", shared.metrics.answered().to_string()),
         ],
         "replication" => replication(shared),
-        _ => match shared.sizes().await.keys {
-            0 => Vec::new(),
+        _ => match shared
+            .sizes()
+            .await
+            .iter()
+            .flatten()
+            .map(|sizes| sizes.keys)
+            .sum()
+        {
+            0_u64 => Vec::new(),
             keys => vec![("db0", format!("keys={keys},expires=0,avg_ttl=0"))],
         },
     }

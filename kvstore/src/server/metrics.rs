@@ -5,10 +5,10 @@ use std::time::Duration;
 use paxos::{
     Slot,
     metrics::{Counter, Exposition, Histogram, Kind},
-    node::Read,
+    node::{Group, GroupStatus, Read},
 };
 
-use super::{Shared, wide};
+use super::Shared;
 use crate::{command::table::COMMANDS, machine::operations as op, resp::Value};
 
 /// What has been counted of one command.
@@ -62,7 +62,7 @@ impl Metrics {
             .sum()
     }
 
-    fn expose(&self, shared: &Shared, sizes: Sizes) -> String {
+    fn expose(&self, shared: &Shared, sizes: &[Option<Sizes>], statuses: &[GroupStatus]) -> String {
         let mut to = Exposition::default();
         let used = || {
             let named = COMMANDS.iter().zip(&self.commands);
@@ -99,16 +99,33 @@ impl Metrics {
                 "Commands that wait for a leader",
                 shared.parked(),
             ),
-            ("kvstore_keys", "Keys that this node's replicas hold", sizes.keys),
             (
-                "kvstore_data_bytes",
-                "Bytes of those keys and their values",
-                sizes.bytes,
+                "kvstore_expires",
+                "Keys with a time to live: none, this version has no times to live",
+                0,
             ),
         ] {
             to.family(name, Kind::Gauge, help);
             to.value(&[], value);
         }
+        let held = || shared.groups.iter().map(Group::id).zip(sizes);
+        to.family(
+            "kvstore_keys",
+            Kind::Gauge,
+            "Keys that this node's replica of the group holds",
+        );
+        for (group, sizes) in held() {
+            to.value(&[("group", &group)], sizes.map_or(0, |sizes| sizes.keys));
+        }
+        to.family(
+            "kvstore_data_bytes",
+            Kind::Gauge,
+            "Bytes of those keys and their values",
+        );
+        for (group, sizes) in held() {
+            to.value(&[("group", &group)], sizes.map_or(0, |sizes| sizes.bytes));
+        }
+        peers(&mut to, statuses);
         to.family("build_info", Kind::Gauge, "The program's version");
         to.value(&[("version", &env!("CARGO_PKG_VERSION"))], 1);
         process(&mut to, shared);
@@ -116,7 +133,7 @@ impl Metrics {
     }
 }
 
-/// What this node's replicas hold, over all groups.
+/// What a replica holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
     /// Keys.
@@ -126,26 +143,27 @@ pub struct Sizes {
 }
 
 impl Shared {
-    /// What this node's replicas hold now.
-    pub async fn sizes(&self) -> Sizes {
-        let mut sizes = Sizes::default();
-        for group in 0..self.groups.len() {
-            let local = Read::Stale { at_least: Slot::ZERO };
-            let reply = self.ask(group, local, op::SIZES, &[]).await;
-            let Ok(Ok(Value::Array(numbers))) = reply.map(|reply| wide::value(&reply)) else {
-                continue;
-            };
-            if let [Value::Integer(keys), Value::Integer(bytes), ..] = numbers[..] {
-                sizes.keys += keys.unsigned_abs();
-                sizes.bytes += bytes.unsigned_abs();
-            }
-        }
-        sizes
+    /// What this node's replicas hold now, by group; `None` of a group that does not answer.
+    pub async fn sizes(&self) -> Vec<Option<Sizes>> {
+        let local = Read::Stale { at_least: Slot::ZERO };
+        let answers = self.ask_all(local, op::SIZES, &[]).await;
+        let sizes = |answer| match answer {
+            Ok(Value::Array(numbers)) => match numbers[..] {
+                [Value::Integer(keys), Value::Integer(bytes), ..] => Some(Sizes {
+                    keys: keys.unsigned_abs(),
+                    bytes: bytes.unsigned_abs(),
+                }),
+                _ => None,
+            },
+            _ => None,
+        };
+        answers.into_iter().map(sizes).collect()
     }
 
     /// Everything that the server has counted, in Prometheus' text format.
     pub async fn prometheus(&self) -> String {
-        self.metrics.expose(self, self.sizes().await)
+        self.metrics
+            .expose(self, &self.sizes().await, &self.statuses().await)
     }
 
     /// How many commands wait for a leader on this node.
@@ -157,6 +175,36 @@ impl Shared {
         leaderless
             .map(|group| group.metrics().proposals_pending.get())
             .sum()
+    }
+}
+
+/// What the leader knows of each peer; nothing of the groups that others lead.
+fn peers(to: &mut Exposition, statuses: &[GroupStatus]) {
+    let peers = || {
+        statuses.iter().flat_map(|status| {
+            let group = status.replica.group;
+            status
+                .replica
+                .peers
+                .iter()
+                .map(move |(peer, status)| (group, peer, status))
+        })
+    };
+    to.family(
+        "paxos_peer_active",
+        Kind::Gauge,
+        "Whether the peer answers the leader, this node",
+    );
+    for (group, peer, status) in peers() {
+        to.value(&[("group", &group), ("peer", peer)], u8::from(status.alive));
+    }
+    to.family(
+        "paxos_peer_match_index",
+        Kind::Gauge,
+        "The slot up to which the peer is known to hold everything",
+    );
+    for (group, peer, status) in peers() {
+        to.value(&[("group", &group), ("peer", peer)], status.matched);
     }
 }
 

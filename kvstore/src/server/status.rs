@@ -82,13 +82,32 @@ pub struct MemberReport {
 }
 
 impl Shared {
+    /// The status of every group, all asked at once.
+    pub(super) async fn statuses(&self) -> Vec<GroupStatus> {
+        let asked: Vec<_> = self
+            .groups
+            .iter()
+            .map(|group| {
+                let group = group.clone();
+                tokio::spawn(async move { group.status().await })
+            })
+            .collect();
+        let mut statuses = Vec::with_capacity(asked.len());
+        for (status, group) in asked.into_iter().zip(&self.groups) {
+            statuses.push(match status.await {
+                Ok(status) => status,
+                Err(_) => group.status().await,
+            });
+        }
+        statuses
+    }
+
     /// The status of this node now.
     pub async fn report(&self) -> Report {
         let mut groups = Vec::with_capacity(self.groups.len());
         let mut alarms = Vec::new();
         let mut ready = true;
-        for group in &self.groups {
-            let status = group.status().await;
+        for (group, status) in self.groups.iter().zip(self.statuses().await) {
             if let Some(why) = &status.halted {
                 alarms.push(format!("group {} has halted: {why}", status.replica.group));
             }

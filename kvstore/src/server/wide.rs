@@ -38,30 +38,18 @@ pub(super) async fn run(
 ) -> Result<(), String> {
     match command {
         Wide::DbSize => {
-            let sizes = shared.ask_all(op::DBSIZE, &[]).await?;
-            let sum = sizes
-                .iter()
-                .map(|size| if let Value::Integer(size) = size { *size } else { 0 })
-                .sum();
+            let mut sum = 0;
+            for size in shared.ask_all(Read::Linearizable, op::DBSIZE, &[]).await {
+                if let Value::Integer(size) = size? {
+                    sum += size;
+                }
+            }
             write::integer(reply, sum);
         }
         Wide::Keys => {
-            let found = shared.ask_all(op::KEYS, &[args.get(1)]).await?;
-            let keys = || {
-                found.iter().filter_map(|keys| {
-                    if let Value::Array(keys) = keys {
-                        Some(keys)
-                    } else {
-                        None
-                    }
-                })
-            };
-            write::array(reply, keys().map(Vec::len).sum());
-            for key in keys().flatten() {
-                if let Value::Bulk(key) = key {
-                    write::bulk(reply, key);
-                }
-            }
+            let keys = keys(shared, args.get(1)).await?;
+            write::array(reply, keys.len());
+            keys.iter().for_each(|key| write::bulk(reply, key));
         }
         Wide::Scan => scan(shared, args, reply).await?,
         Wide::Flush => {
@@ -108,14 +96,26 @@ impl Shared {
         outcome.map_err(|error| self.read_error(&error))
     }
 
-    /// Reads from every group, linearizably each; the first error counts.
-    async fn ask_all(&self, operation: Operation, args: &[&[u8]]) -> Result<Vec<Value>, String> {
-        let mut values = Vec::with_capacity(self.groups.len());
-        for group in 0..self.groups.len() {
-            let reply = self.ask(group, Read::Linearizable, operation, args).await?;
-            values.push(value(&reply)?);
+    /// Reads from every group, all at once.
+    pub(super) async fn ask_all(
+        &self,
+        read: Read,
+        operation: Operation,
+        args: &[&[u8]],
+    ) -> Vec<Result<Value, String>> {
+        let query = encoded(operation, args);
+        // A read takes its place at the call, so all groups work at once.
+        let asked: Vec<_> = self
+            .groups
+            .iter()
+            .map(|group| group.query(read, query.clone()))
+            .collect();
+        let mut values = Vec::with_capacity(asked.len());
+        for answer in asked {
+            let reply = answer.await.map_err(|error| self.read_error(&error));
+            values.push(reply.and_then(|reply| value(&reply)));
         }
-        Ok(values)
+        values
     }
 }
 
@@ -140,23 +140,69 @@ async fn scan(shared: &Shared, args: Args<'_>, reply: &mut BytesMut) -> Result<(
     let (first, end_text) = (first.to_string(), end.to_string());
     let mut operands = vec![first.as_bytes(), end_text.as_bytes()];
     operands.extend(args.from(2));
-    let page = value(&shared.ask(group, Read::Linearizable, op::SCAN, &operands).await?)?;
-    let Value::Array(page) = page else {
-        return Err("ERR unexpected page".into());
-    };
-    let [Value::Integer(next), Value::Array(keys)] = &page[..] else {
-        return Err("ERR unexpected page".into());
-    };
-    let next = if *next == i64::from(HASH_SLOTS) { 0 } else { *next };
+    let (next, keys) = page(&shared.ask(group, Read::Linearizable, op::SCAN, &operands).await?)?;
+    let next = if next == HASH_SLOTS { 0 } else { next };
     write::array(reply, 2);
     write::bulk(reply, next.to_string().as_bytes());
     write::array(reply, keys.len());
-    for key in keys {
-        if let Value::Bulk(key) = key {
-            write::bulk(reply, key);
-        }
-    }
+    keys.iter().for_each(|key| write::bulk(reply, key));
     Ok(())
+}
+
+/// The reply to `op::SCAN`: the next hash slot and the keys found.
+fn page(reply: &[u8]) -> Result<(u16, Vec<Bytes>), String> {
+    let unexpected = || "ERR unexpected page".to_owned();
+    let Value::Array(page) = value(reply)? else {
+        return Err(unexpected());
+    };
+    let [Value::Integer(next), Value::Array(keys)] = &page[..] else {
+        return Err(unexpected());
+    };
+    let key = |key: &Value| {
+        if let Value::Bulk(key) = key {
+            Some(key.clone())
+        } else {
+            None
+        }
+    };
+    let next = u16::try_from(*next).map_err(|_| unexpected())?;
+    Ok((next, keys.iter().filter_map(key).collect()))
+}
+
+/// How many keys `KEYS` has a group look at before it lets others have a turn.
+const KEYS_PAGE: &str = "4096";
+
+/// All keys that match, page by page and from all groups at once: no group is kept from its work for long. A key that is
+/// there all the while is found exactly once.
+async fn keys(shared: &Shared, pattern: &[u8]) -> Result<Vec<Bytes>, String> {
+    let mut found = Vec::new();
+    let mut open: Vec<_> = (0..shared.groups.len())
+        .map(|group| (group, shared.shards.slots(group)))
+        .collect();
+    while !open.is_empty() {
+        let asked: Vec<_> = open
+            .iter()
+            .map(|(group, slots)| {
+                let (first, end) = (slots.start.to_string(), slots.end.to_string());
+                let operands: [&[u8]; 6] = [
+                    first.as_bytes(),
+                    end.as_bytes(),
+                    b"MATCH",
+                    pattern,
+                    b"COUNT",
+                    KEYS_PAGE.as_bytes(),
+                ];
+                shared.groups[*group].query(Read::Linearizable, encoded(op::SCAN, &operands))
+            })
+            .collect();
+        for ((_, slots), answer) in open.iter_mut().zip(asked) {
+            let (next, keys) = page(&answer.await.map_err(|error| shared.read_error(&error))?)?;
+            slots.start = next;
+            found.extend(keys);
+        }
+        open.retain(|(_, slots)| !slots.is_empty());
+    }
+    Ok(found)
 }
 
 /// Atomic in each group, not over several: every outcome counts for what the client is told.
