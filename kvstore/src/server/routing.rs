@@ -45,6 +45,9 @@ impl Shared {
             }
             ProposeError::TooLarge { .. } => format!("ERR {error}"),
             ProposeError::Stopped(_) => format!("LOADING {error}; the command did not happen"),
+            ProposeError::NotLeader { .. } => {
+                format!("{} {error}; the command did not happen", self.unavailable())
+            }
             _ => self.no_leader("; the command did not happen"),
         }
     }
@@ -54,17 +57,26 @@ impl Shared {
         match error {
             ReadError::Overloaded { retry_after } => busy(*retry_after),
             ReadError::Stopped(_) => format!("LOADING {error}"),
+            ReadError::Failed(_) => format!("ERR {error}"),
+            ReadError::NotLeader { .. } => format!("{} {error}", self.unavailable()),
             _ => self.no_leader(""),
         }
     }
 
     fn no_leader(&self, consequence: &str) -> String {
-        let code = match self.settings.route {
+        let waited = self.settings.request_timeout.as_millis();
+        format!(
+            "{} no leader answered within {waited} ms{consequence}",
+            self.unavailable()
+        )
+    }
+
+    /// The code of the error that tells a client to try again soon.
+    fn unavailable(&self) -> &'static str {
+        match self.settings.route {
             Route::Forward => "LOADING",
             Route::Redirect => "CLUSTERDOWN",
-        };
-        let waited = self.settings.request_timeout.as_millis();
-        format!("{code} no leader answered within {waited} ms{consequence}")
+        }
     }
 }
 
