@@ -152,6 +152,21 @@ fn broken_clients_disturb_nobody(cluster: &Cluster, other: &mut Connection) {
     );
     let too_large = raw(port, b"*2\r\n$3\r\nGET\r\n$999999999\r\n", "");
     assert_eq!(too_large, "-ERR Protocol error: invalid bulk length\r\n");
+    // What a web page makes a browser send.
+    for request in [
+        "POST / HTTP/1.1\r\nHost: x\r\n\r\nSET stolen 1\r\n",
+        "host: x\r\n\r\nSET stolen 1\r\n",
+    ] {
+        assert_eq!(raw(port, request.as_bytes(), ""), "");
+    }
+    assert_eq!(
+        cmd("GET").arg("stolen").query::<Option<i64>>(other).unwrap(),
+        None
+    );
+    assert_eq!(
+        raw(port, b"AUTH default x\r\nAUTH x y\r\nQUIT\r\n", ""),
+        "+OK\r\n-WRONGPASS invalid username-password pair or user is disabled.\r\n+OK\r\n"
+    );
     drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
     assert_eq!(cmd("PING").query::<String>(other).unwrap(), "PONG");
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::Read as _,
+    net::SocketAddr,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -47,7 +48,8 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     let failed = |error: std::io::Error| Failure::error(format!("cannot serve: {error}"));
     let (resp, http) = (TcpListener::from_std(plan.resp), TcpListener::from_std(plan.http));
     let (resp, http) = (resp.map_err(failed)?, http.map_err(failed)?);
-    let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());
+    let peer_address = plan.members.get(&plan.id).map_or("", String::as_str);
+    let address = |listener: &TcpListener| listener.local_addr().map(|bound| reachable(bound, peer_address));
     let addresses = NodeAddresses {
         resp: address(&resp).map_err(failed)?,
         http: address(&http).map_err(failed)?,
@@ -104,6 +106,15 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     match failed {
         None => Ok(Exit::Ok),
         Some(why) => Err(Failure::error(format!("node {} {why}", plan.id))),
+    }
+}
+
+/// Where others reach what listens on `bound`: a node that listens on all its addresses is known by the host of its
+/// peer address.
+fn reachable(bound: SocketAddr, peer_address: &str) -> String {
+    match peer_address.rsplit_once(':') {
+        Some((host, _)) if bound.ip().is_unspecified() => format!("{host}:{}", bound.port()),
+        _ => bound.to_string(),
     }
 }
 
@@ -248,4 +259,21 @@ fn watch_stdin() -> oneshot::Receiver<()> {
         let _ = closed.send(());
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_listens_everywhere_is_reached_at_its_peer_address() {
+        for (bound, expected) in [
+            ("0.0.0.0:7001", "db1.example:7001"),
+            ("[::]:7001", "db1.example:7001"),
+            ("10.0.0.1:7001", "10.0.0.1:7001"),
+        ] {
+            assert_eq!(reachable(bound.parse().unwrap(), "db1.example:7101"), expected);
+        }
+        assert_eq!(reachable("0.0.0.0:1".parse().unwrap(), "[::1]:2"), "[::1]:1");
+    }
 }

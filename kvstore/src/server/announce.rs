@@ -18,7 +18,7 @@ use crate::{
 
 /// How often the directory is read when nothing happens.
 const REFRESH: Duration = Duration::from_secs(5);
-/// How long to wait before this node's own entry is tried again.
+/// How often while this node's own entry or another member's is missing.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Keeps the directory of nodes up to date and this node's entry in it; runs as long as the server.
@@ -30,8 +30,11 @@ pub async fn announce(shared: Arc<Shared>) {
         let known = match directory(&shared).await {
             Some(directory) => {
                 let own = directory.get(&shared.settings.node.0) == Some(&shared.settings.addresses);
+                let status = shared.groups[0].status().await;
+                let mut members = status.replica.membership.members.iter();
+                let complete = members.all(|member| directory.contains_key(&member.node.0));
                 *shared.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
-                own || (leader.borrow().is_some() && propose(&shared).await)
+                (own || (leader.borrow().is_some() && propose(&shared).await)) && complete
             }
             None => false,
         };

@@ -8,6 +8,9 @@ use crate::resp::Args;
 /// The version of Redis whose commands' behaviour is followed.
 pub(super) const REDIS_VERSION: &str = "7.4.0";
 
+/// Host and port of a leader that has not said yet where it is reached.
+pub(super) const UNKNOWN_ADDRESS: (&str, &str) = ("unknown", "0");
+
 const SECTIONS: [&str; 7] = [
     "server",
     "clients",
@@ -111,16 +114,13 @@ fn replication(shared: &Shared) -> Vec<(&'static str, String)> {
     let leader = shared.leader(0);
     let mut facts = vec![("role", shared.role().to_owned())];
     if !shared.serves_writes() {
-        let addresses = leader
-            .and_then(|leader| shared.addresses_of(leader.node))
-            .unwrap_or_default();
-        let (host, port) = addresses.resp.rsplit_once(':').unwrap_or(("", "0"));
+        let addresses = leader.and_then(|leader| shared.addresses_of(leader.node));
+        let link = if addresses.is_some() { "up" } else { "down" };
+        let address = addresses.unwrap_or_default().resp;
+        let (host, port) = address.rsplit_once(':').unwrap_or(UNKNOWN_ADDRESS);
         facts.push(("master_host", host.to_owned()));
         facts.push(("master_port", port.to_owned()));
-        facts.push((
-            "master_link_status",
-            if leader.is_some() { "up" } else { "down" }.to_owned(),
-        ));
+        facts.push(("master_link_status", link.to_owned()));
     }
     let is_leader = shared.groups.first().is_some_and(paxos::node::Group::is_leader);
     facts.push(("connected_slaves", "0".to_owned()));

@@ -4,7 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 
-use super::{Session, Shared, info::REDIS_VERSION, pipeline::wrong_arity};
+use super::{
+    Session, Shared,
+    info::{REDIS_VERSION, UNKNOWN_ADDRESS},
+    pipeline::wrong_arity,
+};
 use crate::{
     command::{Command, Keys, table},
     resp::{Args, parse, write},
@@ -28,9 +32,18 @@ fn texts(reply: &mut BytesMut, texts: &[&str]) {
     }
 }
 
+/// How many bytes of a client's argument are shown in errors.
+pub(super) const MAX_SHOWN_BYTES: usize = 128;
+
+/// An argument as text for an error.
+pub(super) fn shown(arg: &[u8]) -> String {
+    let shown = arg.get(..MAX_SHOWN_BYTES).unwrap_or(arg);
+    String::from_utf8_lossy(shown).into_owned()
+}
+
 /// The subcommand's arguments are too many or too few, or there is no such subcommand.
 fn no_subcommand(name: &str, args: Args<'_>, known: &[&str], reply: &mut BytesMut) {
-    let given = String::from_utf8_lossy(args.get(1)).into_owned();
+    let given = shown(args.get(1));
     if let Some(known) = known.iter().find(|known| is(args.get(1), known)) {
         write::error(reply, &wrong_arity(&format!("{name}|{known}")));
         return;
@@ -76,13 +89,21 @@ pub(crate) fn select(_: &Shared, _: &mut Session, args: Args<'_>, reply: &mut By
     }
 }
 
-pub(crate) fn auth(_: &Shared, _: &mut Session, _: Args<'_>, reply: &mut BytesMut) {
-    write::error(
-        reply,
-        "ERR AUTH <password> called without any password configured for the default user. \
-         Are you sure your configuration is correct?",
-    );
+/// There is one user, `default`, without a password: every password of it is right.
+pub(crate) fn auth(_: &Shared, _: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
+    match args.len() {
+        2 => write::error(
+            reply,
+            "ERR AUTH <password> called without any password configured for the default user. \
+             Are you sure your configuration is correct?",
+        ),
+        3 if args.get(1) == b"default" => ok(reply),
+        3 => write::error(reply, WRONG_PASSWORD),
+        _ => write::error(reply, "ERR syntax error"),
+    }
 }
+
+const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
 pub(crate) fn time(_: &Shared, _: &mut Session, _: Args<'_>, reply: &mut BytesMut) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -107,7 +128,7 @@ pub(crate) fn role(shared: &Shared, _: &mut Session, _: Args<'_>, reply: &mut By
         .leader(0)
         .and_then(|leader| shared.addresses_of(leader.node));
     let address = leader.clone().unwrap_or_default().resp;
-    let (host, port) = address.rsplit_once(':').unwrap_or(("", "0"));
+    let (host, port) = address.rsplit_once(':').unwrap_or(UNKNOWN_ADDRESS);
     write::array(reply, 5);
     texts(reply, &["slave", host]);
     write::integer(reply, port.parse().unwrap_or(0));
@@ -129,8 +150,11 @@ pub(crate) fn hello(shared: &Shared, session: &mut Session, args: Args<'_>, repl
     let mut name = None;
     while let Some(option) = options.next() {
         let known = if is(option, "AUTH") {
-            // There is no password, so every password of the default user is right.
-            matches!((options.next(), options.next()), (Some(b"default"), Some(_)))
+            match (options.next(), options.next()) {
+                (Some(b"default"), Some(_)) => true,
+                (Some(_), Some(_)) => return write::error(reply, WRONG_PASSWORD),
+                _ => false,
+            }
         } else if is(option, "SETNAME") {
             name = options.next();
             name.is_some()
@@ -138,11 +162,14 @@ pub(crate) fn hello(shared: &Shared, session: &mut Session, args: Args<'_>, repl
             false
         };
         if !known {
-            let option = String::from_utf8_lossy(option);
+            let option = shown(option);
             return write::error(reply, &format!("ERR syntax error in HELLO option '{option}'"));
         }
     }
     if let Some(name) = name {
+        if !valid(name) {
+            return write::error(reply, BAD_NAME);
+        }
         session.name = String::from_utf8_lossy(name).into_owned();
     }
     session.resp3 = resp3;
@@ -159,14 +186,17 @@ pub(crate) fn hello(shared: &Shared, session: &mut Session, args: Args<'_>, repl
 /// The longest name that a client may give itself, in bytes.
 const MAX_CLIENT_NAME_BYTES: usize = 256;
 
+const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+
+fn valid(text: &[u8]) -> bool {
+    text.len() <= MAX_CLIENT_NAME_BYTES && text.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
 pub(crate) fn client(shared: &Shared, session: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
     const KNOWN: &[&str] = &[
         "id", "getname", "setname", "setinfo", "list", "info", "no-evict", "no-touch",
     ];
     let sub = args.get(1);
-    let valid = |text: &[u8]| {
-        text.len() <= MAX_CLIENT_NAME_BYTES && text.iter().all(|byte| (b'!'..=b'~').contains(byte))
-    };
     match args.len() {
         2 if is(sub, "ID") => write::count(reply, session.id),
         2 if is(sub, "GETNAME") && session.name.is_empty() => write::null(reply),
@@ -181,8 +211,7 @@ pub(crate) fn client(shared: &Shared, session: &mut Session, args: Args<'_>, rep
         3 if is(sub, "SETNAME") => {
             let name = args.get(2);
             if !valid(name) {
-                let why = "ERR Client names cannot contain spaces, newlines or special characters.";
-                return write::error(reply, why);
+                return write::error(reply, BAD_NAME);
             }
             session.name = String::from_utf8_lossy(name).into_owned();
             shared.clients.update(session);
@@ -202,7 +231,7 @@ pub(crate) fn client(shared: &Shared, session: &mut Session, args: Args<'_>, rep
             } else if is(attribute, "LIB-VER") {
                 session.library.1 = value;
             } else {
-                let attribute = String::from_utf8_lossy(attribute);
+                let attribute = shown(attribute);
                 return write::error(reply, &format!("ERR Unrecognized option '{attribute}'"));
             }
             shared.clients.update(session);

@@ -35,6 +35,8 @@ impl CommandMetrics {
 pub struct Metrics {
     /// By position in the table of commands.
     pub commands: Vec<CommandMetrics>,
+    /// Commands for groups that another node led.
+    pub forwarded: Counter,
     /// Commands that do not exist.
     pub unknown_commands: Counter,
 }
@@ -48,6 +50,7 @@ impl Default for Metrics {
         };
         Self {
             commands: COMMANDS.iter().map(command).collect(),
+            forwarded: Counter::default(),
             unknown_commands: Counter::default(),
         }
     }
@@ -88,6 +91,12 @@ impl Metrics {
         for (command, counted) in used() {
             to.histogram(&[("cmd", &command.name)], &counted.duration.snapshot());
         }
+        to.family(
+            "kvstore_forwarded_total",
+            Kind::Counter,
+            "Commands that this node took for groups that another node led",
+        );
+        to.value(&[], self.forwarded.get());
         for (name, help, value) in [
             (
                 "kvstore_connected_clients",
@@ -164,6 +173,13 @@ impl Shared {
     pub async fn prometheus(&self) -> String {
         self.metrics
             .expose(self, &self.sizes().await, &self.statuses().await)
+    }
+
+    /// Notes that `count` commands go to this group.
+    pub(super) fn count_forwarded(&self, group: &Group, count: usize) {
+        if count > 0 && !group.is_leader() {
+            self.metrics.forwarded.add(count as u64);
+        }
     }
 
     /// How many commands wait for a leader on this node.

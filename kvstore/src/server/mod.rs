@@ -19,7 +19,7 @@ use std::{
 
 use paxos::{Ballot, NodeId, node::Group};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
 };
 
@@ -122,6 +122,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::
             }
         };
         let _ = stream.set_nodelay(true);
+        keep_alive(&stream);
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
             continue;
@@ -133,4 +134,13 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::
             drop(place);
         });
     }
+}
+
+/// Has the kernel find out that a silent client's machine is gone, within some minutes: its place becomes free.
+fn keep_alive(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, Duration::from_mins(5));
+    let _ = sockopt::set_tcp_keepintvl(stream, Duration::from_mins(1));
+    let _ = sockopt::set_tcp_keepcnt(stream, 3);
 }

@@ -3,12 +3,19 @@
 //! Consecutive writes become one burst of proposals for each group, consecutive reads one burst of queries. A read
 //! waits for the writes before it and a write for the reads before it, so a client sees its commands done in order.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use paxos::node::Read;
+use paxos::{
+    ProposeError,
+    node::{Group, Read},
+};
 
-use super::{Session, Shared, wide};
+use super::{
+    Session, Shared,
+    local::{MAX_SHOWN_BYTES, shown},
+    wide,
+};
 use crate::{
     command::{Command, Run, codec, table},
     machine::operations::Action,
@@ -85,6 +92,15 @@ impl Pipeline {
         out: &mut BytesMut,
     ) {
         let Some(index) = table::find(args.get(0)) else {
+            if is_http(args.get(0)) {
+                tracing::warn!(
+                    client = session.id,
+                    peer = %session.peer,
+                    "this client speaks HTTP, perhaps a web page that attacks through its reader's browser; disconnected"
+                );
+                session.close = true;
+                return;
+            }
             shared.metrics.unknown_commands.increment();
             self.answers.push(Answer::Refused(unknown_command(args)));
             return;
@@ -195,16 +211,18 @@ impl Pipeline {
 
     async fn propose(&mut self, shared: &Shared) -> Vec<Replies> {
         // Proposals take their places at the call, so all groups work at once.
+        let deadline = Instant::now() + shared.settings.request_timeout;
         let mut asked = Vec::with_capacity(self.requests.len());
         for (group, requests) in shared.groups.iter().zip(&mut self.requests) {
             let requests = std::mem::take(requests);
-            let timeout = Some(shared.settings.request_timeout);
-            asked.push((!requests.is_empty()).then(|| group.propose_all(requests, timeout)));
+            shared.count_forwarded(group, requests.len());
+            let outcomes = (!requests.is_empty()).then(|| propose_until(group, requests.clone(), deadline));
+            asked.push((group, requests, outcomes));
         }
         let mut replies = Vec::with_capacity(asked.len());
-        for outcomes in asked {
+        for (group, requests, outcomes) in asked {
             let outcomes = match outcomes {
-                Some(outcomes) => outcomes.await,
+                Some(outcomes) => finish_refused(group, requests, outcomes.await, deadline).await,
                 None => Vec::new(),
             };
             let outcomes: Vec<_> = outcomes
@@ -221,6 +239,7 @@ impl Pipeline {
         for (group, requests) in shared.groups.iter().zip(&mut self.requests) {
             let requests = std::mem::take(requests);
             let count = requests.len();
+            shared.count_forwarded(group, count);
             asked.push((count > 0).then(|| (count, group.query_all(Read::Linearizable, requests))));
         }
         let mut replies = Vec::with_capacity(asked.len());
@@ -238,6 +257,50 @@ impl Pipeline {
     }
 }
 
+type Outcome = Result<Bytes, ProposeError>;
+
+fn propose_until(
+    group: &Group,
+    requests: Vec<Bytes>,
+    deadline: Instant,
+) -> impl Future<Output = Vec<Outcome>> + use<> {
+    group.propose_all(requests, Some(deadline.saturating_duration_since(Instant::now())))
+}
+
+/// Proposes again, in order, what an overloaded group has refused, until the deadline. Only the end of a burst is tried
+/// again: all that comes after the last command that did not certainly not happen, so that nothing is done out of order.
+async fn finish_refused(
+    group: &Group,
+    requests: Vec<Bytes>,
+    mut outcomes: Vec<Outcome>,
+    deadline: Instant,
+) -> Vec<Outcome> {
+    while let Some((first, wait)) = refused_end(&outcomes) {
+        if Instant::now() + wait >= deadline {
+            break;
+        }
+        tokio::time::sleep(wait).await;
+        let rest = requests.get(first..).unwrap_or_default().to_vec();
+        outcomes.truncate(first);
+        outcomes.extend(propose_until(group, rest, deadline).await);
+    }
+    outcomes
+}
+
+/// Where the commands at the end of a burst begin that were all refused by an overloaded group, and how long to wait
+/// before they are proposed again.
+fn refused_end(outcomes: &[Outcome]) -> Option<(usize, Duration)> {
+    let Some(Err(ProposeError::Overloaded { retry_after })) = outcomes.last() else {
+        return None;
+    };
+    let is_refused = |outcome: &Outcome| matches!(outcome, Err(ProposeError::Overloaded { .. }));
+    let first = outcomes.iter().rposition(|outcome| !is_refused(outcome));
+    Some((
+        first.map_or(0, |last| last + 1),
+        (*retry_after).max(Duration::from_millis(1)),
+    ))
+}
+
 /// How many keys the next reads of a connection may name at once, after reads of which one had a reply of so many bytes.
 fn read_keys_after(before: usize, largest_reply_bytes: usize) -> usize {
     let most = (before * 4).min(*BURST_READS.end());
@@ -251,11 +314,13 @@ pub(super) fn wrong_arity(name: &str) -> String {
     format!("ERR wrong number of arguments for '{name}' command")
 }
 
+/// What every HTTP request that could carry commands has: it must end the connection before they are carried out.
+fn is_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
+}
+
 /// What Redis says of a command that it does not know.
 fn unknown_command(args: Args<'_>) -> String {
-    const MAX_SHOWN_BYTES: usize = 128;
-    let shown =
-        |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_SHOWN_BYTES)]).into_owned();
     let mut text = format!(
         "ERR unknown command '{}', with args beginning with: ",
         shown(args.get(0))
@@ -288,6 +353,24 @@ mod tests {
         assert_eq!(read_keys_after(16, 16 << 20), 1);
         assert_eq!(read_keys_after(1, 100), 4);
         assert_eq!(read_keys_after(4, 0), 16);
+    }
+
+    #[test]
+    fn the_refused_end_of_a_burst_is_tried_again() {
+        let wait = Duration::from_millis(7);
+        let done = || Ok(Bytes::new());
+        let refused = || Err(ProposeError::Overloaded { retry_after: wait });
+        let unknown = || Err(ProposeError::Unknown);
+        for (outcomes, expected) in [
+            (vec![], None),
+            (vec![done()], None),
+            (vec![refused(), done()], None),
+            (vec![refused(), refused()], Some((0, wait))),
+            (vec![done(), refused(), refused()], Some((1, wait))),
+            (vec![refused(), unknown(), refused()], Some((2, wait))),
+        ] {
+            assert_eq!(refused_end(&outcomes), expected, "{outcomes:?}");
+        }
     }
 
     #[test]
