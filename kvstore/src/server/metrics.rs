@@ -5,7 +5,7 @@ use std::time::Duration;
 use paxos::{
     Slot,
     metrics::{Counter, Exposition, Histogram, Kind},
-    node::{Group, GroupStatus, Read},
+    node::{Group, Read},
 };
 
 use super::Shared;
@@ -65,7 +65,7 @@ impl Metrics {
             .sum()
     }
 
-    fn expose(&self, shared: &Shared, sizes: &[Option<Sizes>], statuses: &[GroupStatus]) -> String {
+    fn expose(&self, shared: &Shared, sizes: &[Option<Sizes>]) -> String {
         let mut to = Exposition::default();
         let used = || {
             let named = COMMANDS.iter().zip(&self.commands);
@@ -134,7 +134,6 @@ impl Metrics {
         for (group, sizes) in held() {
             to.value(&[("group", &group)], sizes.map_or(0, |sizes| sizes.bytes));
         }
-        peers(&mut to, statuses);
         to.family("build_info", Kind::Gauge, "The program's version");
         to.value(&[("version", &env!("CARGO_PKG_VERSION"))], 1);
         process(&mut to, shared);
@@ -171,8 +170,7 @@ impl Shared {
 
     /// Everything that the server has counted, in Prometheus' text format.
     pub async fn prometheus(&self) -> String {
-        self.metrics
-            .expose(self, &self.sizes().await, &self.statuses().await)
+        self.metrics.expose(self, &self.sizes().await)
     }
 
     /// Notes that `count` commands go to this group.
@@ -191,36 +189,6 @@ impl Shared {
         leaderless
             .map(|group| group.metrics().proposals_pending.get())
             .sum()
-    }
-}
-
-/// What the leader knows of each peer; nothing of the groups that others lead.
-fn peers(to: &mut Exposition, statuses: &[GroupStatus]) {
-    let peers = || {
-        statuses.iter().flat_map(|status| {
-            let group = status.replica.group;
-            status
-                .replica
-                .peers
-                .iter()
-                .map(move |(peer, status)| (group, peer, status))
-        })
-    };
-    to.family(
-        "paxos_peer_active",
-        Kind::Gauge,
-        "Whether the peer answers the leader, this node",
-    );
-    for (group, peer, status) in peers() {
-        to.value(&[("group", &group), ("peer", peer)], u8::from(status.alive));
-    }
-    to.family(
-        "paxos_peer_match_index",
-        Kind::Gauge,
-        "The slot up to which the peer is known to hold everything",
-    );
-    for (group, peer, status) in peers() {
-        to.value(&[("group", &group), ("peer", peer)], status.matched);
     }
 }
 
