@@ -23,7 +23,7 @@ pub enum ClientError {
         cause: std::io::Error,
     },
     /// The connection broke, or no reply came in time: whether the command was carried out is unknown.
-    #[error("no reply from {address}: {cause}; the command may have happened")]
+    #[error("no reply from {address}: {cause}")]
     NoReply {
         /// From where.
         address: String,
@@ -71,6 +71,11 @@ impl Client {
     /// Where the connection leads.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// From now on every reply may take this long.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
     /// Sends one command and waits for its reply.

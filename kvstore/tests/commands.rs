@@ -7,7 +7,7 @@ mod common;
 use std::{
     collections::BTreeSet,
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
 };
 
 use common::{Cluster, PATIENCE};
@@ -351,6 +351,15 @@ fn verbs_work_against_any_node_and_end_as_documented() {
     assert_eq!(verb(&["get"]).0, 2);
     assert_eq!(verb(&["frobnicate"]).0, 2);
 
+    // An endpoint that takes connections and never answers: a read goes on to the next one, a write may have happened.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("{},127.0.0.1:{}", listener.local_addr().unwrap(), cluster.resp[2]);
+    let asked = |args: &[&str]| common::run(&[args, &["--endpoints", &silent, "--timeout", "2s"]].concat());
+    assert_eq!(asked(&["get", "n"]).status.code(), Some(3));
+    let output = asked(&["put", "n", "1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("may have happened"));
+
     cluster.kill(1);
     cluster.kill(2);
     let (code, _) = verb(&["put", "a", "1"]);
@@ -361,4 +370,23 @@ fn verbs_work_against_any_node_and_end_as_documented() {
     assert_eq!(verb(&["get", "a"]).0, 4);
     assert!(cluster.terminate(3).success(), "{}", cluster.log(3));
     assert_eq!(verb(&["get", "a"]).0, 1);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_program_quietly() {
+    let mut child = common::kvstore(&["status", "--watch", "--endpoints", "127.0.0.1:1"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert!(common::wait_for_end(&mut child).success());
+    let mut complaints = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut complaints)
+        .unwrap();
+    assert_eq!(complaints, "");
 }

@@ -145,3 +145,15 @@ fn a_taken_port_is_named() {
         "{text}"
     );
 }
+
+#[test]
+fn a_storage_engine_that_does_not_exist_is_refused_once() {
+    let output = common::run(&["demo", "--storage", "floppy"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        (output.status.code(), text.lines().count()),
+        (Some(2), 1),
+        "{text}"
+    );
+    assert!(text.contains("--storage"), "{text}");
+}

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     net::TcpListener,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -17,7 +18,10 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{Exit, Failure, status};
+use super::{
+    Exit, Failure, serve, status,
+    terminal::{print, reader_is_gone, say},
+};
 use crate::{
     bench::{self, BenchOptions},
     server::Report,
@@ -85,20 +89,28 @@ struct Demo {
 }
 
 pub(super) async fn run(options: DemoOptions) -> Result<Exit, Failure> {
+    // Each node would refuse it, into its log.
+    serve::backend(options.storage.as_deref())?;
     check_ports(&options)?;
-    let (directory, temporary) = match &options.data_dir {
-        Some(directory) => (directory.clone(), false),
-        None => (
-            std::env::temp_dir().join(format!("kvstore-demo-{}", std::process::id())),
-            true,
-        ),
-    };
-    std::fs::create_dir_all(&directory).map_err(|error| {
+    let failed = |directory: &Path, error: std::io::Error| {
         Failure::error(format!(
             "cannot create {}: {error}; choose another --data-dir",
             directory.display()
         ))
-    })?;
+    };
+    let (directory, temporary) = match &options.data_dir {
+        Some(directory) => {
+            std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
+            (directory.clone(), false)
+        }
+        None => {
+            let created = fresh_directory();
+            (
+                created.map_err(|error| failed(&std::env::temp_dir(), error))?,
+                true,
+            )
+        }
+    };
     let mut demo = Demo {
         options,
         directory: directory.clone(),
@@ -113,9 +125,24 @@ pub(super) async fn run(options: DemoOptions) -> Result<Exit, Failure> {
     if temporary {
         let _ = std::fs::remove_dir_all(&directory);
     } else {
-        println!("the data is kept in {}", directory.display());
+        say!("the data is kept in {}", directory.display());
     }
     outcome
+}
+
+/// A new directory for this run alone: what another run left behind is not taken up.
+fn fresh_directory() -> std::io::Result<PathBuf> {
+    let mut name = format!("kvstore-demo-{}", std::process::id());
+    loop {
+        let directory = std::env::temp_dir().join(&name);
+        match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Ok(()) => return Ok(directory),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                name = format!("kvstore-demo-{}-{:08x}", std::process::id(), fastrand::u32(..));
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Says which port is taken before anything is started.
@@ -160,6 +187,9 @@ impl Demo {
                 _ = poll.tick() => {
                     self.notice_exits();
                     self.notice_leader().await;
+                    if reader_is_gone() {
+                        return Ok(Exit::Ok);
+                    }
                     if !introduced && self.leader.is_some() {
                         introduced = true;
                         self.introduce().await;
@@ -244,27 +274,30 @@ impl Demo {
                 Some(mut child) => {
                     let _ = child.kill().await;
                     self.paused.retain(|paused| *paused != node);
-                    println!("node {node} is killed");
+                    say!("node {node} is killed");
                 }
-                None => println!("node {node} is not running"),
+                None => say!("node {node} is not running"),
             },
             ("s", Some(node)) if self.paused.contains(&node) => {
                 self.signal(node, Signal::CONT);
                 self.paused.retain(|paused| *paused != node);
-                println!("node {node} goes on");
+                say!("node {node} goes on");
             }
-            ("s", Some(node)) if self.children.contains_key(&node) => println!("node {node} is running"),
+            ("s", Some(node)) if self.children.contains_key(&node) => say!("node {node} is running"),
             ("s", Some(node)) => match self.start(node) {
-                Ok(()) => println!("node {node} is started"),
-                Err(failure) => println!("node {node} cannot be started: {failure}"),
+                Ok(()) => {
+                    let pid = self.children.get(&node).and_then(Child::id).unwrap_or_default();
+                    say!("node {node} is started (pid {pid})");
+                }
+                Err(failure) => say!("node {node} cannot be started: {failure}"),
             },
             ("p", Some(node)) if self.children.contains_key(&node) && !self.paused.contains(&node) => {
                 self.signal(node, Signal::STOP);
                 self.paused.push(node);
-                println!("node {node} is paused");
+                say!("node {node} is paused");
             }
-            ("p", Some(node)) => println!("node {node} is not running"),
-            _ => println!("{KEYS}"),
+            ("p", Some(node)) => say!("node {node} is not running"),
+            _ => say!("{KEYS}"),
         }
         false
     }
@@ -294,7 +327,7 @@ impl Demo {
             .collect();
         self.children.retain(|node, child| match child.try_wait() {
             Ok(Some(status)) => {
-                println!(
+                say!(
                     "node {node} has ended by itself ({status}): {}",
                     last_line(&log_paths[node])
                 );
@@ -320,11 +353,11 @@ impl Demo {
             match leader {
                 Some((round, node)) => {
                     let without = self.led_until.elapsed().as_millis();
-                    println!(
+                    say!(
                         "{at:7.1} s  node {node} leads (ballot {round}.{node}), at most {without} ms without a leader"
                     );
                 }
-                None => println!("{at:7.1} s  there is no leader"),
+                None => say!("{at:7.1} s  there is no leader"),
             }
             self.leader = leader;
         }
@@ -334,32 +367,36 @@ impl Demo {
     }
 
     async fn show_status(&self) {
-        print!(
-            "{}",
-            status::table(&status::ask_all(&self.options.endpoints(), POLL * 5).await)
-        );
+        let answers = status::ask_all(&self.options.endpoints(), POLL * 5).await;
+        print(format_args!("{}", status::table(&answers)));
     }
 
     async fn introduce(&self) {
-        println!();
+        say!("");
         self.show_status().await;
         let port = |node: u16| self.options.base_port + node.min(self.options.nodes) - 1;
-        println!();
-        println!(
+        say!("");
+        say!(
             "status  http://{}/status    metrics  http://{}/metrics",
             self.options.http(1),
             self.options.http(1)
         );
-        println!("data    {}", self.directory.display());
-        println!();
-        println!("try     redis-cli -p {} set greeting hello", port(1));
-        println!("        redis-cli -p {} get greeting", port(2));
-        println!(
+        say!("data    {}", self.directory.display());
+        let pids = self
+            .children
+            .iter()
+            .filter_map(|(node, child)| Some((node, child.id()?)));
+        let pids: Vec<String> = pids.map(|(node, pid)| format!("node {node}: {pid}")).collect();
+        say!("pids    {}", pids.join(", "));
+        say!("");
+        say!("try     redis-cli -p {} set greeting hello", port(1));
+        say!("        redis-cli -p {} get greeting", port(2));
+        say!(
             "        redis-benchmark -p {} -t set,get -n 100000 -c 50 -P 16 -q",
             port(3)
         );
-        println!();
-        println!("{KEYS}");
+        say!("");
+        say!("{KEYS}");
     }
 
     async fn bench(&self) {
@@ -372,8 +409,8 @@ impl Demo {
             keys: 100_000,
             rate: None,
         };
-        println!("64 clients, one write of 256 bytes at a time each, for 5 s ...");
-        println!(
+        say!("64 clients, one write of 256 bytes at a time each, for 5 s ...");
+        say!(
             "{}",
             bench::run(&options, &self.awake(), Duration::from_secs(5)).await
         );

@@ -7,7 +7,7 @@ mod status;
 mod terminal;
 mod verbs;
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -205,7 +205,7 @@ pub fn main() -> ExitCode {
     match run(command_line.verb) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("kvstore: {failure}");
+            complain(format_args!("kvstore: {failure}"));
             failure.exit.into()
         }
     }
@@ -231,7 +231,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
             let built_in: Vec<_> = paxos_backends::Backend::built_in()
                 .map(paxos_backends::Backend::name)
                 .collect();
-            println!(
+            terminal::say!(
                 "kvstore {} (storage: {})",
                 env!("CARGO_PKG_VERSION"),
                 built_in.join(", ")
@@ -248,6 +248,11 @@ fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, F
     let outcome = runtime.block_on(work);
     runtime.shutdown_background();
     outcome
+}
+
+/// One line on standard error, if somebody reads it.
+fn complain(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Help goes out as it is; a mistake becomes one line that says what is wrong and where to look.
@@ -270,7 +275,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         .collect();
     let told = told.join(" ");
     let told = told.strip_prefix("error: ").unwrap_or(&told);
-    eprintln!("kvstore: {told} (see 'kvstore --help')");
+    complain(format_args!("kvstore: {told} (see 'kvstore --help')"));
     Exit::Usage.into()
 }
 

@@ -215,7 +215,7 @@ fn listen(flag: &str, address: &str) -> Result<TcpListener, Failure> {
 }
 
 /// The engine asked for, or the fastest durable one.
-fn backend(name: Option<&str>) -> Result<Backend, Failure> {
+pub(super) fn backend(name: Option<&str>) -> Result<Backend, Failure> {
     let Some(name) = name else {
         let durable = [Backend::Wal, Backend::LevelDb, Backend::Sqlite]
             .into_iter()

@@ -4,7 +4,10 @@ use std::{fmt::Write as _, io::IsTerminal, time::Duration};
 
 use serde_json::json;
 
-use super::{ClientOptions, Exit, Failure, Output, terminal::Table};
+use super::{
+    ClientOptions, Exit, Failure, Output,
+    terminal::{Table, print, reader_is_gone},
+};
 use crate::{client::Client, resp::Value, server::Report};
 
 /// What one endpoint answered.
@@ -101,7 +104,10 @@ pub(super) async fn run(options: &ClientOptions, watch: bool) -> Result<Exit, Fa
         } else {
             ""
         };
-        print!("{clear}{text}");
+        print(format_args!("{clear}{text}"));
+        if watch && reader_is_gone() {
+            return Ok(Exit::Ok);
+        }
         let mut reports = answers
             .iter()
             .filter_map(|(_, answer)| answer.as_ref().ok())

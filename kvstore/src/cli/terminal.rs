@@ -1,6 +1,34 @@
-//! Plain text tables.
+//! What is shown to people: lines and plain text tables.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::{self, Write as _},
+    io::Write as _,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+static READER_IS_GONE: AtomicBool = AtomicBool::new(false);
+
+/// Whether nobody reads standard output any more, as after `| head`: what runs on should end, quietly.
+pub(super) fn reader_is_gone() -> bool {
+    READER_IS_GONE.load(Relaxed)
+}
+
+/// Prints to standard output; nothing if nobody reads it.
+pub(super) fn print(text: fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    if out.write_fmt(text).and_then(|()| out.flush()).is_err() {
+        READER_IS_GONE.store(true, Relaxed);
+    }
+}
+
+/// Prints a line to standard output; nothing if nobody reads it.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::cli::terminal::print(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+pub(super) use say;
 
 /// Rows of cells under their titles, columns aligned.
 #[derive(Debug)]

@@ -1,56 +1,99 @@
 //! `get`, `put`, `del`, `incr`, `cas`, `bench`: the verbs that talk to a running cluster.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
-use super::{ClientOptions, Exit, Failure, Output};
+use super::{ClientOptions, Exit, Failure, Output, terminal::say};
 use crate::{
     bench::{self, BenchOptions},
     client::{Client, ClientError},
+    command::table,
     resp::Value,
 };
 
 /// How many redirections a command follows.
 const MAX_REDIRECTIONS: usize = 5;
 
-/// Carries one command out at the first endpoint that can be reached. What may have happened is never tried again.
+/// Carries one command out at the first endpoint that can. What may have happened is never tried again; what certainly
+/// did not happen, and every read, goes on to the next endpoint, within the timeout.
 pub(super) async fn call(options: &ClientOptions, args: &[&[u8]]) -> Result<Value, Failure> {
-    let mut client = connect(options).await?;
-    for _ in 0..MAX_REDIRECTIONS {
-        let value = client
-            .call(args)
-            .await
-            .map_err(|error| Failure::error(error.to_string()))?;
-        let Value::Error(error) = value else {
-            return Ok(value);
-        };
-        let mut words = error.split_ascii_whitespace();
-        match (words.next(), words.nth(1)) {
-            (Some("MOVED"), Some(address)) => {
-                let moved = Client::connect(address, options.timeout).await;
-                client = moved.map_err(|error| Failure::error(error.to_string()))?;
+    let writes = may_write(args);
+    let deadline = Instant::now() + options.timeout;
+    let mut no_quorum = None;
+    let mut failures = Vec::new();
+    for (at, endpoint) in options.endpoints.iter().enumerate() {
+        let started = Instant::now();
+        let remaining = deadline.saturating_duration_since(started);
+        let is_last = at + 1 == options.endpoints.len();
+        let share = if is_last { remaining } else { remaining / 2 };
+        // A write that was sent can go nowhere else.
+        let reply_within = if writes { remaining } else { share };
+        match attempt(endpoint, args, share, reply_within).await {
+            Ok(Value::Error(error)) if is_unavailable(&error) => no_quorum = Some(error),
+            Ok(Value::Error(error)) => return Err(Failure::error(error)),
+            Ok(value) => return Ok(value),
+            Err(error @ ClientError::NoReply { .. }) if writes => {
+                return Err(Failure::error(format!("{error}; the command may have happened")));
             }
-            (Some("LOADING" | "CLUSTERDOWN"), _) => return Err(Failure::new(Exit::NoQuorum, error)),
-            _ => return Err(Failure::error(error)),
+            Err(error) => failures.push(error.to_string()),
+        }
+        if writes && deadline.saturating_duration_since(Instant::now()) < started.elapsed() {
+            // The next endpoint would be left too soon for a definite answer.
+            break;
         }
     }
-    Err(Failure::error(
-        "redirected too often; the leader keeps changing, try again",
-    ))
+    if let Some(error) = no_quorum {
+        return Err(Failure::new(Exit::NoQuorum, error));
+    }
+    Err(Failure::error(format!(
+        "no endpoint answers ({}); is the cluster running? see --endpoints",
+        failures.join("; ")
+    )))
 }
 
-async fn connect(options: &ClientOptions) -> Result<Client, Failure> {
-    let mut refused = Vec::new();
-    for endpoint in &options.endpoints {
-        match Client::connect(endpoint, options.timeout).await {
-            Ok(client) => return Ok(client),
-            Err(ClientError::Connect { address, cause }) => refused.push(format!("{address}: {cause}")),
-            Err(error) => refused.push(error.to_string()),
+fn may_write(args: &[&[u8]]) -> bool {
+    let command = args.first().and_then(|name| table::find(name));
+    command.is_none_or(|index| table::COMMANDS[index].flags().contains(&"write"))
+}
+
+/// The node certainly did nothing, and another one may do better.
+fn is_unavailable(error: &str) -> bool {
+    matches!(
+        error.split_ascii_whitespace().next(),
+        Some("LOADING" | "CLUSTERDOWN")
+    )
+}
+
+/// Carries one command out at one endpoint, or where it redirects to.
+async fn attempt(
+    endpoint: &str,
+    args: &[&[u8]],
+    connect_within: Duration,
+    reply_within: Duration,
+) -> Result<Value, ClientError> {
+    let mut address = endpoint.to_owned();
+    let mut redirections = 0;
+    loop {
+        let mut client = Client::connect(&address, connect_within).await?;
+        client.set_timeout(reply_within);
+        let value = client.call(args).await?;
+        let moved = match &value {
+            Value::Error(error) => error
+                .strip_prefix("MOVED ")
+                .and_then(|moved| moved.split_once(' ')),
+            _ => None,
+        };
+        let Some((_, leader)) = moved else {
+            return Ok(value);
+        };
+        if redirections == MAX_REDIRECTIONS {
+            let why = "CLUSTERDOWN redirected too often; the leader keeps changing, try again";
+            return Ok(Value::Error(why.into()));
         }
+        redirections += 1;
+        leader.clone_into(&mut address);
     }
-    let refused = refused.join("; ");
-    Err(Failure::error(format!(
-        "no endpoint can be reached ({refused}); is the cluster running? see --endpoints"
-    )))
 }
 
 fn unexpected(value: &Value) -> Failure {
@@ -60,8 +103,8 @@ fn unexpected(value: &Value) -> Failure {
 /// Prints a result: `text` for people, `json` for programs.
 fn show(options: &ClientOptions, text: &str, json: &serde_json::Value) {
     match options.output {
-        Output::Table => println!("{text}"),
-        Output::Json => println!("{json}"),
+        Output::Table => say!("{text}"),
+        Output::Json => say!("{json}"),
     }
 }
 
@@ -125,10 +168,10 @@ pub(super) async fn bench(bench: BenchOptions, options: &ClientOptions) -> Resul
     call(options, &[b"PING"]).await?;
     let summary = bench::run(&bench, &options.endpoints, options.timeout).await;
     match options.output {
-        Output::Table => println!("{summary}"),
+        Output::Table => say!("{summary}"),
         Output::Json => {
             let text = serde_json::to_string(&summary).map_err(|error| Failure::error(error.to_string()))?;
-            println!("{text}");
+            say!("{text}");
         }
     }
     Ok(if summary.commands == 0 {
