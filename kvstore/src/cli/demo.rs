@@ -98,18 +98,12 @@ pub(super) async fn run(options: DemoOptions) -> Result<Exit, Failure> {
             directory.display()
         ))
     };
-    let (directory, temporary) = match &options.data_dir {
-        Some(directory) => {
-            std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
-            (directory.clone(), false)
-        }
-        None => {
-            let created = fresh_directory();
-            (
-                created.map_err(|error| failed(&std::env::temp_dir(), error))?,
-                true,
-            )
-        }
+    let temporary = options.data_dir.is_none();
+    let directory = if let Some(directory) = &options.data_dir {
+        std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
+        directory.clone()
+    } else {
+        fresh_directory().map_err(|error| failed(&std::env::temp_dir(), error))?
     };
     let mut demo = Demo {
         options,

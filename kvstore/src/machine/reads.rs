@@ -108,6 +108,8 @@ pub(super) fn sizes(state: &State, _: Operands<'_>, reply: &mut BytesMut) -> Out
 
 /// How many keys a page of `SCAN` looks at when the client does not say.
 const DEFAULT_SCAN_COUNT: u64 = 10;
+/// How many it looks at whatever the client says, so that others need not wait long.
+const MAX_SCAN_COUNT: u64 = 4096;
 
 /// One page: whole hash slots, from the first on, until `COUNT` keys have been looked at. Replies with the first hash
 /// slot of the next page (the end slot if there is none) and the keys.
@@ -140,6 +142,7 @@ pub(super) fn scan(state: &State, mut operands: Operands<'_>, reply: &mut BytesM
         }
     }
     let (mut next, mut seen, mut found) = (first, 0, Vec::new());
+    let count = count.min(MAX_SCAN_COUNT);
     while next < end && seen < count {
         let records = state.space.slot(next);
         seen += records.len() as u64;

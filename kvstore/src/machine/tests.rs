@@ -292,6 +292,17 @@ fn a_scan_returns_each_key_that_stays_exactly_once() {
 }
 
 #[test]
+fn a_page_of_a_scan_is_short_whatever_the_client_says() {
+    let mut machine = Machine::default();
+    for index in 0..5_000 {
+        machine.run(op::SET, &[&format!("key{index}"), "x"]);
+    }
+    let mut pages = 0;
+    let found = walk(&mut machine, "1000000000", |_| pages += 1);
+    assert_eq!((found.len(), pages), (5_000, 2));
+}
+
+#[test]
 fn a_scan_filters_and_stays_in_its_slots() {
     let mut machine = Machine::default();
     machine.run(op::SET, &["a", "x"]); // hash slot 15495

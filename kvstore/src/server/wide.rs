@@ -49,7 +49,9 @@ pub(super) async fn run(
         Wide::Keys => {
             let keys = keys(shared, args.get(1)).await?;
             write::array(reply, keys.len());
-            keys.iter().for_each(|key| write::bulk(reply, key));
+            for key in &keys {
+                write::bulk(reply, key);
+            }
         }
         Wide::Scan => scan(shared, args, reply).await?,
         Wide::Flush => {
@@ -145,7 +147,9 @@ async fn scan(shared: &Shared, args: Args<'_>, reply: &mut BytesMut) -> Result<(
     write::array(reply, 2);
     write::bulk(reply, next.to_string().as_bytes());
     write::array(reply, keys.len());
-    keys.iter().for_each(|key| write::bulk(reply, key));
+    for key in &keys {
+        write::bulk(reply, key);
+    }
     Ok(())
 }
 
