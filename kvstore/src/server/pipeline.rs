@@ -24,10 +24,10 @@ use crate::{
 
 /// Bursts share allocations of this many bytes for what is sent to the groups.
 const ENCODE_CHUNK_BYTES: usize = 16 << 10;
-/// At most this many writes wait for each other.
-const MAX_BURST_WRITES: usize = 1024;
+/// At most this many commands wait for each other.
+const MAX_BURST_COMMANDS: usize = 1024;
 /// How many values the first reads of a connection may ask for at once, and the most that ever may.
-const BURST_READS: std::ops::RangeInclusive<usize> = 64..=256;
+const BURST_READS: std::ops::RangeInclusive<usize> = 16..=256;
 /// How many bytes the replies to the reads that are under way should have at the most, by what came before.
 const MAX_BURST_REPLY_BYTES: usize = 1 << 20;
 
@@ -91,6 +91,9 @@ impl Pipeline {
         session: &mut Session,
         out: &mut BytesMut,
     ) {
+        if self.answers.len() >= MAX_BURST_COMMANDS {
+            self.finish(shared, session, out).await;
+        }
         let Some(index) = table::find(args.get(0)) else {
             if is_http(args.get(0)) {
                 tracing::warn!(
@@ -118,10 +121,7 @@ impl Pipeline {
                     Action::Read(_) => Kind::Reads,
                 };
                 let keys = command.keys.of(args).count();
-                let is_full = match kind {
-                    Kind::Writes => self.answers.len() >= MAX_BURST_WRITES,
-                    Kind::Reads => self.keys + keys > self.max_read_keys,
-                };
+                let is_full = kind == Kind::Reads && self.keys + keys > self.max_read_keys;
                 if kind != self.kind || is_full {
                     self.finish(shared, session, out).await;
                     self.kind = kind;
@@ -347,7 +347,8 @@ mod tests {
     #[test]
     fn large_replies_make_the_next_bursts_of_reads_small() {
         let start = *BURST_READS.start();
-        assert_eq!(read_keys_after(start, 100), 256);
+        assert_eq!(read_keys_after(start, 100), start * 4);
+        assert_eq!(read_keys_after(start * 4, 100), 256);
         assert_eq!(read_keys_after(256, 100), 256);
         assert_eq!(read_keys_after(256, 64 << 10), 16);
         assert_eq!(read_keys_after(16, 16 << 20), 1);
