@@ -93,7 +93,8 @@ fn read(buffer: &[u8], position: &mut usize, depth: usize) -> Result<Option<Valu
             Err(_) => Value::Null,
             Ok(len) => {
                 let len = if kind == b'%' { len.saturating_mul(2) } else { len };
-                let mut values = Vec::with_capacity(len.min(1024));
+                // Grows with what is there: a length alone must not make it allocate.
+                let mut values = Vec::new();
                 for _ in 0..len {
                     let Some(value) = read(buffer, &mut next, depth + 1)? else {
                         return Ok(None);
