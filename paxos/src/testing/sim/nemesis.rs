@@ -34,6 +34,8 @@ const STRIKES: &[Fault] = &[
     Fault::OneWayCut,
     Fault::Isolation,
     Fault::Isolation,
+    Fault::Isolation,
+    Fault::Isolation,
     Fault::Crash,
     Fault::Crash,
     Fault::Crash,
@@ -180,7 +182,12 @@ impl<W: Workload> Cluster<'_, W> {
         }
         self.schedule_fault();
         let fault = self.random.pick(STRIKES);
-        let victim = self.victim();
+        let leader = (0..self.nodes.len()).find(|node| self.nodes[*node].leads_any());
+        let victim = match (fault, leader) {
+            // Whom everybody else replaces at once, while it believes for a while that it leads on.
+            (Fault::Isolation, Some(leader)) => leader,
+            _ => self.victim(),
+        };
         self.strike(fault, victim)
     }
 
@@ -196,7 +203,13 @@ impl<W: Workload> Cluster<'_, W> {
             return Ok(());
         }
         self.say(|| format!("-- {}", fault.name()));
-        let duration = 20 * MS + self.random.exponential(SECOND);
+        // Most isolated leaders come back while they still believe that they lead.
+        let mean = if fault == Fault::Isolation && self.random.chance(700) {
+            SECOND / 4
+        } else {
+            SECOND
+        };
+        let duration = 20 * MS + self.random.exponential(mean);
         match fault {
             Fault::Crash => return self.crash_minority(victim),
             Fault::CrashAll => return self.crash_all(),
