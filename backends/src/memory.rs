@@ -16,8 +16,9 @@ use paxos::{
 
 /// Storage in memory: lost with the process.
 ///
-/// For tests, and for services that may lose everything when all of their nodes stop. Nodes come back with an empty
-/// store, so their votes do not count until they have been admitted anew.
+/// For tests, and for services that may lose everything. A node whose process ended comes back with an empty store: it
+/// has forgotten what it promised and accepted, and a first membership admits any disk, so it must not come back as a
+/// voter under its old id while the rest of the cluster lives.
 #[derive(Debug)]
 pub struct Memory {
     disk: MemoryDisk,
