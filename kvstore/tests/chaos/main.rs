@@ -77,3 +77,9 @@ fn leveldb_survives_chaos() {
 fn sqlite_survives_chaos() {
     chaos("sqlite", 2);
 }
+
+#[cfg(feature = "wal")]
+#[test]
+fn wal_survives_chaos() {
+    chaos("wal", 3);
+}
