@@ -1,7 +1,7 @@
 //! The tokio driver: runs replicas on real storage, a real network and a real clock.
 //!
 //! A [`Node`] owns one store and one transport. Each of its groups has a task that owns the group's
-//! [`Replica`] and [`StateMachine`]; the store has a thread. A task works in turns: it takes in
+//! [`Replica`](crate::core::Replica) and [`StateMachine`](crate::StateMachine); the store has a thread. A task works in turns: it takes in
 //! everything that waits (peers' messages, users' requests, the store's answers), then carries out what the replica
 //! wants: messages leave at once, the writes of the turn go to the store's thread in one piece, chosen entries are
 //! applied in one run, and whoever waited is answered. The store's thread merges what all groups have handed it while
@@ -10,17 +10,18 @@
 //! Nothing in a turn waits for the store, the network or a user: a slow disk does not stop heartbeats. A state machine
 //! runs in its group's task, so a slow one delays its own group; on a runtime with several threads it delays no other.
 
+mod builder;
 mod config;
 mod event;
 mod group;
 mod machine;
 mod router;
+mod starting;
 mod storage;
 mod task;
 mod waiting;
 
 use std::{
-    boxed::Box,
     collections::BTreeMap,
     fmt, format,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -30,30 +31,20 @@ use std::{
     vec::Vec,
 };
 
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
-    time::Instant,
-};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
+use self::router::Router;
 pub use self::{
+    builder::NodeBuilder,
     config::Config,
     group::{Group, GroupStatus, Read},
 };
-use self::{
-    event::{EventSender, Inbox, Room},
-    group::{Queue, Shared},
-    machine::Machine,
-    router::{Route, Router},
-    task::{Parts, Task},
-};
 use crate::{
-    core::{Replica, Start},
-    metrics::{Exposition, GroupMetrics, Kind, NodeMetrics, expose},
-    state_machine::{MachineError, StateMachine},
+    metrics::{Exposition, Kind, NodeMetrics, expose},
+    state_machine::MachineError,
     storage::{Finding, RecoveredGroup, Storage, StorageError},
-    transport::{self, Peer, Transport, TransportError},
-    types::{Accepted, GroupId, Identity, Incarnation, Membership, NodeId, Slot, Time},
+    transport::{Peer, Transport, TransportError},
+    types::{GroupId, Identity, Incarnation, Membership, NodeId, Time},
 };
 
 /// What a frame may need beside commands, in bytes: headers, tables, and the table of a full batch.
@@ -179,235 +170,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Node {
-    /// Opens the store, starts the transport, and serves groups from then on. Called inside a tokio runtime, which the
-    /// node's tasks then use.
-    ///
-    /// An error leaves nothing behind: store and transport are closed.
+    /// Puts a node together: `Node::builder(storage, transport).config(..).spawn().await`.
+    pub fn builder<S: Storage, T: Transport>(storage: S, transport: T) -> NodeBuilder<S, T> {
+        NodeBuilder::new(storage, transport)
+    }
+
+    /// As [`builder`](Self::builder) with nothing beside this configuration.
     pub async fn spawn<S: Storage, T: Transport>(
         config: Config,
         storage: S,
         transport: T,
     ) -> Result<Self, NodeError> {
-        config.check().map_err(NodeError::Configuration)?;
-        let frame = config.replica.max_frame_bytes().saturating_add(FRAME_HEADROOM);
-        if frame > transport.max_frame_bytes() {
-            return Err(NodeError::Configuration(format!(
-                "the transport takes frames of up to {} bytes, but the replica's max_command_bytes, max_batch_bytes and \
-                 max_message_bytes make frames of up to {frame}; lower those or raise the transport's bound",
-                transport.max_frame_bytes()
-            )));
-        }
-        let metrics = Arc::new(NodeMetrics::default());
-        let halt = Halt {
-            reason: watch::Sender::new(None),
-            metrics: metrics.clone(),
-        };
-        let (storage, recovered) = storage::start(&config, storage, metrics.clone(), halt.clone()).await?;
-        let identity = recovered.identity;
-        for finding in &recovered.findings {
-            tracing::warn!(node = %identity.node, ?finding, "the store has noticed something");
-        }
-        let router = Arc::new(Router::new(identity, metrics.clone()));
-        let transport: Arc<dyn Transport> = Arc::new(transport);
-        let inbox = transport::Inbox::new(identity, router.clone());
-        if let Err(error) = transport.start(inbox).await {
-            let _ = storage.close().await;
-            return Err(error.into());
-        }
-        tracing::info!(
-            node = %identity.node, cluster = %identity.cluster, storage = %identity.storage,
-            incarnation = recovered.incarnation.0, "node started"
-        );
-        let environment = Environment {
-            config,
-            identity,
-            clock: Clock {
-                origin: Instant::now(),
-            },
-            transport,
-            storage,
-            memberships: Mutex::default(),
-        };
-        Ok(Self {
-            environment: Arc::new(environment),
-            router,
-            incarnation: recovered.incarnation,
-            findings: recovered.findings,
-            metrics,
-            halt,
-            recovered: Mutex::new(recovered.groups),
-            groups: Mutex::default(),
-            is_down: AtomicBool::new(false),
-        })
-    }
-
-    /// Begins to serve a group: brings its machine up to date from the store, then takes part. `membership` is the
-    /// group's first membership, the same on every node. Groups may be added in any order and at any time; until then
-    /// peers' messages for the group are dropped.
-    ///
-    /// The machine is given everything that it does not hold ([`StateMachine::applied`]), as the log is read: the group
-    /// answers before that is done, linearizable reads wait for it.
-    ///
-    /// # Errors
-    ///
-    /// The group is not added, and nothing has changed, if it exists already, if the store reports damage in it, if
-    /// `membership` has no voter, or if the log no longer reaches back to what the machine holds.
-    pub async fn add_group<M: StateMachine>(
-        &self,
-        group: GroupId,
-        membership: Membership,
-        machine: M,
-    ) -> Result<Group, NodeError> {
-        let machine = Machine::new(Box::new(machine));
-        if let Some(why) = &*self.halt.reason.borrow() {
-            return Err(NodeError::Stopped(why.clone()));
-        }
-        let recovered = self.check_group(group, &membership, &machine)?;
-        let tail = self.load_tail(group, &recovered).await?;
-        let start = Start {
-            group,
-            identity: self.environment.identity,
-            incarnation: self.incarnation,
-            seed: self.seed(group),
-            membership: membership.clone(),
-            hard_state: recovered.hard_state,
-            trimmed: recovered.trimmed,
-            tail,
-        };
-        let now = self.environment.clock.now();
-        let config = self.environment.config.replica.clone();
-        let replica = caught("the recovered state contradicts itself", || {
-            Replica::new(config, start, now)
-        })
-        .map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?;
-        let mut groups = lock(&self.groups);
-        if groups.contains_key(&group) {
-            return Err(already_added(group));
-        }
-        lock(&self.recovered).remove(&group);
-        self.environment.set_membership(group, membership);
-        let (handle, task) = self.start_task(group, replica, machine);
-        groups.insert(group, (handle.clone(), task));
-        Ok(handle)
-    }
-
-    fn check_group(
-        &self,
-        group: GroupId,
-        membership: &Membership,
-        machine: &Machine,
-    ) -> Result<RecoveredGroup, NodeError> {
-        if lock(&self.groups).contains_key(&group) {
-            return Err(already_added(group));
-        }
-        if membership.voters().next().is_none() {
-            return Err(NodeError::Configuration(format!(
-                "the membership of group {group} has no voter; name at least one member with the role voter"
-            )));
-        }
-        if membership.member(self.environment.identity.node).is_none() {
-            tracing::warn!(%group, node = %self.environment.identity.node, "not a member of the group");
-        }
-        let recovered = lock(&self.recovered).get(&group).cloned().unwrap_or_default();
-        if !recovered.damaged.is_empty() {
-            return Err(NodeError::Storage(StorageError::Corrupt(format!(
-                "group {group} has damaged entries at the slots {:?}; the node does not take part in the group with \
-                 them: move its data directory away and let the node join anew",
-                recovered.damaged.iter().map(|slot| slot.0).collect::<Vec<_>>()
-            ))));
-        }
-        if machine.applied() < recovered.trimmed {
-            return Err(NodeError::Machine(MachineError(format!(
-                "the log of group {group} begins after slot {}, but the state machine holds nothing beyond slot {}",
-                recovered.trimmed,
-                machine.applied()
-            ))));
-        }
-        Ok(recovered)
-    }
-
-    /// Differs between the nodes and groups of one seed, or they would all stand for election at the same moment.
-    fn seed(&self, group: GroupId) -> u64 {
-        let seed = self.environment.config.seed.unwrap_or_else(|| fastrand::u64(..));
-        let place = self.environment.identity.node.0 << 32 ^ u64::from(group.0);
-        seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    }
-
-    /// The entries above the stored watermark.
-    async fn load_tail(
-        &self,
-        group: GroupId,
-        recovered: &RecoveredGroup,
-    ) -> Result<Vec<(Slot, Accepted)>, NodeError> {
-        let first = recovered.hard_state.chosen.next();
-        let expected = recovered.index.range(first..).count();
-        let Some(last) = recovered.index.keys().next_back().copied() else {
-            return Ok(Vec::new());
-        };
-        let mut tail: Vec<(Slot, Accepted)> = Vec::with_capacity(expected);
-        while tail.len() < expected {
-            let (reply, loaded) = oneshot::channel();
-            self.environment.storage.load(storage::Load {
-                group,
-                first: tail.last().map_or(first, |(slot, _)| slot.next()),
-                last,
-                max_bytes: self.environment.config.max_write_bytes,
-                done: Box::new(move |entries| drop(reply.send(entries))),
-            });
-            let Ok(entries) = loaded.await else {
-                return Err(NodeError::Stopped(self.stop_reason()));
-            };
-            if entries.is_empty() {
-                return Err(NodeError::Storage(StorageError::Corrupt(format!(
-                    "group {group}: the store's index names {expected} entries above slot {}, but it gave back {}",
-                    recovered.hard_state.chosen,
-                    tail.len()
-                ))));
-            }
-            tail.extend(entries);
-        }
-        Ok(tail)
-    }
-
-    fn start_task(&self, id: GroupId, replica: Replica, machine: Machine) -> (Group, JoinHandle<()>) {
-        let config = &self.environment.config;
-        let (event_sender, events) = mpsc::unbounded_channel();
-        let event_sender = EventSender(event_sender);
-        let (queue, requests) = Queue::new(config);
-        let room = Room::new(config.max_inbox_bytes);
-        let metrics = Arc::new(GroupMetrics::default());
-        let status = GroupStatus {
-            replica: replica.status(self.environment.clock.now()),
-            applied: machine.applied(),
-            digest: None,
-            halted: None,
-        };
-        let shared = Arc::new(Shared {
-            id,
-            node: self.environment.identity.node,
-            clock: self.environment.clock,
-            queue,
-            leader: watch::Sender::new(None),
-            metrics: metrics.clone(),
-            stopped: std::sync::OnceLock::new(),
-            last_status: Mutex::new(status),
-            read_timeout: config.read_timeout,
-        });
-        let inbox = Inbox::new(event_sender.clone(), room.clone(), config.max_inbox_wait);
-        self.router.add(id, Route { inbox, metrics });
-        let task = Task::new(Parts {
-            environment: self.environment.clone(),
-            shared: shared.clone(),
-            replica,
-            machine,
-            event_sender,
-            events,
-            requests,
-            room,
-            halt: self.halt.reason.subscribe(),
-        });
-        tracing::info!(group = %id, node = %self.environment.identity.node, "group started");
-        (Group(shared), tokio::spawn(task.run()))
+        Self::builder(storage, transport).config(config).spawn().await
     }
 
     fn stop_reason(&self) -> String {

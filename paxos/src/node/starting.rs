@@ -1,0 +1,266 @@
+//! Starting a node, and starting its groups.
+
+use std::{
+    boxed::Box,
+    format,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    vec::Vec,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use super::{
+    Clock, Environment, FRAME_HEADROOM, Group, GroupStatus, Halt, Node, NodeBuilder, NodeError,
+    already_added, caught,
+    event::{EventSender, Inbox, Room},
+    group::{Queue, Shared},
+    lock,
+    machine::Machine,
+    router::{Route, Router},
+    storage,
+    task::{Parts, Task},
+};
+use crate::{
+    core::{Replica, Start},
+    metrics::{GroupMetrics, NodeMetrics},
+    state_machine::{MachineError, StateMachine},
+    storage::{RecoveredGroup, Storage, StorageError},
+    transport::{self, Transport},
+    types::{Accepted, GroupId, Membership, Slot},
+};
+
+impl Node {
+    pub(super) async fn start<S: Storage, T: Transport>(
+        builder: NodeBuilder<S, T>,
+    ) -> Result<Self, NodeError> {
+        let NodeBuilder {
+            storage,
+            transport,
+            config,
+        } = builder;
+        config.check().map_err(NodeError::Configuration)?;
+        let frame = config.replica.max_frame_bytes().saturating_add(FRAME_HEADROOM);
+        if frame > transport.max_frame_bytes() {
+            return Err(NodeError::Configuration(format!(
+                "the transport takes frames of up to {} bytes, but the replica's max_command_bytes, max_batch_bytes and \
+                 max_message_bytes make frames of up to {frame}; lower those or raise the transport's bound",
+                transport.max_frame_bytes()
+            )));
+        }
+        let metrics = Arc::new(NodeMetrics::default());
+        let halt = Halt {
+            reason: watch::Sender::new(None),
+            metrics: metrics.clone(),
+        };
+        let (storage, recovered) = storage::start(&config, storage, metrics.clone(), halt.clone()).await?;
+        let identity = recovered.identity;
+        for finding in &recovered.findings {
+            tracing::warn!(node = %identity.node, ?finding, "the store has noticed something");
+        }
+        let router = Arc::new(Router::new(identity, metrics.clone()));
+        let transport: Arc<dyn Transport> = Arc::new(transport);
+        let inbox = transport::Inbox::new(identity, router.clone());
+        if let Err(error) = transport.start(inbox).await {
+            let _ = storage.close().await;
+            return Err(error.into());
+        }
+        tracing::info!(
+            node = %identity.node, cluster = %identity.cluster, storage = %identity.storage,
+            incarnation = recovered.incarnation.0, "node started"
+        );
+        let environment = Environment {
+            config,
+            identity,
+            clock: Clock {
+                origin: Instant::now(),
+            },
+            transport,
+            storage,
+            memberships: Mutex::default(),
+        };
+        Ok(Self {
+            environment: Arc::new(environment),
+            router,
+            incarnation: recovered.incarnation,
+            findings: recovered.findings,
+            metrics,
+            halt,
+            recovered: Mutex::new(recovered.groups),
+            groups: Mutex::default(),
+            is_down: AtomicBool::new(false),
+        })
+    }
+
+    /// Begins to serve a group: brings its machine up to date from the store, then takes part. `membership` is the
+    /// group's first membership, the same on every node. Groups may be added in any order and at any time; until then
+    /// peers' messages for the group are dropped.
+    ///
+    /// The machine is given everything that it does not hold ([`StateMachine::applied`]), as the log is read: the group
+    /// answers before that is done, linearizable reads wait for it.
+    ///
+    /// # Errors
+    ///
+    /// The group is not added, and nothing has changed, if it exists already, if the store reports damage in it, if
+    /// `membership` has no voter, or if the log no longer reaches back to what the machine holds.
+    pub async fn add_group<M: StateMachine>(
+        &self,
+        group: GroupId,
+        membership: Membership,
+        machine: M,
+    ) -> Result<Group, NodeError> {
+        let machine = Machine::new(Box::new(machine));
+        if let Some(why) = &*self.halt.reason.borrow() {
+            return Err(NodeError::Stopped(why.clone()));
+        }
+        let recovered = self.check_group(group, &membership, &machine)?;
+        let tail = self.load_tail(group, &recovered).await?;
+        let start = Start {
+            group,
+            identity: self.environment.identity,
+            incarnation: self.incarnation,
+            seed: self.seed(group),
+            membership: membership.clone(),
+            hard_state: recovered.hard_state,
+            trimmed: recovered.trimmed,
+            tail,
+        };
+        let now = self.environment.clock.now();
+        let config = self.environment.config.replica.clone();
+        let replica = caught("the recovered state contradicts itself", || {
+            Replica::new(config, start, now)
+        })
+        .map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?;
+        let mut groups = lock(&self.groups);
+        if groups.contains_key(&group) {
+            return Err(already_added(group));
+        }
+        lock(&self.recovered).remove(&group);
+        self.environment.set_membership(group, membership);
+        let (handle, task) = self.start_task(group, replica, machine);
+        groups.insert(group, (handle.clone(), task));
+        Ok(handle)
+    }
+
+    fn check_group(
+        &self,
+        group: GroupId,
+        membership: &Membership,
+        machine: &Machine,
+    ) -> Result<RecoveredGroup, NodeError> {
+        if lock(&self.groups).contains_key(&group) {
+            return Err(already_added(group));
+        }
+        if membership.voters().next().is_none() {
+            return Err(NodeError::Configuration(format!(
+                "the membership of group {group} has no voter; name at least one member with the role voter"
+            )));
+        }
+        if membership.member(self.environment.identity.node).is_none() {
+            tracing::warn!(%group, node = %self.environment.identity.node, "not a member of the group");
+        }
+        let recovered = lock(&self.recovered).get(&group).cloned().unwrap_or_default();
+        if !recovered.damaged.is_empty() {
+            return Err(NodeError::Storage(StorageError::Corrupt(format!(
+                "group {group} has damaged entries at the slots {:?}; the node does not take part in the group with \
+                 them: move its data directory away and let the node join anew",
+                recovered.damaged.iter().map(|slot| slot.0).collect::<Vec<_>>()
+            ))));
+        }
+        if machine.applied() < recovered.trimmed {
+            return Err(NodeError::Machine(MachineError(format!(
+                "the log of group {group} begins after slot {}, but the state machine holds nothing beyond slot {}",
+                recovered.trimmed,
+                machine.applied()
+            ))));
+        }
+        Ok(recovered)
+    }
+
+    /// Differs between the nodes and groups of one seed, or they would all stand for election at the same moment.
+    fn seed(&self, group: GroupId) -> u64 {
+        let seed = self.environment.config.seed.unwrap_or_else(|| fastrand::u64(..));
+        let place = self.environment.identity.node.0 << 32 ^ u64::from(group.0);
+        seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The entries above the stored watermark.
+    async fn load_tail(
+        &self,
+        group: GroupId,
+        recovered: &RecoveredGroup,
+    ) -> Result<Vec<(Slot, Accepted)>, NodeError> {
+        let first = recovered.hard_state.chosen.next();
+        let expected = recovered.index.range(first..).count();
+        let Some(last) = recovered.index.keys().next_back().copied() else {
+            return Ok(Vec::new());
+        };
+        let mut tail: Vec<(Slot, Accepted)> = Vec::with_capacity(expected);
+        while tail.len() < expected {
+            let (reply, loaded) = oneshot::channel();
+            self.environment.storage.load(storage::Load {
+                group,
+                first: tail.last().map_or(first, |(slot, _)| slot.next()),
+                last,
+                max_bytes: self.environment.config.max_write_bytes,
+                done: Box::new(move |entries| drop(reply.send(entries))),
+            });
+            let Ok(entries) = loaded.await else {
+                return Err(NodeError::Stopped(self.stop_reason()));
+            };
+            if entries.is_empty() {
+                return Err(NodeError::Storage(StorageError::Corrupt(format!(
+                    "group {group}: the store's index names {expected} entries above slot {}, but it gave back {}",
+                    recovered.hard_state.chosen,
+                    tail.len()
+                ))));
+            }
+            tail.extend(entries);
+        }
+        Ok(tail)
+    }
+
+    fn start_task(&self, id: GroupId, replica: Replica, machine: Machine) -> (Group, JoinHandle<()>) {
+        let config = &self.environment.config;
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let event_sender = EventSender(event_sender);
+        let (queue, requests) = Queue::new(config);
+        let room = Room::new(config.max_inbox_bytes);
+        let metrics = Arc::new(GroupMetrics::default());
+        let status = GroupStatus {
+            replica: replica.status(self.environment.clock.now()),
+            applied: machine.applied(),
+            digest: None,
+            halted: None,
+        };
+        let shared = Arc::new(Shared {
+            id,
+            node: self.environment.identity.node,
+            clock: self.environment.clock,
+            queue,
+            leader: watch::Sender::new(None),
+            metrics: metrics.clone(),
+            stopped: std::sync::OnceLock::new(),
+            last_status: Mutex::new(status),
+            read_timeout: config.read_timeout,
+        });
+        let inbox = Inbox::new(event_sender.clone(), room.clone(), config.max_inbox_wait);
+        self.router.add(id, Route { inbox, metrics });
+        let task = Task::new(Parts {
+            environment: self.environment.clone(),
+            shared: shared.clone(),
+            replica,
+            machine,
+            event_sender,
+            events,
+            requests,
+            room,
+            halt: self.halt.reason.subscribe(),
+        });
+        tracing::info!(group = %id, node = %self.environment.identity.node, "group started");
+        (Group(shared), tokio::spawn(task.run()))
+    }
+}

@@ -1,0 +1,139 @@
+//! Applies what is chosen, and answers whoever waits.
+
+use std::{string::ToString, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        group::Read,
+        waiting::{Queries, ReadRequest, Waiter},
+    },
+    End, READS_PER_TURN, Task,
+};
+use crate::{
+    core::{Rejection, Token},
+    error::{ProposeError, ReadError},
+};
+
+impl Task {
+    pub(super) fn apply(&mut self) -> Result<(), End> {
+        if !self.machine.has_run() {
+            return Ok(());
+        }
+        let metrics = &self.shared.metrics;
+        let began = Instant::now();
+        // Those whose commands are in the run hear "unknown" when the task ends: they were chosen.
+        let answers = self
+            .machine
+            .apply()
+            .map_err(|error| End::Halted(error.to_string()))?;
+        let now = Instant::now();
+        metrics.apply_duration.record(now - began);
+        metrics.proposals_applied.add(answers.len() as u64);
+        let mut slowest = Duration::ZERO;
+        let mut committed = 0;
+        for (token, answer) in answers {
+            let waiter = token.and_then(|token| self.waiting.remove(token));
+            if let Some(Waiter::Proposal { reply, since, .. }) = waiter {
+                let took = now.saturating_duration_since(since);
+                metrics.commit_duration.record(took);
+                slowest = slowest.max(took);
+                committed += 1;
+                reply.send(Ok(answer));
+            }
+        }
+        if committed > 0 {
+            metrics.proposals_committed.add(committed);
+            self.shared.queue.set_pace(slowest);
+        }
+        metrics.applied_index.set(self.machine.applied().0);
+        Ok(())
+    }
+
+    pub(super) fn answer_reads(&mut self) {
+        // Reads may cost anything: a turn must not go on so long that heartbeats are late.
+        let began = Instant::now();
+        while let Some(&(slot, token)) = self.parked.first()
+            && slot <= self.machine.applied()
+        {
+            if began.elapsed() > READS_PER_TURN {
+                self.has_more = true;
+                return;
+            }
+            self.parked.pop_first();
+            if let Some(Waiter::Read { request, .. }) = self.waiting.remove(token) {
+                self.answer_read(request);
+            }
+        }
+    }
+
+    fn answer_read(&self, request: ReadRequest) {
+        let metrics = &self.shared.metrics;
+        let failed = |why| {
+            metrics.rejected.failed.increment();
+            tracing::error!(group = %self.shared.id, node = %self.shared.node, %why, "a query failed");
+            ReadError::Failed(why)
+        };
+        match request.queries {
+            // Nobody waits any more.
+            Queries::One(_, reply) if reply.is_closed() => {}
+            Queries::Many(_, reply) if reply.is_closed() => {}
+            Queries::One(query, reply) => {
+                // Nobody listens any more: fine, here and below.
+                let _ = reply.send(self.machine.query(query).map_err(failed));
+            }
+            Queries::Many(queries, reply) => {
+                let answers = queries
+                    .into_iter()
+                    .map(|query| self.machine.query(query))
+                    .collect();
+                let _ = reply.send(Result::map_err(answers, failed));
+            }
+        }
+        if request.read == Read::Linearizable {
+            metrics.read_index_duration.record(request.since.elapsed());
+        }
+    }
+
+    /// The proposal or read did not happen.
+    pub(super) fn reject(&mut self, token: Token, reason: Rejection) {
+        let Some(waiter) = self.waiting.remove(token) else {
+            return;
+        };
+        let retry_after = self.shared.queue.retry_after();
+        let rejected = &self.shared.metrics.rejected;
+        match waiter {
+            Waiter::Proposal { reply, bytes, .. } => {
+                let max = self.environment.config.replica.max_command_bytes;
+                let error = match reason {
+                    Rejection::NotLeader { leader } => ProposeError::NotLeader { leader },
+                    Rejection::Overloaded => ProposeError::Overloaded { retry_after },
+                    Rejection::TooLarge => ProposeError::TooLarge { bytes, max },
+                    Rejection::Expired => ProposeError::Expired,
+                };
+                if let Some(counter) = rejected.of_proposal(&error) {
+                    counter.increment();
+                }
+                reply.send(Err(error));
+            }
+            Waiter::Read { request, .. } => {
+                let error = match reason {
+                    Rejection::NotLeader { leader } => ReadError::NotLeader { leader },
+                    Rejection::Overloaded => ReadError::Overloaded { retry_after },
+                    Rejection::TooLarge | Rejection::Expired => ReadError::Expired,
+                };
+                rejected.of_read(&error).increment();
+                request.queries.refuse(error);
+            }
+        }
+    }
+
+    /// The proposal may or may not happen later.
+    pub(super) fn fail(&mut self, token: Token) {
+        if let Some(Waiter::Proposal { reply, .. }) = self.waiting.remove(token) {
+            self.shared.metrics.proposals_failed.increment();
+            reply.send(Err(ProposeError::Unknown));
+        }
+    }
+}

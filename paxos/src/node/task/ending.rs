@@ -1,0 +1,99 @@
+//! The end of a task: everything that is open is answered, as truly as can be known.
+
+use std::{mem, sync::PoisonError};
+
+use super::{
+    super::{
+        caught,
+        group::{Refusal, Request},
+        waiting::Waiter,
+    },
+    End, Task,
+};
+use crate::{
+    core::{Input, Output},
+    error::{ProposeError, ReadError},
+    types::Time,
+};
+
+impl Task {
+    /// Answers everything that is open, as truly as can be known, and lets nothing in any more.
+    pub(super) async fn finish(mut self, end: End) {
+        let (group, node) = (self.shared.id, self.shared.node);
+        let replica_is_sane = !matches!(end, End::Broken(_));
+        let why = match end {
+            End::Stopped(why) => {
+                tracing::info!(%group, %node, "group stopped");
+                why
+            }
+            End::Halted(why) | End::Broken(why) => {
+                tracing::error!(%group, %node, why, "group halted");
+                self.shared.metrics.halted.set(1);
+                why
+            }
+        };
+        let _ = self.shared.stopped.set(why);
+        self.events.close();
+        self.room.close();
+        self.shared.leader.send_replace(None);
+        if replica_is_sane {
+            let now = self.shared.clock.now();
+            let asked = caught("cancelling", || self.cancel_all(now));
+            if asked.is_ok() {
+                let status = self.status(now);
+                *self
+                    .shared
+                    .last_status
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = status;
+            }
+        }
+        self.shared.metrics.has_leader.set(0);
+        self.shared.metrics.is_leader.set(0);
+        for token in self.waiting.tokens() {
+            match self.waiting.remove(token) {
+                Some(Waiter::Proposal { reply, .. }) => {
+                    self.shared.metrics.proposals_failed.increment();
+                    reply.send(Err(ProposeError::Unknown));
+                }
+                Some(Waiter::Read { request, .. }) => {
+                    self.shared.refuse(Refusal::Stopped, Request::Read(request));
+                }
+                None => {}
+            }
+        }
+        self.requests.close();
+        let mut requests = mem::take(&mut self.taken_requests);
+        while let Some(request) = self.requests.recv().await {
+            requests.push(request);
+        }
+        for request in requests {
+            self.shared.queue.taken(request.weight());
+            self.shared.refuse(Refusal::Stopped, request);
+        }
+    }
+
+    /// Asks the replica which open proposals certainly did not happen. Nothing else that it says is carried out.
+    fn cancel_all(&mut self, now: Time) {
+        for token in self.waiting.tokens() {
+            self.replica.step(now, Input::Cancel { token });
+        }
+        while let Some(output) = self.replica.poll() {
+            if let Output::Rejected { token, .. } = output
+                && let Some(waiter) = self.waiting.remove(token)
+            {
+                self.shared.metrics.rejected.stopped.increment();
+                match waiter {
+                    Waiter::Proposal { reply, .. } => {
+                        reply.send(Err(ProposeError::Stopped(self.shared.stop_reason())));
+                    }
+                    Waiter::Read { request, .. } => {
+                        request
+                            .queries
+                            .refuse(ReadError::Stopped(self.shared.stop_reason()));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! A group's task: owns the replica and its state machine, and does in turns what has come in since the last one.
+
+mod answers;
+mod ending;
+mod intake;
+mod outputs;
+mod status;
+
+use std::{collections::BTreeSet, mem, pin::Pin, string::String, sync::Arc, time::Duration, vec::Vec};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::{
+    Environment, caught,
+    event::{Event, EventSender, Room},
+    group::{Request, Shared},
+    machine::Machine,
+    waiting::Waiting,
+};
+use crate::{
+    core::{Input, PersistId, Replica, Token},
+    types::{NodeId, Slot, Time, WriteOp},
+};
+
+/// For how long a turn answers reads, before it looks at everything else again.
+const READS_PER_TURN: Duration = Duration::from_millis(5);
+
+/// How often gauges and the last known status follow the replica at the most.
+const REFRESH: Duration = Duration::from_millis(100);
+
+/// When nothing is due.
+const FAR: Duration = Duration::from_hours(1);
+
+/// Why a task ends.
+enum End {
+    /// The node stops: nothing is wrong with the group.
+    Stopped(String),
+    /// The group cannot go on; its replica can still be asked what became of the open proposals.
+    Halted(String),
+    /// The replica itself broke an invariant; it must not be called again.
+    Broken(String),
+}
+
+/// The write that this turn's outputs make together.
+#[derive(Default)]
+struct PendingWrite {
+    id: PersistId,
+    ops: Vec<WriteOp>,
+    sync: bool,
+    any: bool,
+}
+
+pub(super) struct Task {
+    environment: Arc<Environment>,
+    shared: Arc<Shared>,
+    replica: Replica,
+    machine: Machine,
+    waiting: Waiting,
+    /// Reads that wait until their slot is applied.
+    parked: BTreeSet<(Slot, Token)>,
+    event_sender: EventSender,
+    events: mpsc::UnboundedReceiver<Event>,
+    requests: mpsc::UnboundedReceiver<Request>,
+    taken_events: Vec<Event>,
+    taken_requests: Vec<Request>,
+    room: Arc<Room>,
+    halt: watch::Receiver<Option<String>>,
+    write: PendingWrite,
+    /// Peers to which the transport refused a message in the last turn.
+    refused: BTreeSet<NodeId>,
+    /// The last turn left something that is ready to be done.
+    has_more: bool,
+    refreshed: Option<Time>,
+}
+
+/// What a task is made of.
+pub(super) struct Parts {
+    pub(super) environment: Arc<Environment>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) replica: Replica,
+    pub(super) machine: Machine,
+    pub(super) event_sender: EventSender,
+    pub(super) events: mpsc::UnboundedReceiver<Event>,
+    pub(super) requests: mpsc::UnboundedReceiver<Request>,
+    pub(super) room: Arc<Room>,
+    pub(super) halt: watch::Receiver<Option<String>>,
+}
+
+impl Task {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            environment: parts.environment,
+            shared: parts.shared,
+            replica: parts.replica,
+            machine: parts.machine,
+            waiting: Waiting::default(),
+            parked: BTreeSet::new(),
+            event_sender: parts.event_sender,
+            events: parts.events,
+            requests: parts.requests,
+            taken_events: Vec::new(),
+            taken_requests: Vec::new(),
+            room: parts.room,
+            halt: parts.halt,
+            write: PendingWrite::default(),
+            refused: BTreeSet::new(),
+            refreshed: None,
+            has_more: false,
+        }
+    }
+
+    /// Runs until the group ends; every open and later request has been answered then.
+    pub(super) async fn run(mut self) {
+        let mut timer = std::pin::pin!(sleep_until(Instant::now()));
+        let mut armed = Time::default();
+        let max_inputs = self.environment.config.max_turn_inputs;
+        let end = loop {
+            match caught("the replica broke an invariant", || self.turn()) {
+                Ok(Ok(())) => {}
+                Ok(Err(end)) => break end,
+                Err(why) => break End::Broken(why),
+            }
+            self.arm(timer.as_mut(), &mut armed);
+            tokio::select! {
+                biased;
+                () = tokio::task::yield_now(), if mem::take(&mut self.has_more) => {}
+                _ = self.halt.changed() => {}
+                _ = self.events.recv_many(&mut self.taken_events, max_inputs) => {}
+                _ = self.requests.recv_many(&mut self.taken_requests, max_inputs) => {}
+                () = timer.as_mut() => {}
+            }
+        };
+        self.finish(end).await;
+    }
+
+    /// Sets the timer, unless it is due early enough anyway: a deadline that moves on with every message then costs
+    /// one idle turn now and then, not a timer operation each time.
+    fn arm(&self, timer: Pin<&mut Sleep>, armed: &mut Time) {
+        let clock = self.shared.clock;
+        let due = [self.replica.deadline(), self.waiting.next_deadline()];
+        let due = due
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| clock.now().plus(FAR));
+        if due < *armed || timer.is_elapsed() {
+            timer.reset(clock.instant_of(due));
+            *armed = due;
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), End> {
+        if let Some(why) = &*self.halt.borrow_and_update() {
+            return Err(End::Halted(why.clone()));
+        }
+        let now = self.shared.clock.now();
+        for peer in mem::take(&mut self.refused) {
+            self.replica.step(now, Input::SendRefused(peer));
+        }
+        self.take_events(now)?;
+        self.take_requests(now);
+        while let Some(token) = self.waiting.pop_expired(now) {
+            self.expire(now, token);
+        }
+        if self.replica.deadline().is_some_and(|deadline| deadline <= now) {
+            self.replica.step(now, Input::Tick);
+        }
+        while let Some(output) = self.replica.poll() {
+            self.carry_out(output)?;
+        }
+        self.hand_over_write();
+        self.apply()?;
+        self.answer_reads();
+        self.refresh(now);
+        Ok(())
+    }
+}

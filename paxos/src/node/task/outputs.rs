@@ -1,0 +1,122 @@
+//! Carries out what the replica wants.
+
+use std::{boxed::Box, format, mem};
+
+use super::{
+    super::{event::Event, storage, waiting::Waiter},
+    End, PendingWrite, Task,
+};
+use crate::{
+    core::{Alarm, Message, Output},
+    types::NodeId,
+    wire::{Envelope, Outgoing},
+};
+
+impl Task {
+    pub(super) fn carry_out(&mut self, output: Output) -> Result<(), End> {
+        match output {
+            Output::Send { to, message } => self.send(&to, message),
+            Output::Persist { id, ops, sync } => {
+                self.write.id = id;
+                self.write.ops.extend(ops);
+                self.write.sync |= sync;
+                self.write.any = true;
+            }
+            Output::Apply(entry) => {
+                if !entry.commands.is_empty() {
+                    self.shared
+                        .metrics
+                        .batch_entries
+                        .record_value(entry.commands.len() as u64);
+                }
+                self.machine.push(entry);
+            }
+            Output::Load {
+                from,
+                upto,
+                max_bytes,
+            } => {
+                let events = self.event_sender.clone();
+                self.environment.storage.load(storage::Load {
+                    group: self.shared.id,
+                    first: from,
+                    last: upto,
+                    max_bytes,
+                    done: Box::new(move |entries| {
+                        events.send(Event::Loaded { from, entries });
+                    }),
+                });
+            }
+            Output::ReadReady { token, slot: ready } => {
+                if let Some(Waiter::Read { slot, .. }) = self.waiting.get_mut(token) {
+                    *slot = Some(ready);
+                    self.parked.insert((ready, token));
+                }
+            }
+            Output::Rejected { token, reason } => self.reject(token, reason),
+            Output::Unknown { token } => self.fail(token),
+            Output::Leader(leader) => self.note_leader(leader),
+            Output::Alarm(alarm) => {
+                self.note_alarm(&alarm);
+                let why = match alarm {
+                    Alarm::Missing { slot } => {
+                        format!("the store no longer holds the chosen entry at slot {slot}")
+                    }
+                    Alarm::LifeReused { slot } => format!(
+                        "slot {slot} holds a command of this very life that was never proposed in it: the store has \
+                         forgotten its earlier lives"
+                    ),
+                    _ => return Ok(()),
+                };
+                return Err(End::Halted(why));
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, to: &[NodeId], message: Message) {
+        let identity = self.environment.identity;
+        let envelope = Envelope {
+            cluster: identity.cluster,
+            from: identity.node,
+            storage: identity.storage,
+            group: self.shared.id,
+            message,
+        };
+        let frame = match Outgoing::encode(&envelope) {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(
+                    group = %self.shared.id, node = %identity.node, %error,
+                    message = envelope.message.name(), "cannot encode a message"
+                );
+                return;
+            }
+        };
+        for peer in to {
+            if let Err(error) = self.environment.transport.send(*peer, &frame) {
+                self.shared.metrics.refused_sends.increment();
+                self.refused.insert(*peer);
+                tracing::debug!(
+                    group = %self.shared.id, node = %identity.node, %peer, %error,
+                    message = envelope.message.name(), "the transport refused a message"
+                );
+            }
+        }
+    }
+
+    pub(super) fn hand_over_write(&mut self) {
+        let PendingWrite { id, ops, sync, any } = mem::take(&mut self.write);
+        if any {
+            let done = self.event_sender.clone();
+            let group = self.shared.id;
+            self.environment.storage.write(storage::Write {
+                group,
+                id,
+                ops,
+                sync,
+                done,
+            });
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What the task tells of itself: leader, status, gauges.
+
+use std::sync::PoisonError;
+
+use super::{
+    super::group::{GroupStatus, Shared},
+    REFRESH, Task,
+};
+use crate::{
+    core::Alarm,
+    types::{Ballot, Time},
+};
+
+impl Task {
+    pub(super) fn note_leader(&mut self, leader: Option<Ballot>) {
+        let before = *self.shared.leader.borrow();
+        if before == leader {
+            return;
+        }
+        self.refreshed = None;
+        self.shared.leader.send_replace(leader);
+        let (group, node) = (self.shared.id, self.shared.node);
+        if let Some(ballot) = leader {
+            self.shared.metrics.leader_changes.increment();
+            tracing::info!(%group, %node, leader = %ballot.node, %ballot, "leader changed");
+        } else {
+            tracing::info!(%group, %node, "no leader");
+        }
+    }
+
+    pub(super) fn note_alarm(&self, alarm: &Alarm) {
+        self.shared.metrics.alarms.increment();
+        tracing::error!(group = %self.shared.id, node = %self.shared.node, ?alarm, "alarm");
+    }
+
+    pub(super) fn status(&self, now: Time) -> GroupStatus {
+        GroupStatus {
+            replica: self.replica.status(now),
+            applied: self.machine.applied(),
+            digest: self.machine.digest(),
+            halted: self.shared.stopped.get().cloned(),
+        }
+    }
+
+    pub(super) fn refresh(&mut self, now: Time) {
+        if self
+            .refreshed
+            .is_some_and(|refreshed| now.since(refreshed) < REFRESH)
+        {
+            return;
+        }
+        self.refreshed = Some(now);
+        // A digest may be costly: it is for those who ask for the status.
+        let status = GroupStatus {
+            replica: self.replica.status(now),
+            applied: self.machine.applied(),
+            digest: None,
+            halted: None,
+        };
+        set_gauges(&self.shared, &status);
+        *self
+            .shared
+            .last_status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+fn set_gauges(shared: &Shared, status: &GroupStatus) {
+    let metrics = &shared.metrics;
+    let replica = &status.replica;
+    let leads = replica.leader.is_some_and(|ballot| ballot.node == shared.node);
+    metrics.has_leader.set(u64::from(replica.leader.is_some()));
+    metrics.is_leader.set(u64::from(leads));
+    metrics.ballot_round.set(replica.promised.round);
+    metrics.proposals_pending.set(replica.pending_commands as u64);
+    metrics.inflight_bytes.set(replica.pending_bytes as u64);
+    metrics.commit_index.set(replica.chosen.0);
+    metrics.applied_index.set(status.applied.0);
+    metrics.log_first_index.set(replica.trimmed.next().0);
+    metrics.log_last_index.set(replica.last.0);
+    metrics.set_peers(replica.peers.clone());
+}
