@@ -66,6 +66,7 @@
 //! |---|---|
 //! | [`node`] | the tokio driver: [`Node`], its [`Group`]s, proposals, reads, status (feature `runtime`, default) |
 //! | [`typed`] | typed commands and replies over bytes |
+//! | [`sessions`] | exactly-once commands round any machine: clients may repeat them at any node, after any failure |
 //! | [`metrics`] | what is counted and timed, and Prometheus' text |
 //! | [`storage`], [`transport`], [`StateMachine`] | the plug-in traits, with their contracts |
 //! | [`wire`], [`record`] | frames between nodes, and records on disks |
@@ -102,6 +103,8 @@ pub mod node;
 #[cfg(feature = "std")]
 pub mod record;
 #[cfg(feature = "std")]
+pub mod sessions;
+#[cfg(feature = "std")]
 mod state_machine;
 #[cfg(feature = "std")]
 pub mod storage;
@@ -111,6 +114,8 @@ pub mod testing;
 pub mod transport;
 #[cfg(feature = "runtime")]
 pub mod typed;
+#[cfg(feature = "std")]
+mod varint;
 #[cfg(feature = "std")]
 pub mod wire;
 

@@ -22,6 +22,7 @@ mod switch {
         "read_before_inherited",
         "quorum_too_small",
         "accepted_of_any_ballot",
+        "session_table_not_in_snapshot",
     ];
 
     static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);

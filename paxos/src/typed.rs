@@ -193,12 +193,12 @@ impl<M: TypedStateMachine> TypedGroup<M> {
     }
 }
 
-fn understand<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, TypedError> {
+pub(crate) fn understand<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, TypedError> {
     let reply: Result<Result<T, String>, String> = decode(bytes);
     reply.and_then(|reply| reply).map_err(TypedError::Malformed)
 }
 
-fn encode(value: &impl Serialize) -> Result<Bytes, String> {
+pub(crate) fn encode(value: &impl Serialize) -> Result<Bytes, String> {
     let mut bytes = Vec::new();
     ciborium::into_writer(value, &mut bytes).map_err(|error| error.to_string())?;
     Ok(bytes.into())

@@ -1,0 +1,270 @@
+//! Which sessions live, and which of their sequences have been executed.
+//!
+//! Nothing here depends on the machine's replies: so it is settled for a whole run of commands, before the machine
+//! executes any of them, which of them it is to execute.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+use std::collections::HashMap;
+
+use super::{
+    Limits,
+    wire::{Answer, Call, SessionId},
+};
+
+/// The group's clock stops here, in the year 10889: a stamp cannot make the ids run out.
+const MAX_CLOCK_MS: u64 = 1 << 48;
+/// One stamp moves the group's clock by no more: a client whose clock is wrong by years does not end all sessions.
+const MAX_CLOCK_STEP_MS: u64 = 60_000;
+/// No session lives for less.
+const MIN_TTL_MS: u64 = 1_000;
+
+/// Where a session is in the table, and its replies in [`Replies`](super::replies::Replies). Used again for another
+/// session when it has ended.
+pub(super) type Place = u32;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) ttl_ms: u64,
+    /// The group's clock when it was last used.
+    pub(super) used_ms: u64,
+    /// When it was last used among all sessions; [`Table::insert`] sets it.
+    pub(super) used: u64,
+    pub(super) acked: u64,
+    /// Everything below has been executed or given up.
+    pub(super) next: u64,
+    /// What has been executed above `next`.
+    pub(super) ahead: BTreeSet<u64>,
+}
+
+impl Session {
+    fn is_executed(&self, sequence: u64) -> bool {
+        sequence < self.next || self.ahead.contains(&sequence)
+    }
+
+    fn ack(&mut self, acked: u64) {
+        if acked > self.acked {
+            self.acked = acked;
+            if acked > self.next {
+                self.next = acked;
+                self.ahead = self.ahead.split_off(&acked);
+                self.catch_up();
+            }
+        }
+    }
+
+    fn execute(&mut self, sequence: u64) {
+        if sequence == self.next {
+            self.next += 1;
+            self.catch_up();
+        } else {
+            self.ahead.insert(sequence);
+        }
+    }
+
+    fn catch_up(&mut self) {
+        while !self.ahead.is_empty() && self.ahead.remove(&self.next) {
+            self.next += 1;
+        }
+    }
+}
+
+/// What is to be done for a command, and in this order for the commands of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The machine's next reply is its answer.
+    Execute { place: Place, sequence: u64, acked: u64 },
+    /// It was executed before, in this run or an earlier one.
+    Repeat { place: Place, sequence: u64, acked: u64 },
+    /// The machine's next reply is its answer, and nobody will ask again.
+    Bare,
+    /// The machine is not concerned.
+    Answer(Answer),
+    /// A session has ended, no answer.
+    Forget(Place),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    limits: Limits,
+    pub(super) clock_ms: u64,
+    /// The last id that was given out.
+    pub(super) last_id: SessionId,
+    /// Counts the uses of sessions.
+    uses: u64,
+    places: HashMap<SessionId, Place>,
+    sessions: Vec<Session>,
+    free: Vec<Place>,
+    /// The living sessions, the least recently used first.
+    by_use: BTreeMap<u64, Place>,
+    /// The session that was used last: it is used again, as a rule.
+    recent: Option<Place>,
+}
+
+impl Table {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            clock_ms: 0,
+            last_id: SessionId(0),
+            uses: 0,
+            places: HashMap::new(),
+            sessions: Vec::new(),
+            free: Vec::new(),
+            by_use: BTreeMap::new(),
+            recent: None,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_use.len()
+    }
+
+    /// The living sessions, the least recently used first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Place, &Session)> {
+        self.by_use.values().map(|place| (*place, self.session(*place)))
+    }
+
+    fn session(&self, place: Place) -> &Session {
+        &self.sessions[place as usize]
+    }
+
+    pub(super) fn contains(&self, id: SessionId) -> bool {
+        self.places.contains_key(&id)
+    }
+
+    /// Adds a session as the most recently used one.
+    pub(super) fn insert(&mut self, session: Session) -> Place {
+        let place = self.free.pop().unwrap_or(self.sessions.len() as Place);
+        if place as usize == self.sessions.len() {
+            self.sessions.push(Session::default());
+        }
+        self.uses += 1;
+        self.places.insert(session.id, place);
+        self.by_use.insert(self.uses, place);
+        self.sessions[place as usize] = Session {
+            used: self.uses,
+            ..session
+        };
+        self.recent = Some(place);
+        place
+    }
+
+    fn remove(&mut self, place: Place, steps: &mut Vec<Step>) {
+        let session = core::mem::take(&mut self.sessions[place as usize]);
+        self.places.remove(&session.id);
+        self.by_use.remove(&session.used);
+        self.free.push(place);
+        self.recent = None;
+        steps.push(Step::Forget(place));
+    }
+
+    /// The group's clock is the highest stamp seen, but for the bounds on it.
+    fn advance(&mut self, stamp_ms: u64) {
+        let stamp_ms = stamp_ms.min(MAX_CLOCK_MS);
+        if stamp_ms > self.clock_ms {
+            let most = if self.clock_ms == 0 {
+                MAX_CLOCK_MS
+            } else {
+                self.clock_ms + MAX_CLOCK_STEP_MS
+            };
+            self.clock_ms = stamp_ms.min(most);
+        }
+    }
+
+    fn is_expired(&self, place: Place) -> bool {
+        let session = self.session(place);
+        self.clock_ms - session.used_ms > session.ttl_ms
+    }
+
+    /// The place of a living session; one that has expired is removed.
+    fn find(&mut self, id: SessionId, steps: &mut Vec<Step>) -> Option<Place> {
+        let place = match self.recent {
+            Some(recent) if self.session(recent).id == id => recent,
+            _ => *self.places.get(&id)?,
+        };
+        if self.is_expired(place) {
+            self.remove(place, steps);
+            return None;
+        }
+        Some(place)
+    }
+
+    /// Opens a session, after those that have expired, or had to make room, have gone.
+    pub(super) fn open(&mut self, ttl_ms: u64, stamp_ms: u64, steps: &mut Vec<Step>) {
+        self.advance(stamp_ms);
+        while let Some(oldest) = self.by_use.first_key_value().map(|(_, place)| *place)
+            && (self.len() >= self.limits.max_sessions || self.is_expired(oldest))
+        {
+            self.remove(oldest, steps);
+        }
+        // Higher than all before it, and above those of a group that had this group's id in an earlier life.
+        self.last_id = SessionId(self.clock_ms.max(self.last_id.0 + 1));
+        self.insert(Session {
+            id: self.last_id,
+            ttl_ms: ttl_ms.clamp(MIN_TTL_MS, self.limits.max_ttl_ms.max(MIN_TTL_MS)),
+            used_ms: self.clock_ms,
+            acked: 1,
+            next: 1,
+            ..Session::default()
+        });
+        steps.push(Step::Answer(Answer::Opened(self.last_id)));
+    }
+
+    pub(super) fn close(&mut self, id: SessionId, stamp_ms: u64, steps: &mut Vec<Step>) {
+        self.advance(stamp_ms);
+        if let Some(place) = self.find(id, steps) {
+            self.remove(place, steps);
+        }
+        steps.push(Step::Answer(Answer::Closed));
+    }
+
+    pub(super) fn call(&mut self, call: &Call, steps: &mut Vec<Step>) {
+        self.advance(call.stamp_ms);
+        let Some(place) = self.find(call.session, steps) else {
+            return steps.push(Step::Answer(Answer::Expired));
+        };
+        self.touch(place);
+        let max_window = self.limits.max_window;
+        let session = &mut self.sessions[place as usize];
+        let (sequence, acked) = (call.sequence, session.acked.max(call.acked));
+        if sequence < acked {
+            return steps.push(Step::Answer(Answer::Stale));
+        }
+        let end = acked.saturating_add(max_window);
+        if sequence >= end {
+            return steps.push(Step::Answer(Answer::BeyondWindow { end }));
+        }
+        session.ack(acked);
+        steps.push(if session.is_executed(sequence) {
+            Step::Repeat {
+                place,
+                sequence,
+                acked,
+            }
+        } else {
+            session.execute(sequence);
+            Step::Execute {
+                place,
+                sequence,
+                acked,
+            }
+        });
+    }
+
+    fn touch(&mut self, place: Place) {
+        let (clock_ms, newest) = (self.clock_ms, self.uses);
+        let session = &mut self.sessions[place as usize];
+        session.used_ms = clock_ms;
+        self.recent = Some(place);
+        if session.used != newest {
+            self.by_use.remove(&session.used);
+            self.uses += 1;
+            session.used = self.uses;
+            self.by_use.insert(self.uses, place);
+        }
+    }
+}
