@@ -107,8 +107,8 @@ pub enum SessionError {
     /// refusal is inside.
     #[error("the command did not happen: {0}")]
     NotExecuted(ProposeError),
-    /// May have happened. No later than with the answer to a later call of this client it is settled: if it has not
-    /// happened by then, it never will.
+    /// May have happened, or may happen yet. It is settled when every call that began before it has ended and one that
+    /// was made after that is answered: what has not happened by then never will.
     #[error("the outcome is unknown: the command may have happened")]
     Unknown,
     /// Happened, once, but its reply is lost: it did not reach this client, and the group keeps it no longer.
@@ -295,14 +295,12 @@ impl<P: Proposer> Inner<P> {
             .collect();
         let mut ended = None;
         while !pending.is_empty() {
-            match self.session(ended, deadline).await {
-                Ok(_) => {}
-                Err(error) => {
-                    for item in pending.drain(..) {
-                        results[item.index] = Some(Err(error.clone()));
-                    }
-                    break;
+            // What is pending has not happened in the session that has ended.
+            if let Err(error) = self.session(ended, deadline).await {
+                for item in pending.drain(..) {
+                    results[item.index] = Some(Err(error.clone()));
                 }
+                break;
             }
             // A session that another burst has just found to be over is opened again.
             if let Some(places) = self.take_places(&mut pending, deadline).await {

@@ -227,7 +227,7 @@ fn read_session(from: &mut &[u8], limits: &Limits) -> Result<Session, MachineErr
         (1..=session.next).contains(&session.acked) && session.next <= end,
         "a window out of range",
     )?;
-    session.ahead = ascending(from, |from| number(from), |sequence| *sequence)?
+    session.ahead = ascending(from, number, |sequence| *sequence)?
         .into_iter()
         .collect::<BTreeSet<u64>>();
     let bounds = (session.ahead.first(), session.ahead.last());
