@@ -8,7 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use paxos::{
-    ClusterId, GroupId, HardState, Identity, Incarnation, Member, Membership, NodeId, Slot, StorageId, Time,
+    ChosenMembership, ClusterId, GroupId, HardState, Identity, Incarnation, Member, Membership, NodeId, Slot,
+    StorageId, Time,
     core::{Config, Input, Message, Output, PersistId, Phase, Replica, Start, Token},
 };
 
@@ -40,7 +41,7 @@ impl Lockstep {
                 },
                 incarnation: Incarnation(1),
                 seed: node,
-                membership: membership.clone(),
+                membership: ChosenMembership::first(membership.clone()),
                 hard_state: HardState::default(),
                 trimmed: Slot::ZERO,
                 tail: Vec::new(),

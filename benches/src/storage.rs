@@ -98,6 +98,7 @@ impl Writer {
             let state = HardState {
                 promised: ballot,
                 chosen: Slot(slot - 1),
+                membership: Slot::ZERO,
             };
             let upto = Slot(slot - KEPT_SLOTS);
             [WriteOp::HardState { group, state }, WriteOp::Trim { group, upto }]

@@ -90,6 +90,7 @@ extern crate std;
 
 pub mod core;
 mod error;
+mod membership;
 #[cfg(paxos_planted)]
 pub mod planted;
 #[cfg(not(paxos_planted))]

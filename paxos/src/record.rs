@@ -12,8 +12,8 @@
 //! checksum = crc32c(cluster u64, node u64, storage u64, group u32, slot u64, version, type, kind, zero, body)
 //! entry    = ballot round u64, ballot node u64, length u32, payload
 //! damaged  = nothing: the slot held an entry that was lost to damage
-//! group    = promised round u64, promised node u64, chosen u64, trimmed u64, last u64, overwritten u64, entries u64,
-//!            digest u64
+//! group    = promised round u64, promised node u64, chosen u64, membership u64, trimmed u64, last u64, overwritten u64,
+//!            entries u64, digest u64
 //! store    = incarnation u64, commit u64, groups u64, digest u64
 //! ```
 //!
@@ -30,7 +30,7 @@ use crate::types::{
 };
 
 /// The version of the format that this library writes, and the only one that it reads.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// What a record has before its body, in bytes.
 pub const HEADER_BYTES: usize = 8;
@@ -38,7 +38,7 @@ pub const HEADER_BYTES: usize = 8;
 /// What the record of an entry has before its payload, in bytes.
 pub const ENTRY_HEADER_BYTES: usize = HEADER_BYTES + 8 + 8 + 4;
 
-const GROUP_BODY_BYTES: usize = 8 * 8;
+const GROUP_BODY_BYTES: usize = 9 * 8;
 const STORE_BODY_BYTES: usize = 4 * 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +220,7 @@ impl Records {
         let mut record = begin(RecordType::Group, 0, GROUP_BODY_BYTES);
         put_ballot(&mut record, state.hard_state.promised);
         record.put_u64_le(state.hard_state.chosen.0);
+        record.put_u64_le(state.hard_state.membership.0);
         record.put_u64_le(state.trimmed.0);
         record.put_u64_le(state.contents.last.0);
         record.put_u64_le(state.contents.overwritten.0);
@@ -235,6 +236,7 @@ impl Records {
             hard_state: HardState {
                 promised: get_ballot(&mut body),
                 chosen: Slot(body.get_u64_le()),
+                membership: Slot(body.get_u64_le()),
             },
             trimmed: Slot(body.get_u64_le()),
             contents: Contents {

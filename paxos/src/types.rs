@@ -2,11 +2,13 @@
 //!
 //! Everything here is plain data without IO, shared by the protocol core, the plug-in traits and the drivers.
 
-use alloc::{collections::BTreeSet, string::String, vec::Vec};
+use alloc::vec::Vec;
 use core::{fmt, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+pub use crate::membership::{ChosenMembership, Member, Membership, Role};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -240,6 +242,9 @@ pub struct HardState {
     pub promised: Ballot,
     /// Every slot up to this one holds its chosen entry in this store. May lag behind what the replica knows.
     pub chosen: Slot,
+    /// The last slot up to `chosen` that holds a membership: the one in force after `chosen`. [`Slot::ZERO`] while the
+    /// group's first membership is.
+    pub membership: Slot,
 }
 
 /// One change to a store.
@@ -296,93 +301,6 @@ pub struct WriteBatch {
     pub sync: bool,
     /// The changes, of any number of groups, in order.
     pub ops: Vec<WriteOp>,
-}
-
-/// What a member may do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Votes and receives.
-    #[default]
-    Voter,
-    /// Receives only.
-    Learner,
-}
-
-/// One member of a group.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Member {
-    /// Who.
-    pub node: NodeId,
-    /// The disk that the member was admitted with; `None` admits any (a cluster's first membership).
-    pub storage: Option<StorageId>,
-    /// Where its transport listens; what it means is the transport's business.
-    pub address: String,
-    /// Voter or learner.
-    pub role: Role,
-}
-
-impl Member {
-    /// A voter of a cluster's first membership: any disk is admitted.
-    pub fn voter(node: NodeId, address: impl Into<String>) -> Self {
-        Self {
-            node,
-            storage: None,
-            address: address.into(),
-            role: Role::Voter,
-        }
-    }
-}
-
-/// The members of a group from some slot on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Membership {
-    /// Counts the changes; the first membership has version 1.
-    pub version: u64,
-    /// Sorted by node, without duplicates (see [`Membership::new`]).
-    pub members: Vec<Member>,
-}
-
-impl Membership {
-    /// A first membership (version 1) of these members, sorted by node; of two with one id the later one counts.
-    pub fn new(members: impl IntoIterator<Item = Member>) -> Self {
-        let by_node: alloc::collections::BTreeMap<NodeId, Member> =
-            members.into_iter().map(|member| (member.node, member)).collect();
-        Self {
-            version: 1,
-            members: by_node.into_values().collect(),
-        }
-    }
-
-    /// The member with this id.
-    pub fn member(&self, node: NodeId) -> Option<&Member> {
-        self.members.iter().find(|member| member.node == node)
-    }
-
-    /// Whether `node`, with the disk `storage`, may vote.
-    pub fn may_vote(&self, node: NodeId, storage: StorageId) -> bool {
-        self.member(node).is_some_and(|member| {
-            member.role == Role::Voter && member.storage.is_none_or(|admitted| admitted == storage)
-        })
-    }
-
-    /// The ids of all voters.
-    pub fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.members
-            .iter()
-            .filter(|member| member.role == Role::Voter)
-            .map(|member| member.node)
-    }
-
-    /// How many voters make a quorum: more than half of them.
-    pub fn quorum(&self) -> usize {
-        self.voters().count() / 2 + 1
-    }
-
-    /// Whether these nodes are a quorum. Every node counts once, nodes that are not voters do not count.
-    pub fn is_quorum(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        self.voters().filter(|voter| nodes.contains(voter)).count() >= self.quorum()
-    }
 }
 
 /// A point on a monotonic clock of the driver's choice; only differences mean anything.

@@ -37,14 +37,25 @@ fn accepted() -> impl Strategy<Value = Accepted> {
 }
 
 fn group_record() -> impl Strategy<Value = GroupRecord> {
-    any::<[u64; 8]>().prop_map(
-        |[round, node, chosen, trimmed, last, overwritten, entries, digest]| GroupRecord {
+    any::<[u64; 9]>().prop_map(
+        |[
+            round,
+            node,
+            chosen,
+            membership,
+            trimmed,
+            last,
+            overwritten,
+            entries,
+            digest,
+        ]| GroupRecord {
             hard_state: HardState {
                 promised: Ballot {
                     round,
                     node: NodeId(node),
                 },
                 chosen: Slot(chosen),
+                membership: Slot(membership),
             },
             trimmed: Slot(trimmed),
             contents: Contents {
@@ -212,7 +223,7 @@ fn the_format_does_not_change_unnoticed() {
         },
     };
     let record = Records::new(IDENTITY).encode_entry(GroupId(7), Slot(9), &entry);
-    let mut expected = vec![1, 1, 1, 0];
+    let mut expected = vec![2, 1, 1, 0];
     expected.extend(checksum(&record).expect("a checksum").to_le_bytes());
     expected.extend([2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0]);
     expected.extend(b"hello");

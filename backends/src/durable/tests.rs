@@ -123,6 +123,7 @@ fn promise(group: GroupId, round: u64) -> WriteOp {
     let state = HardState {
         promised: ballot(round),
         chosen: Slot::ZERO,
+        membership: Slot::ZERO,
     };
     WriteOp::HardState { group, state }
 }

@@ -73,6 +73,7 @@ pub(crate) fn hard_state(group: u32, round: u64, chosen: u64) -> WriteOp {
         state: HardState {
             promised: ballot(round),
             chosen: Slot(chosen),
+            membership: Slot::ZERO,
         },
     }
 }

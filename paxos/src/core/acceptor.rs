@@ -30,6 +30,7 @@ impl Replica {
         HardState {
             promised: self.promised,
             chosen: self.chosen,
+            membership: self.memberships.latest().at,
         }
     }
 

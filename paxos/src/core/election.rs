@@ -1,14 +1,10 @@
 //! Leadership: failure detection, canvass (pre-vote), candidacy, step-down.
 
-use alloc::{
-    boxed::Box,
-    collections::{BTreeMap, BTreeSet},
-    vec::Vec,
-};
+use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 
-use super::{Alarm, Message, Output, Phase, Replica, gate::After, proposer::Leadership};
+use super::{Alarm, Message, Output, Phase, Replica, Sender, gate::After, proposer::Leadership};
 use crate::planted;
-use crate::types::{Accepted, Ballot, NodeId, Role as MemberRole, Slot, Time};
+use crate::types::{Accepted, Ballot, Identity, Membership, NodeId, Slot, StorageId, Time};
 
 /// How far above its watermark a replica may plausibly hold entries, beside its window: the watermark on a disk lags
 /// behind after a crash.
@@ -27,7 +23,8 @@ pub(super) enum Role {
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Canvass {
     ballot: Ballot,
-    granted: BTreeSet<NodeId>,
+    /// Who said yes, with which disk.
+    granted: BTreeMap<NodeId, StorageId>,
 }
 
 /// Phase 1.
@@ -43,10 +40,17 @@ pub(super) struct Candidacy {
 
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Report {
+    /// The reporter's disk.
+    pub(super) storage: StorageId,
     /// Everything up to this slot has been reported; [`Slot::MAX`] when all has.
     pub(super) covered: Slot,
     /// The reporter's watermark.
     pub(super) chosen: Slot,
+}
+
+/// Whether a quorum of the voters takes part: `with` tells with which disk a node does, if it does.
+fn is_quorum(membership: &Membership, with: impl Fn(NodeId) -> Option<StorageId>) -> bool {
+    membership.is_quorum(|member| with(member.node).is_some_and(|storage| member.admits(storage)))
 }
 
 impl Replica {
@@ -63,11 +67,10 @@ impl Replica {
         matches!(self.role, Role::Leader(_))
     }
 
+    /// Whether this node, with its disk, is a voter.
     fn is_voter(&self) -> bool {
-        self.memberships
-            .current()
-            .member(self.identity.node)
-            .is_some_and(|member| member.role == MemberRole::Voter)
+        let Identity { node, storage, .. } = self.identity;
+        self.memberships.current().may_vote(node, storage)
     }
 
     pub(super) fn other_members(&self) -> Vec<NodeId> {
@@ -152,8 +155,7 @@ impl Replica {
     pub(super) fn on_time(&mut self) {
         match &self.role {
             Role::Leader(leadership) => {
-                let contact =
-                    leadership.quorum_contact(self.memberships.current(), self.identity.node, self.now);
+                let contact = leadership.quorum_contact(self.memberships.current(), self.own(), self.now);
                 if self.now.since(contact) >= self.config.election_timeout {
                     return self.step_down();
                 }
@@ -179,7 +181,7 @@ impl Replica {
         let Some(ballot) = self.next_ballot() else { return };
         self.role = Role::Canvassing(Canvass {
             ballot,
-            granted: BTreeSet::from([self.identity.node]),
+            granted: BTreeMap::from([(self.identity.node, self.identity.storage)]),
         });
         let voters = self.other_voters();
         self.send_all(voters, Message::Canvass { ballot });
@@ -199,20 +201,28 @@ impl Replica {
         );
     }
 
-    pub(super) fn on_canvass_reply(&mut self, from: NodeId, ballot: Ballot, granted: bool, highest: Ballot) {
+    pub(super) fn on_canvass_reply(
+        &mut self,
+        (from, storage): Sender,
+        ballot: Ballot,
+        granted: bool,
+        highest: Ballot,
+    ) {
         self.note_ballot(highest);
         if let Role::Canvassing(canvass) = &mut self.role
             && canvass.ballot == ballot
             && granted
         {
-            canvass.granted.insert(from);
+            canvass.granted.insert(from, storage);
             self.finish_canvass();
         }
     }
 
     fn finish_canvass(&mut self) {
         if let Role::Canvassing(canvass) = &self.role
-            && self.memberships.current().is_quorum(&canvass.granted)
+            && is_quorum(self.memberships.current(), |node| {
+                canvass.granted.get(&node).copied()
+            })
         {
             self.stand();
         }
@@ -249,6 +259,7 @@ impl Replica {
             && candidacy.ballot == ballot
         {
             let report = Report {
+                storage: self.identity.storage,
                 covered: Slot::MAX,
                 chosen: self.chosen,
             };
@@ -280,7 +291,7 @@ impl Replica {
 
     pub(super) fn on_promise(
         &mut self,
-        from: NodeId,
+        (from, storage): Sender,
         ballot: Ballot,
         chosen: Slot,
         chunk: (Slot, Slot),
@@ -302,9 +313,13 @@ impl Replica {
         }
         let (first, last) = chunk;
         let report = candidacy.reports.entry(from).or_insert(Report {
+            storage,
             covered: own_chosen,
             chosen,
         });
+        if report.storage != storage {
+            return;
+        }
         report.chosen = report.chosen.max(chosen);
         if first > report.covered.next() {
             return;
@@ -336,18 +351,21 @@ impl Replica {
         let Role::Candidate(candidacy) = &self.role else {
             return;
         };
-        let done = || {
+        let done = |report: &&Report| report.covered == Slot::MAX;
+        let inherited = candidacy
+            .reports
+            .values()
+            .filter(done)
+            .map(|report| report.chosen);
+        let inherited = inherited.max().unwrap_or(Slot::ZERO);
+        let promised = |node| {
             candidacy
                 .reports
-                .iter()
-                .filter(|(_, report)| report.covered == Slot::MAX)
+                .get(&node)
+                .filter(done)
+                .map(|report| report.storage)
         };
-        let promised: BTreeSet<NodeId> = done().map(|(node, _)| *node).collect();
-        let inherited = done()
-            .map(|(_, report)| report.chosen)
-            .max()
-            .unwrap_or(Slot::ZERO);
-        if !self.memberships.at(self.chosen.next()).is_quorum(&promised) || self.chosen < inherited {
+        if !is_quorum(self.memberships.current(), promised) || self.chosen < inherited {
             return;
         }
         let Role::Candidate(candidacy) = core::mem::replace(&mut self.role, Role::Follower) else {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::{Command, Message};
 use crate::types::{
-    Accepted, Ballot, GroupId, HardState, Identity, Incarnation, Membership, NodeId, Slot, StorageId, WriteOp,
+    Accepted, Ballot, ChosenMembership, GroupId, HardState, Identity, Incarnation, Membership, NodeId, Slot,
+    StorageId, WriteOp,
 };
 
 /// What a replica is made from: who it is and what its store holds.
@@ -21,8 +22,10 @@ pub struct Start {
     pub incarnation: Incarnation,
     /// Seeds all of the replica's randomness (election timeouts).
     pub seed: u64,
-    /// The membership in force from slot 1 on.
-    pub membership: Membership,
+    /// The membership in force after `hard_state.chosen`: the one that the store holds at `hard_state.membership` (with
+    /// the ballot it is stored with), or the newest snapshot's, or the group's first one. A node that joins begins with
+    /// one of version 0, without members.
+    pub membership: ChosenMembership,
     /// As recovered.
     pub hard_state: HardState,
     /// As recovered: all slots up to this one are trimmed.
@@ -140,6 +143,14 @@ pub enum Output {
     },
     /// Who leads has changed, as far as this replica knows.
     Leader(Option<Ballot>),
+    /// Another membership is in force from the slot after `at` on: the driver must be able to reach its members. The one
+    /// that the replica started with does not come this way.
+    Membership {
+        /// The slot of its entry.
+        at: Slot,
+        /// Who belongs to the group now.
+        membership: Membership,
+    },
     /// Something that must never happen was seen; the replica has refused it and goes on.
     Alarm(Alarm),
 }

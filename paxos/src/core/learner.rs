@@ -2,7 +2,7 @@
 
 use alloc::{
     collections::{BTreeMap, VecDeque},
-    string::{String, ToString},
+    string::ToString,
     vec::Vec,
 };
 
@@ -124,6 +124,7 @@ impl Replica {
         self.learner.known = self.learner.known.max(slot);
         self.following.received = self.following.received.max(slot);
         self.on_leader_chosen(slot);
+        self.note_membership(slot);
     }
 
     pub(super) fn on_learn(&mut self, from: NodeId, first: Slot, upto: Slot) {
@@ -235,11 +236,7 @@ impl Replica {
         };
         match accepted.entry.kind {
             EntryKind::Noop => {}
-            EntryKind::Membership => {
-                let detail = String::from("this version does not know membership changes");
-                self.outputs
-                    .push_back(Output::Alarm(Alarm::Malformed { slot, detail }));
-            }
+            EntryKind::Membership => self.apply_membership(slot, accepted),
             EntryKind::Commands => match batch::decode(&accepted.entry.payload) {
                 Ok(batch) => {
                     chosen.ballot = batch.ballot;

@@ -76,7 +76,12 @@ pub use self::{
     },
     message::Message,
 };
-use crate::types::{Ballot, GroupId, HardState, Identity, Incarnation, NodeId, Slot, Time, WriteOp};
+use crate::types::{
+    Ballot, GroupId, HardState, Identity, Incarnation, NodeId, Slot, StorageId, Time, WriteOp,
+};
+
+/// Who says something: a node, and its disk. A node with another disk is another acceptor.
+type Sender = (NodeId, StorageId);
 
 /// One replica of one group. See the [module's contract](self).
 #[derive(Clone, Debug, Hash)]
@@ -140,8 +145,12 @@ impl Replica {
             trimmed,
             tail,
         } = start;
-        let HardState { promised, chosen } = hard_state;
+        let HardState { promised, chosen, .. } = hard_state;
         assert!(trimmed <= chosen, "only chosen slots are trimmed");
+        assert!(
+            hard_state.membership <= membership.at && membership.at <= chosen,
+            "the membership is that of the watermark"
+        );
         let mut window = Window::new(chosen.next());
         for (slot, accepted) in tail {
             window.set(slot, accepted, PersistId(0));
@@ -154,7 +163,7 @@ impl Replica {
             rng: Rng::new(seed),
             now,
             promised,
-            highest: promised,
+            highest: promised.max(membership.ballot),
             chosen,
             chosen_written: chosen,
             chosen_written_at: now,
@@ -193,8 +202,8 @@ impl Replica {
                 storage,
                 message,
             } => {
-                if from != self.identity.node && self.memberships.is_member(from, storage) {
-                    self.on_message(from, message);
+                if from != self.identity.node && self.is_member(from, storage) {
+                    self.on_message(from, storage, message);
                 }
             }
             Input::Persisted(id) => {
@@ -216,7 +225,12 @@ impl Replica {
         }
     }
 
-    fn on_message(&mut self, from: NodeId, message: Message) {
+    /// This node and its disk.
+    const fn own(&self) -> Sender {
+        (self.identity.node, self.identity.storage)
+    }
+
+    fn on_message(&mut self, from: NodeId, storage: StorageId, message: Message) {
         match message {
             Message::Canvass { ballot } => self.on_canvass(from, ballot),
             Message::CanvassReply {
@@ -224,7 +238,7 @@ impl Replica {
                 granted,
                 highest,
             } => {
-                self.on_canvass_reply(from, ballot, granted, highest);
+                self.on_canvass_reply((from, storage), ballot, granted, highest);
             }
             Message::Prepare { ballot, from: first } => self.on_prepare(from, ballot, first),
             Message::Promise {
@@ -234,7 +248,7 @@ impl Replica {
                 to,
                 entries,
             } => {
-                self.on_promise(from, ballot, chosen, (first, to), entries);
+                self.on_promise((from, storage), ballot, chosen, (first, to), entries);
             }
             Message::Refuse { ballot, promised } => self.on_refuse(ballot, promised),
             Message::Accept {
@@ -246,7 +260,9 @@ impl Replica {
             } => {
                 self.on_accept(from, ballot, start, first, entries, chosen);
             }
-            Message::Accepted { ballot, upto, chosen } => self.on_accepted(from, ballot, upto, chosen),
+            Message::Accepted { ballot, upto, chosen } => {
+                self.on_accepted((from, storage), ballot, upto, chosen);
+            }
             Message::Heartbeat {
                 ballot,
                 start,
@@ -262,7 +278,7 @@ impl Replica {
                 accepted,
                 chosen,
             } => {
-                self.on_heartbeat_reply(from, ballot, round, received, accepted, chosen);
+                self.on_heartbeat_reply((from, storage), ballot, round, received, accepted, chosen);
             }
             Message::Chosen {
                 ballot,

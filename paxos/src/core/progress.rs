@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use crate::types::{Slot, Time};
+use crate::types::{Slot, StorageId, Time};
 
 /// How many heartbeats are remembered for telling what was lost before them.
 const MAX_PROBES: usize = 16;
@@ -10,6 +10,8 @@ const MAX_PROBES: usize = 16;
 /// One peer as the leader sees it.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Progress {
+    /// The disk that all of the following is about, once the peer has been heard.
+    pub(super) storage: Option<StorageId>,
     /// The peer has durably accepted everything from the leader's start up to here at the leader's ballot...
     pub(super) matched: Slot,
     /// ...except that it claims nothing of the slots up to here, which it knew chosen.
@@ -38,6 +40,7 @@ impl Progress {
     /// A peer of a leader that begins at `start` now: optimistic, it is sent everything at once.
     pub(super) const fn new(start: Slot, now: Time) -> Self {
         Self {
+            storage: None,
             matched: Slot::ZERO,
             unclaimed: Slot::ZERO,
             next: start,
@@ -49,6 +52,14 @@ impl Progress {
             contact: now,
             heard: false,
             told: Slot::ZERO,
+        }
+    }
+
+    /// A peer that turned out to have another disk than was known.
+    pub(super) fn of_disk(storage: StorageId, start: Slot, now: Time) -> Self {
+        Self {
+            storage: Some(storage),
+            ..Self::new(start, now)
         }
     }
 

@@ -9,7 +9,7 @@ use alloc::{
 use bytes::Bytes;
 
 use super::{
-    Command, Message, Replica,
+    Command, Message, Replica, Sender,
     acceptor::Following,
     batch,
     election::{Candidacy, Role},
@@ -18,7 +18,9 @@ use super::{
     reads::LeaderReads,
 };
 use crate::planted;
-use crate::types::{Ballot, Entry, Incarnation, Membership, NodeId, ProposalId, Slot, Time};
+use crate::types::{
+    Ballot, Entry, Incarnation, Member, Membership, NodeId, ProposalId, Role as MemberRole, Slot, Time,
+};
 
 /// Phase 2: what a leader holds beside what every replica holds.
 #[derive(Clone, Debug, Hash)]
@@ -53,27 +55,44 @@ pub(super) struct Leadership {
 
 impl Leadership {
     /// The latest time of which it is known that a quorum still followed this leader.
-    pub(super) fn quorum_contact(&self, membership: &Membership, own: NodeId, now: Time) -> Time {
-        let contact = |voter| {
-            if voter == own {
-                now
-            } else {
-                self.peers
-                    .get(&voter)
-                    .map_or(Time::default(), |peer| peer.contact)
+    pub(super) fn quorum_contact(&self, membership: &Membership, own: Sender, now: Time) -> Time {
+        let contact = |voter: &Member| {
+            if voter.node == own.0 {
+                return if voter.admits(own.1) { now } else { Time::default() };
             }
+            // A peer that has not been heard has the time until then.
+            let peer = self.peers.get(&voter.node);
+            peer.filter(|peer| peer.storage.is_none_or(|storage| voter.admits(storage)))
+                .map_or(Time::default(), |peer| peer.contact)
         };
-        let mut contacts: Vec<Time> = membership.voters().map(contact).collect();
+        let voters = membership
+            .members
+            .iter()
+            .filter(|member| member.role == MemberRole::Voter);
+        let mut contacts: Vec<Time> = voters.map(contact).collect();
         contacts.sort_unstable_by(|a, b| b.cmp(a));
         contacts.get(membership.quorum() - 1).copied().unwrap_or_default()
     }
 
     /// Whether a quorum has answered this heartbeat or a later one.
-    pub(super) fn is_confirmed(&self, round: u64, membership: &Membership, own: NodeId) -> bool {
-        let answered = |voter: &NodeId| {
-            *voter == own || self.peers.get(voter).is_some_and(|peer| peer.answered >= round)
-        };
-        membership.voters().filter(answered).count() >= membership.quorum()
+    pub(super) fn is_confirmed(&self, round: u64, membership: &Membership, own: Sender) -> bool {
+        membership.is_quorum(|voter| self.of(voter, own, |peer| peer.answered >= round, || true))
+    }
+
+    /// Whether something holds of a voter, which takes part with the disk that it was admitted with: asked of what is
+    /// known of it as a peer, or of this node itself.
+    fn of(
+        &self,
+        voter: &Member,
+        own: Sender,
+        of_peer: impl Fn(&Progress) -> bool,
+        of_self: impl Fn() -> bool,
+    ) -> bool {
+        if voter.node == own.0 {
+            return voter.admits(own.1) && of_self();
+        }
+        let peer = self.peers.get(&voter.node);
+        peer.is_some_and(|peer| peer.storage.is_some_and(|storage| voter.admits(storage)) && of_peer(peer))
     }
 
     /// Sends nothing but heartbeats to this peer until it answers one.
@@ -83,16 +102,13 @@ impl Leadership {
         }
     }
 
-    fn is_chosen(&self, slot: Slot, membership: &Membership, own: NodeId) -> bool {
-        let voted = |voter: &NodeId| {
-            if *voter == own {
-                slot <= self.own_matched
-            } else {
-                self.peers.get(voter).is_some_and(|peer| peer.voted(slot))
-            }
-        };
-        let quorum = membership.quorum() - usize::from(planted::is("quorum_too_small"));
-        membership.voters().filter(voted).count() >= quorum
+    fn is_chosen(&self, slot: Slot, membership: &Membership, own: Sender) -> bool {
+        let mut votes = 0;
+        membership.is_quorum(|voter| {
+            let voted = self.of(voter, own, |peer| peer.voted(slot), || slot <= self.own_matched);
+            votes += usize::from(voted);
+            voted
+        }) || (planted::is("quorum_too_small") && votes + 1 == membership.quorum())
     }
 }
 
@@ -400,7 +416,7 @@ impl Replica {
 
     pub(super) fn on_heartbeat_reply(
         &mut self,
-        from: NodeId,
+        (from, storage): Sender,
         ballot: Ballot,
         round: u64,
         received: Slot,
@@ -413,9 +429,17 @@ impl Replica {
         if leadership.ballot != ballot {
             return;
         }
+        let start = leadership.start;
         let Some(peer) = leadership.peers.get_mut(&from) else {
             return;
         };
+        // Only answers to new heartbeats tell which disk a node has now: others may be late.
+        if *peer.storage.get_or_insert(storage) != storage {
+            if round <= peer.answered {
+                return;
+            }
+            *peer = Progress::of_disk(storage, start, self.now);
+        }
         peer.acknowledged(accepted, chosen);
         peer.heartbeat_answered(round, received);
         peer.heard_at(self.now);
@@ -425,7 +449,7 @@ impl Replica {
         self.confirm_reads();
     }
 
-    pub(super) fn on_accepted(&mut self, from: NodeId, ballot: Ballot, upto: Slot, chosen: Slot) {
+    pub(super) fn on_accepted(&mut self, (from, storage): Sender, ballot: Ballot, upto: Slot, chosen: Slot) {
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
@@ -435,6 +459,9 @@ impl Replica {
         let Some(peer) = leadership.peers.get_mut(&from) else {
             return;
         };
+        if *peer.storage.get_or_insert(storage) != storage {
+            return;
+        }
         peer.acknowledged(upto, chosen);
         peer.heard_at(self.now);
         self.count_votes();
@@ -454,13 +481,13 @@ impl Replica {
 
     /// Moves the watermark over every next slot that a quorum of the voters in force there has accepted.
     fn count_votes(&mut self) {
-        let own = self.identity.node;
+        let own = self.own();
         loop {
             let Role::Leader(leadership) = &self.role else {
                 return;
             };
             let slot = self.chosen.next();
-            if slot >= leadership.next || !leadership.is_chosen(slot, self.memberships.at(slot), own) {
+            if slot >= leadership.next || !leadership.is_chosen(slot, self.memberships.current(), own) {
                 break;
             }
             self.advance_chosen(slot);

@@ -140,7 +140,7 @@ impl Replica {
 
     /// Answers the reads of the open round if a quorum has answered its heartbeat.
     pub(super) fn confirm_reads(&mut self) {
-        let own = self.identity.node;
+        let own = self.own();
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };

@@ -30,7 +30,7 @@ use crate::{
     state_machine::{MachineError, StateMachine},
     storage::{RecoveredGroup, Storage, StorageError},
     transport::{self, Transport},
-    types::{Accepted, GroupId, Membership, Slot},
+    types::{Accepted, ChosenMembership, GroupId, Membership, Slot},
 };
 
 impl Node {
@@ -117,13 +117,14 @@ impl Node {
             return Err(NodeError::Stopped(why.clone()));
         }
         let recovered = self.check_group(group, &membership, &machine)?;
+        let in_force = self.load_membership(group, membership, &recovered).await?;
         let tail = self.load_tail(group, &recovered).await?;
         let start = Start {
             group,
             identity: self.environment.identity,
             incarnation: self.incarnation,
             seed: self.seed(group),
-            membership: membership.clone(),
+            membership: in_force.clone(),
             hard_state: recovered.hard_state,
             trimmed: recovered.trimmed,
             tail,
@@ -139,7 +140,7 @@ impl Node {
             return Err(already_added(group));
         }
         lock(&self.recovered).remove(&group);
-        self.environment.set_membership(group, membership);
+        self.environment.set_membership(group, in_force.membership);
         let (handle, task) = self.start_task(group, replica, machine);
         groups.insert(group, (handle.clone(), task));
         Ok(handle)
@@ -187,6 +188,51 @@ impl Node {
         seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
+    /// The membership in force at the stored watermark: `first` if the log holds none.
+    async fn load_membership(
+        &self,
+        group: GroupId,
+        first: Membership,
+        recovered: &RecoveredGroup,
+    ) -> Result<ChosenMembership, NodeError> {
+        let at = recovered.hard_state.membership;
+        if at == Slot::ZERO {
+            return Ok(ChosenMembership::first(first));
+        }
+        let entries = self.load(group, at, at).await?;
+        let found = entries.first().filter(|(slot, _)| *slot == at);
+        let chosen = found.and_then(|(_, accepted)| {
+            Some(ChosenMembership {
+                at,
+                ballot: accepted.ballot,
+                membership: Membership::from_entry(&accepted.entry)?,
+            })
+        });
+        chosen.ok_or_else(|| {
+            NodeError::Storage(StorageError::Corrupt(format!(
+                "group {group}: the store does not hold the membership that it names, at slot {at}"
+            )))
+        })
+    }
+
+    /// Reads entries back: at least the first one of these slots, if there is any.
+    async fn load(
+        &self,
+        group: GroupId,
+        first: Slot,
+        last: Slot,
+    ) -> Result<Vec<(Slot, Accepted)>, NodeError> {
+        let (reply, loaded) = oneshot::channel();
+        self.environment.storage.load(storage::Load {
+            group,
+            first,
+            last,
+            max_bytes: self.environment.config.max_write_bytes,
+            done: Box::new(move |entries| drop(reply.send(entries))),
+        });
+        loaded.await.map_err(|_| NodeError::Stopped(self.stop_reason()))
+    }
+
     /// The entries above the stored watermark.
     async fn load_tail(
         &self,
@@ -200,17 +246,8 @@ impl Node {
         };
         let mut tail: Vec<(Slot, Accepted)> = Vec::with_capacity(expected);
         while tail.len() < expected {
-            let (reply, loaded) = oneshot::channel();
-            self.environment.storage.load(storage::Load {
-                group,
-                first: tail.last().map_or(first, |(slot, _)| slot.next()),
-                last,
-                max_bytes: self.environment.config.max_write_bytes,
-                done: Box::new(move |entries| drop(reply.send(entries))),
-            });
-            let Ok(entries) = loaded.await else {
-                return Err(NodeError::Stopped(self.stop_reason()));
-            };
+            let from = tail.last().map_or(first, |(slot, _)| slot.next());
+            let entries = self.load(group, from, last).await?;
             if entries.is_empty() {
                 return Err(NodeError::Storage(StorageError::Corrupt(format!(
                     "group {group}: the store's index names {expected} entries above slot {}, but it gave back {}",

@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use paxos::{
-    Accepted, Ballot, ClusterId, Entry, GroupId, HardState, Identity, Incarnation, Member, Membership,
-    NodeId, Slot, StorageId, Time, WriteOp,
+    Accepted, Ballot, ChosenMembership, ClusterId, Entry, GroupId, HardState, Identity, Incarnation, Member,
+    Membership, NodeId, Slot, StorageId, Time, WriteOp,
     core::{
         ChosenEntry, Command, Config, Input, Message, Output, PersistId, Phase, Replica, Start, Timer, Token,
     },
@@ -114,7 +114,7 @@ fn replica(node: u64, lives: u64, hard_state: HardState, entries: &BTreeMap<Slot
         },
         incarnation: Incarnation(lives),
         seed: 0,
-        membership: Membership::new((1..=3).map(|id| Member::voter(NodeId(id), ""))),
+        membership: ChosenMembership::first(Membership::new((1..=3).map(|id| Member::voter(NodeId(id), "")))),
         hard_state,
         trimmed: Slot::ZERO,
         tail: tail.map(|(slot, accepted)| (*slot, accepted.clone())).collect(),
@@ -281,7 +281,8 @@ impl Seat {
             Output::Rejected { .. }
             | Output::Unknown { .. }
             | Output::ReadReady { .. }
-            | Output::Leader(_) => {}
+            | Output::Leader(_)
+            | Output::Membership { .. } => {}
         }
     }
 

@@ -56,6 +56,9 @@ impl Task {
             Output::Rejected { token, reason } => self.reject(token, reason),
             Output::Unknown { token } => self.fail(token),
             Output::Leader(leader) => self.note_leader(leader),
+            Output::Membership { membership, .. } => {
+                self.environment.set_membership(self.shared.id, membership);
+            }
             Output::Alarm(alarm) => {
                 self.note_alarm(&alarm);
                 let why = match alarm {

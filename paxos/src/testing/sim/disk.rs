@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     core::PersistId,
-    types::{Accepted, Ballot, GroupId, HardState, Slot, WriteOp},
+    types::{Accepted, Ballot, ChosenMembership, GroupId, HardState, Membership, Slot, WriteOp},
 };
 
 /// What a store of one group holds.
@@ -26,6 +26,7 @@ static NOTHING: DiskState = DiskState {
     hard: HardState {
         promised: Ballot::ZERO,
         chosen: Slot::ZERO,
+        membership: Slot::ZERO,
     },
     trimmed: Slot::ZERO,
     entries: BTreeMap::new(),
@@ -67,6 +68,20 @@ impl DiskState {
             found.push((*slot, accepted.clone()));
         }
         found
+    }
+
+    /// The membership in force at the watermark: `first` if the log holds none.
+    pub fn membership(&self, first: &Membership) -> ChosenMembership {
+        let at = self.hard.membership;
+        let held = self.entries.get(&at);
+        let found = held.and_then(|accepted| {
+            Some(ChosenMembership {
+                at,
+                ballot: accepted.ballot,
+                membership: Membership::from_entry(&accepted.entry)?,
+            })
+        });
+        found.unwrap_or_else(|| ChosenMembership::first(first.clone()))
     }
 
     /// What a restarted replica is told: everything above the chosen watermark.

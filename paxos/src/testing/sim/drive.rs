@@ -60,7 +60,7 @@ impl<W: Workload> Cluster<'_, W> {
                 self.client_hears(token, None);
                 Ok(())
             }
-            Output::Leader(_) => Ok(()),
+            Output::Leader(_) | Output::Membership { .. } => Ok(()),
             Output::Alarm(what) => Err(alarm(self.nodes[node].id, &what)),
         }
     }

@@ -197,7 +197,7 @@ impl<W: Workload> Cluster<'_, W> {
             },
             incarnation,
             seed,
-            membership: self.membership.clone(),
+            membership: state.membership(&self.membership),
             hard_state: state.hard,
             trimmed: state.trimmed,
             tail,

@@ -231,11 +231,13 @@ impl Oracle {
         Ok(())
     }
 
+    fn is_quorum(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        self.membership.is_quorum(|voter| nodes.contains(&voter.node))
+    }
+
     fn quorum_at(&self, slot: Slot) -> Option<Entry> {
         let votes = self.votes.get(&slot)?;
-        let chosen = votes
-            .iter()
-            .find(|votes| self.membership.is_quorum(&votes.nodes))?;
+        let chosen = votes.iter().find(|votes| self.is_quorum(&votes.nodes))?;
         Some(chosen.entry.clone())
     }
 
@@ -244,7 +246,7 @@ impl Oracle {
         let decided = self.decided(slot);
         for votes in self.votes.get(&slot).into_iter().flatten() {
             ensure!(
-                decided == Some(&votes.entry) || !self.membership.is_quorum(&votes.nodes),
+                decided == Some(&votes.entry) || !self.is_quorum(&votes.nodes),
                 "I1",
                 "two values chosen at slot {slot}, the second at ballot {}",
                 votes.ballot
@@ -308,13 +310,14 @@ impl Oracle {
     /// A leader speaks: it must have a quorum of durable promises, and one start per ballot.
     fn leads(&mut self, ballot: Ballot, start: Slot) -> Check {
         let facts = self.ballots.entry(ballot).or_default();
+        let promised_by = facts.promised_by.clone();
         ensure!(
             *facts.start.get_or_insert(start) == start,
             "I6",
             "ballot {ballot} starts at two slots"
         );
         ensure!(
-            self.membership.is_quorum(&facts.promised_by),
+            self.is_quorum(&promised_by),
             "I6",
             "ballot {ballot} leads without a quorum of promises"
         );
@@ -452,7 +455,7 @@ impl Oracle {
             let quorum = reports.iter().filter(|(_, held)| *held <= highest);
             let quorum: BTreeSet<NodeId> = quorum.map(|(node, _)| *node).collect();
             let free = highest.is_none_or(|highest| self.values.get(&(slot, highest)) == Some(entry));
-            free && self.membership.is_quorum(&quorum)
+            free && self.is_quorum(&quorum)
         };
         ensure!(
             bound(None) || reports.iter().any(|(_, held)| held.is_some() && bound(*held)),

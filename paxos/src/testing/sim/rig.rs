@@ -148,7 +148,7 @@ impl Rig {
             },
             incarnation: Incarnation(seat.disk.incarnation),
             seed: node << 8 | seat.disk.incarnation,
-            membership,
+            membership: seat.durable().membership(&membership),
             hard_state: seat.durable().hard,
             trimmed: seat.durable().trimmed,
             tail: seat.durable().tail(),
@@ -246,7 +246,7 @@ impl Rig {
             }
             Output::Rejected { token, reason } => self.end(Some(token), Ending::Rejected(reason)),
             Output::Unknown { token } => self.end(Some(token), Ending::Unknown),
-            Output::Leader(_) => {}
+            Output::Leader(_) | Output::Membership { .. } => {}
             Output::Alarm(alarm) => panic!("n{node} raises {alarm:?}\n{}", self.transcript),
         }
     }

@@ -1,10 +1,11 @@
 //! One readable line for everything that happens.
 
+use core::fmt::Write;
 use std::{format, string::String, vec::Vec};
 
 use crate::{
     core::{Input, Message, Output},
-    types::{Accepted, Entry, EntryKind, NodeId, Slot, WriteOp},
+    types::{Accepted, Entry, EntryKind, Membership, NodeId, Role, Slot, WriteOp},
 };
 
 fn span(first: Slot, count: usize) -> String {
@@ -183,7 +184,23 @@ pub fn output(output: &Output) -> String {
         Output::Rejected { token, reason } => format!("rejected t{}: {reason:?}", token.0),
         Output::Unknown { token } => format!("unknown t{}", token.0),
         Output::Leader(Some(ballot)) => format!("leader is n{} ({ballot})", ballot.node),
+        Output::Membership { at, membership } => format!("slot {at}: {}", members(membership)),
         Output::Leader(None) => String::from("leader is unknown"),
         Output::Alarm(alarm) => format!("ALARM {alarm:?}"),
     }
+}
+
+/// Version and members: learners in brackets, disks after a slash.
+fn members(membership: &Membership) -> String {
+    let mut text = format!("members v{}:", membership.version);
+    for member in &membership.members {
+        let disk = member
+            .storage
+            .map_or_else(String::new, |storage| format!("/{:x}", storage.0));
+        let _ = match member.role {
+            Role::Voter => write!(text, " n{}{disk}", member.node),
+            Role::Learner => write!(text, " (n{}{disk})", member.node),
+        };
+    }
+    text
 }

@@ -146,6 +146,7 @@ pub(super) async fn the_largest_slots_ballots_and_groups_work(bed: &mut Bed<'_>)
         let state = HardState {
             promised: highest,
             chosen: Slot::MAX,
+            membership: Slot::MAX,
         };
         ops.push(WriteOp::HardState { group, state });
         for slot in [1, (1 << 63) - 1, 1 << 63, (1 << 63) + 1, u64::MAX - 1] {
@@ -203,6 +204,7 @@ pub(super) async fn a_hard_state_comes_back(bed: &mut Bed<'_>) -> Outcome {
     let expected = HardState {
         promised: ballot(12),
         chosen: Slot(34),
+        membership: Slot(17),
     };
     ensure!(found == expected, "{expected:?} became {found:?}");
     Ok(())

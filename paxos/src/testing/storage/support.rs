@@ -62,6 +62,7 @@ pub(super) fn hard_state(group: GroupId, round: u64, chosen: u64) -> WriteOp {
         state: HardState {
             promised: ballot(round),
             chosen: Slot(chosen),
+            membership: Slot(chosen / 2),
         },
     }
 }
