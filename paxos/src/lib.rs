@@ -95,6 +95,7 @@ mod membership;
 pub mod planted;
 #[cfg(not(paxos_planted))]
 mod planted;
+mod snapshot;
 mod types;
 
 #[cfg(feature = "runtime")]
@@ -122,7 +123,7 @@ pub mod wire;
 
 #[cfg(feature = "runtime")]
 pub use self::node::{Group, Node, NodeError, Read};
-pub use self::{error::*, types::*};
+pub use self::{error::*, snapshot::*, types::*};
 #[cfg(feature = "std")]
 pub use self::{
     state_machine::*,

@@ -23,6 +23,10 @@ mod switch {
         "quorum_too_small",
         "accepted_of_any_ballot",
         "session_table_not_in_snapshot",
+        "install_moves_back",
+        "install_keeps_window",
+        "trim_before_snapshot",
+        "origins_not_in_snapshot",
     ];
 
     static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);

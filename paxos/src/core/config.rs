@@ -36,6 +36,23 @@ pub struct Config {
     /// How long the leader may wait for a message that carries an advanced watermark before it sends it alone. Nodes
     /// whose users wait for it are told at once.
     pub max_watermark_delay: Duration,
+    /// Whether the driver keeps snapshots. Without, this replica takes none, trims nothing, and cannot follow peers that
+    /// have trimmed what it lacks. A node sets it when it is given a place for snapshots.
+    pub snapshots: bool,
+    /// After how many applied entries the next snapshot is taken; 0 for never by count.
+    pub snapshot_entries: u64,
+    /// After how many bytes of applied entries the next snapshot is taken; 0 for never by bytes.
+    pub snapshot_bytes: u64,
+    /// How many entries are kept behind the newest snapshot at the most, so that peers which were away for a short time
+    /// need no snapshot.
+    pub keep_entries: u64,
+    /// How many bytes of entries are kept behind the newest snapshot at the most, to within a thirtieth.
+    pub keep_bytes: u64,
+    /// How many further entries are kept for peers that are alive and still need them; further behind, they get a
+    /// snapshot. For so many entries a new snapshot also waits while a peer fetches the last one.
+    pub max_laggard_entries: u64,
+    /// How many bytes of a snapshot one message carries.
+    pub snapshot_chunk_bytes: usize,
     /// Whether commands proposed, and reads begun, on a node that is not leader are forwarded (or rejected with a
     /// hint). What a leader took is forwarded in any case when it is deposed.
     pub forward: bool,
@@ -58,6 +75,13 @@ impl Default for Config {
             max_peer_inflight_bytes: 16 << 20,
             max_cache_bytes: 16 << 20,
             max_watermark_delay: Duration::from_millis(2),
+            snapshots: false,
+            snapshot_entries: 100_000,
+            snapshot_bytes: 256 << 20,
+            keep_entries: 10_000,
+            keep_bytes: 64 << 20,
+            max_laggard_entries: 100_000,
+            snapshot_chunk_bytes: 1 << 20,
             forward: true,
         }
     }
@@ -74,12 +98,13 @@ pub struct ConfigError {
 }
 
 impl Config {
-    /// The most bytes of commands and entries that one message may carry.
+    /// The most bytes of commands, entries or a snapshot that one message may carry.
     pub fn max_frame_bytes(&self) -> usize {
         // A message takes one entry, and a batch one command, of any size.
         self.max_message_bytes
             .max(self.max_batch_bytes)
             .max(self.max_command_bytes)
+            .max(self.snapshot_chunk_bytes)
     }
 
     /// Whether a replica can work with these bounds.
@@ -95,6 +120,7 @@ impl Config {
             ("max_pending_reads", self.max_pending_reads),
             ("max_message_bytes", self.max_message_bytes),
             ("max_peer_inflight_bytes", self.max_peer_inflight_bytes),
+            ("snapshot_chunk_bytes", self.snapshot_chunk_bytes),
         ];
         if let Some((field, _)) = bounds.into_iter().find(|(_, bound)| *bound == 0) {
             return Err(ConfigError {

@@ -138,7 +138,7 @@ impl Replica {
         self.set_leader(leader);
     }
 
-    fn step_down(&mut self) {
+    pub(super) fn step_down(&mut self) {
         self.become_follower(None);
         self.postpone_election();
     }
@@ -184,12 +184,14 @@ impl Replica {
             granted: BTreeMap::from([(self.identity.node, self.identity.storage)]),
         });
         let voters = self.other_voters();
-        self.send_all(voters, Message::Canvass { ballot });
+        let chosen = self.chosen;
+        self.send_all(voters, Message::Canvass { ballot, chosen });
         self.finish_canvass();
     }
 
-    pub(super) fn on_canvass(&mut self, from: NodeId, ballot: Ballot) {
-        let granted = !self.hears_leader() && ballot > self.floor();
+    pub(super) fn on_canvass(&mut self, from: NodeId, ballot: Ballot, chosen: Slot) {
+        // Whoever lacks what is trimmed here would lead only after a snapshot: this node can lead at once.
+        let granted = !self.hears_leader() && ballot > self.floor() && self.trimmed <= chosen;
         let highest = self.highest.max(self.promised);
         self.send(
             from,
@@ -197,6 +199,7 @@ impl Replica {
                 ballot,
                 granted,
                 highest,
+                chosen: self.chosen,
             },
         );
     }
@@ -207,8 +210,10 @@ impl Replica {
         ballot: Ballot,
         granted: bool,
         highest: Ballot,
+        chosen: Slot,
     ) {
         self.note_ballot(highest);
+        self.note_watermark(from, chosen);
         if let Role::Canvassing(canvass) = &mut self.role
             && canvass.ballot == ballot
             && granted

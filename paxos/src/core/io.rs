@@ -6,6 +6,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::{Command, Message};
+use crate::snapshot::SnapshotHeader;
 use crate::types::{
     Accepted, Ballot, ChosenMembership, GroupId, HardState, Identity, Incarnation, Membership, NodeId, Slot,
     StorageId, WriteOp,
@@ -32,6 +33,10 @@ pub struct Start {
     pub trimmed: Slot,
     /// All entries held above `hard_state.chosen`, in order.
     pub tail: Vec<(Slot, Accepted)>,
+    /// What the newest snapshot that is whole and durable on this node says; needed when anything is trimmed. The
+    /// replica begins from it, even if it is above `hard_state.chosen`: a crash came between making a peer's snapshot
+    /// durable and installing it. The driver restores the machine from it, unless the machine is as far already.
+    pub snapshot: Option<SnapshotHeader>,
 }
 
 /// Numbers the writes of one replica, from 1.
@@ -86,6 +91,45 @@ pub enum Input {
         /// The entries found, in order.
         entries: Vec<(Slot, Accepted)>,
     },
+    /// A user wants a snapshot as of now. It is taken unless nothing was applied since the newest one
+    /// ([`Status::applied`], [`Status::snapshot`]); while another one is being saved, after that.
+    TakeSnapshot,
+    /// Answers [`Output::TakeSnapshot`]: the snapshot is durable.
+    SnapshotTaken {
+        /// As of which slot it is.
+        upto: Slot,
+    },
+    /// Answers [`Output::TakeSnapshot`], or an [`Output::StoreChunk`]: there will be no such snapshot here. The machine
+    /// could not be frozen or written, or what a peer sent is not a whole snapshot. What was stored of it is gone.
+    SnapshotFailed {
+        /// As of which slot it would have been.
+        upto: Slot,
+    },
+    /// A user wants the log to be trimmed no more (true), or again (false).
+    PauseTrimming(bool),
+    /// Answers [`Output::LoadChunk`].
+    ChunkLoaded {
+        /// The peer that it is for.
+        to: NodeId,
+        /// Which snapshot.
+        upto: Slot,
+        /// How many bytes it has as a whole; 0 if there is no such snapshot (any more), or it cannot be read.
+        total: u64,
+        /// Where the piece begins.
+        offset: u64,
+        /// The piece: up to as many bytes as were asked for, fewer only at the snapshot's end.
+        data: Bytes,
+    },
+    /// Answers [`Output::StoreChunk`] unless the snapshot is complete or failed.
+    ChunkStored {
+        /// Which snapshot.
+        upto: Slot,
+        /// How many bytes of it are stored, without a gap: where to go on. More than the chunk's end if they have been
+        /// stored by an earlier attempt.
+        next_offset: u64,
+    },
+    /// Answers the last [`Output::StoreChunk`] of a snapshot: the whole has been verified and is durable.
+    SnapshotReceived(SnapshotHeader),
     /// The connection to a peer broke: a hint that it may be gone.
     Disconnected(NodeId),
     /// The transport refused a message to this peer (its queue is full or there is no connection).
@@ -111,8 +155,45 @@ pub enum Output {
         /// False when nothing waits for it: it may ride along with a later write.
         sync: bool,
     },
-    /// Apply the next chosen entry. Slots come in order, without gaps, once per life, from the first one held.
+    /// Apply the next chosen entry. Slots come in order, without gaps, once per life, from the first one held above the
+    /// snapshot that the replica began with, or has installed.
     Apply(ChosenEntry),
+    /// Save the machine as it is when all earlier outputs are carried out, which is after the header's slot, together
+    /// with the header: freeze it now, write it elsewhere while applying goes on. Then step [`Input::SnapshotTaken`] or
+    /// [`Input::SnapshotFailed`] (also if the machine is not at that slot, because it was ahead of the log when it was
+    /// started). One is open at a time.
+    TakeSnapshot(SnapshotHeader),
+    /// Replace the machine's state by this snapshot, the last one reported by [`Input::SnapshotReceived`], before anything
+    /// that comes later is applied. It is ahead of all that was applied.
+    InstallSnapshot {
+        /// As of which slot it is.
+        upto: Slot,
+    },
+    /// Read a piece of a snapshot for a peer and step [`Input::ChunkLoaded`]. One is open for each peer.
+    LoadChunk {
+        /// Who asked for it.
+        to: NodeId,
+        /// Which snapshot.
+        upto: Slot,
+        /// Where the piece begins, in bytes; may be beyond the end.
+        offset: u64,
+        /// How long it may be.
+        max_bytes: usize,
+    },
+    /// Keep a piece of a peer's snapshot: append it to what is stored of that snapshot if it begins just there, else
+    /// only say where to go on. A piece at offset 0 of another snapshot, or of one with another total, begins anew and
+    /// drops what was stored. Then step [`Input::ChunkStored`]; or, with the last piece, verify the whole, make it durable
+    /// and step [`Input::SnapshotReceived`] or [`Input::SnapshotFailed`]. Few are open at once, all of one snapshot.
+    StoreChunk {
+        /// Which snapshot.
+        upto: Slot,
+        /// How many bytes it has as a whole.
+        total: u64,
+        /// Where the piece begins.
+        offset: u64,
+        /// The piece.
+        data: Bytes,
+    },
     /// Read the entries of these slots from the store and step [`Input::Loaded`]. One load is open at a time.
     Load {
         /// The first slot.
@@ -246,6 +327,10 @@ pub struct Status {
     pub chosen: Slot,
     /// The last entry handed out to apply.
     pub applied: Slot,
+    /// As of which slot the newest durable snapshot of this node is; zero if there is none.
+    pub snapshot: Slot,
+    /// The snapshot that is being fetched from a peer.
+    pub fetch: Option<FetchStatus>,
     /// All slots up to this one are trimmed.
     pub trimmed: Slot,
     /// The highest slot that holds an entry.
@@ -260,6 +345,19 @@ pub struct Status {
     pub pending_bytes: usize,
     /// Slots in flight (leader).
     pub window_entries: usize,
+}
+
+/// A snapshot on its way from a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FetchStatus {
+    /// Who sends it.
+    pub peer: NodeId,
+    /// As of which slot it is; zero while that is not known.
+    pub upto: Slot,
+    /// How many bytes of it are stored.
+    pub done_bytes: u64,
+    /// How many it has; zero while that is not known.
+    pub total_bytes: u64,
 }
 
 /// A replica's part in its group.

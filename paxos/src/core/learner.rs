@@ -1,52 +1,27 @@
 //! The learner: the chosen watermark, catching up, and handing chosen entries to the state machine in order.
 
 use alloc::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     string::ToString,
     vec::Vec,
 };
 
 use super::{Alarm, ChosenCommand, ChosenEntry, Message, Output, Replica, batch, election::Role};
 use crate::planted;
-use crate::types::{Accepted, EntryKind, Incarnation, NodeId, ProposalId, Slot, Time, WriteOp};
+use crate::snapshot::Origins;
+use crate::types::{Accepted, EntryKind, NodeId, ProposalId, Slot, Time, WriteOp};
 
 /// How many peers' requests for old entries wait for the store at once; one per peer, further ones are dropped and
 /// asked again.
 const MAX_SERVED_PEERS: usize = 64;
-
-/// Which command of each node comes next: the duplicate filter.
-///
-/// A node numbers its commands 1, 2, 3, ... in each of its lives, and sends them again, in order, until they are
-/// applied. A command counts only if it is the next one of its origin's latest life. Every replica filters the same log,
-/// so all skip the same commands, and each command takes effect at most once and in its origin's order.
-#[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Origins(BTreeMap<NodeId, (Incarnation, u64)>);
-
-impl Origins {
-    /// Counts the command; false if it must be skipped.
-    pub(super) fn admit(&mut self, id: ProposalId) -> bool {
-        let next = id.sequence != 0 && self.next(id.node, id.incarnation) == id.sequence;
-        if next {
-            self.0.insert(id.node, (id.incarnation, id.sequence));
-        }
-        next
-    }
-
-    /// The next sequence number of a node's life; zero if a later life has been seen.
-    pub(super) fn next(&self, node: NodeId, incarnation: Incarnation) -> u64 {
-        match self.0.get(&node) {
-            Some((latest, _)) if *latest > incarnation => 0,
-            Some((latest, last)) if *latest == incarnation => last.saturating_add(1),
-            _ => 1,
-        }
-    }
-}
 
 /// What a read of the store is for.
 #[derive(Clone, Copy, Debug, Hash)]
 enum Purpose {
     Apply,
     Serve(NodeId),
+    /// A snapshot was installed meanwhile.
+    Nothing,
 }
 
 /// An open request to a peer for chosen entries.
@@ -60,29 +35,54 @@ struct Asked {
 pub(super) struct Learner {
     /// The last entry handed to the state machine.
     pub(super) applied: Slot,
-    origins: Origins,
+    pub(super) origins: Origins,
     /// The highest watermark heard of, and from whom.
     known: Slot,
     source: Option<NodeId>,
     asked: Option<Asked>,
+    /// Who has been asked since the watermark moved last.
+    tried: BTreeSet<NodeId>,
     load: Option<(Slot, Purpose)>,
     serving: VecDeque<(NodeId, Slot, Slot)>,
     /// The store does not give back what it must hold; nothing more is applied.
-    stuck: bool,
+    pub(super) stuck: bool,
 }
 
 impl Learner {
-    pub(super) fn new(trimmed: Slot, known: Slot) -> Self {
+    /// For a replica that goes on from a state as of `applied`.
+    pub(super) const fn new(applied: Slot, origins: Origins, known: Slot) -> Self {
         Self {
-            applied: trimmed,
-            origins: Origins::default(),
+            applied,
+            origins,
             known,
             source: None,
             asked: None,
+            tried: BTreeSet::new(),
             load: None,
             serving: VecDeque::new(),
             stuck: false,
         }
+    }
+
+    /// Goes on from a snapshot.
+    pub(super) fn install(&mut self, upto: Slot, origins: Origins) {
+        self.applied = upto;
+        self.origins = origins;
+        self.known = self.known.max(upto);
+        if let Some((_, purpose)) = &mut self.load {
+            *purpose = Purpose::Nothing;
+        }
+    }
+
+    /// Asks all peers again for what is missing.
+    pub(super) fn ask_anew(&mut self) {
+        self.asked = None;
+        self.tried.clear();
+    }
+
+    /// This peer cannot help: asks the next one without waiting.
+    pub(super) fn ask_another_than(&mut self, peer: NodeId) {
+        self.asked = self.asked.filter(|asked| asked.peer != peer);
     }
 }
 
@@ -132,9 +132,12 @@ impl Replica {
         if first > upto || first == Slot::ZERO {
             return;
         }
+        self.note_reader(from, first.previous(), false);
         if first < self.window.first() {
             let known = self.learner.serving.iter().any(|(peer, ..)| *peer == from);
-            if first > self.trimmed && !known && self.learner.serving.len() < MAX_SERVED_PEERS {
+            if first <= self.trimmed {
+                self.offer_snapshot(from);
+            } else if !known && self.learner.serving.len() < MAX_SERVED_PEERS {
                 self.learner.serving.push_back((from, first, upto));
             }
             return;
@@ -194,7 +197,8 @@ impl Replica {
             if changed {
                 self.write_hard_state();
             }
-            self.learner.asked = None;
+            self.learner.ask_anew();
+            self.snapshots.forget_offers();
             self.learner.source = Some(from);
             self.advance_received();
             self.acknowledge();
@@ -261,6 +265,7 @@ impl Replica {
         }
         self.learner.applied = slot;
         self.outputs.push_back(Output::Apply(chosen));
+        self.count_applied(slot, accepted.entry.size());
     }
 
     /// Whether this is a command of this node's present life that it never proposed.
@@ -311,24 +316,26 @@ impl Replica {
 
     /// Asks for chosen entries that are missing here: first whoever announced them, on silence the next member.
     fn ask_peers(&mut self) {
+        self.go_on_fetching();
         if self.learner.known <= self.chosen {
-            self.learner.asked = None;
+            self.learner.ask_anew();
+            self.snapshots.forget_offers();
             return;
         }
-        if self.disk_lags() {
+        let waits = self.learner.asked.is_some_and(|asked| self.now < asked.again_at);
+        if waits || self.disk_lags() || self.snapshots.is_fetching() {
             return;
         }
-        let peers = self.other_members();
-        let peer = match self.learner.asked {
-            Some(asked) if self.now < asked.again_at => return,
-            Some(asked) => peers
-                .iter()
-                .find(|peer| **peer > asked.peer)
-                .or(peers.first())
-                .copied(),
-            None => self.learner.source.or(peers.first().copied()),
-        };
+        let mut peer = self.next_to_ask();
+        if peer.is_none() {
+            self.learner.ask_anew();
+            if self.begin_fetch() {
+                return;
+            }
+            peer = self.next_to_ask();
+        }
         let Some(peer) = peer else { return };
+        self.learner.tried.insert(peer);
         let again_at = self.now.plus(self.config.heartbeat_interval * 2);
         self.learner.asked = Some(Asked { peer, again_at });
         let message = Message::Learn {
@@ -338,11 +345,27 @@ impl Replica {
         self.send(peer, message);
     }
 
+    /// The next peer that may hold what is missing: whoever announced it, the leader, then all others in turn.
+    fn next_to_ask(&self) -> Option<NodeId> {
+        let members = self.other_members();
+        let leader = self.leader.map(|ballot| ballot.node);
+        let first = [self.learner.source, leader].into_iter().flatten();
+        let untried = |peer: &NodeId| {
+            members.contains(peer)
+                && !self.learner.tried.contains(peer)
+                && !self.snapshots.has_offer_of(*peer)
+        };
+        first.chain(members.iter().copied()).find(untried)
+    }
+
     pub(super) fn learner_deadline(&self) -> Option<Time> {
-        self.learner
+        let asked = self
+            .learner
             .asked
-            .filter(|_| !self.disk_lags())
+            .filter(|_| !self.snapshots.is_fetching() && !self.disk_lags());
+        asked
             .map(|asked| asked.again_at)
+            .or_else(|| self.fetch_deadline())
     }
 
     /// Reads old entries back, one request at a time; the state machine's come first.
@@ -361,13 +384,20 @@ impl Replica {
                 upto,
                 max_bytes,
             });
-        } else if let Some((peer, from, upto)) = self.learner.serving.pop_front() {
+            return;
+        }
+        while let Some((peer, from, upto)) = self.learner.serving.pop_front() {
+            if from <= self.trimmed {
+                self.offer_snapshot(peer);
+                continue;
+            }
             self.learner.load = Some((from, Purpose::Serve(peer)));
             self.outputs.push_back(Output::Load {
                 from,
                 upto: upto.min(below_window),
                 max_bytes,
             });
+            return;
         }
     }
 
@@ -381,6 +411,8 @@ impl Replica {
             .take_while(|(expected, (slot, _))| *expected == slot.0);
         let run: Vec<(Slot, Accepted)> = run.map(|(_, entry)| entry).collect();
         match purpose {
+            Purpose::Nothing => {}
+            Purpose::Serve(peer) if first <= self.trimmed => self.offer_snapshot(peer),
             Purpose::Serve(peer) => {
                 let entries = run.into_iter().map(|(_, accepted)| accepted).collect();
                 self.send(
@@ -405,33 +437,5 @@ impl Replica {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_counts_once_in_order_and_in_its_origins_latest_life() {
-        let id = |incarnation, sequence| ProposalId {
-            node: NodeId(1),
-            incarnation: Incarnation(incarnation),
-            sequence,
-        };
-        let mut origins = Origins::default();
-        assert!(!origins.admit(id(1, 2)), "the first one is missing");
-        assert!(origins.admit(id(1, 1)) && origins.admit(id(1, 2)));
-        assert!(!origins.admit(id(1, 2)), "seen already");
-        assert!(!origins.admit(id(1, 4)), "3 is missing");
-        assert!(origins.admit(id(3, 1)), "a later life begins anew");
-        assert!(!origins.admit(id(1, 3)), "an earlier life is over");
-        assert_eq!(
-            (
-                origins.next(NodeId(1), Incarnation(3)),
-                origins.next(NodeId(1), Incarnation(1))
-            ),
-            (2, 0)
-        );
     }
 }

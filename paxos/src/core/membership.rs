@@ -33,9 +33,18 @@ impl Memberships {
 
     /// The one in force after `slot`, which is the last one chosen at or below it; what a snapshot as of `slot` must
     /// carry. `None` if it has not been read back from the log yet, or has been forgotten.
-    #[allow(dead_code, reason = "for snapshots")]
     pub(super) fn as_of(&self, slot: Slot) -> Option<&ChosenMembership> {
         self.history.iter().rev().find(|chosen| chosen.at <= slot)
+    }
+
+    /// A snapshot's membership is in force from before the log that is left.
+    pub(super) fn begin_with(&mut self, of_snapshot: ChosenMembership) {
+        let at = of_snapshot.at;
+        if at > self.latest().at {
+            self.history.clear();
+        }
+        self.history.retain(|known| known.at > at);
+        self.history.insert(0, of_snapshot);
     }
 
     /// A membership was found in the log.
@@ -85,6 +94,21 @@ impl Replica {
         self.write_hard_state();
         self.outputs
             .push_back(Output::Membership { at: slot, membership });
+    }
+
+    /// A snapshot's membership is in force now.
+    pub(super) fn install_membership(&mut self, of_snapshot: ChosenMembership) {
+        let ChosenMembership {
+            at,
+            ballot,
+            membership,
+        } = of_snapshot.clone();
+        let before = self.memberships.latest().at;
+        self.memberships.begin_with(of_snapshot);
+        self.note_ballot(ballot);
+        if at > before {
+            self.outputs.push_back(Output::Membership { at, membership });
+        }
     }
 
     /// The state machine is about to pass a membership: snapshots from there on carry it.

@@ -16,15 +16,20 @@ pub enum Message {
     Canvass {
         /// The ballot that the candidate would use. Promises nothing.
         ballot: Ballot,
+        /// The candidate's chosen watermark.
+        chosen: Slot,
     },
     /// Answers [`Message::Canvass`].
     CanvassReply {
         /// The ballot of the question.
         ballot: Ballot,
-        /// False when the answering node hears a live leader, or has promised as high a ballot.
+        /// False when the answering node hears a live leader, has promised as high a ballot, or has trimmed what the
+        /// candidate lacks.
         granted: bool,
         /// The highest ballot that the answering node has seen, so that the next question is high enough.
         highest: Ballot,
+        /// The answering node's chosen watermark, so that a candidate that is behind catches up.
+        chosen: Slot,
     },
     /// Phase 1 for all slots from `from` on ("1a", range prepare).
     Prepare {
@@ -128,6 +133,29 @@ pub enum Message {
         /// The sender's chosen watermark.
         chosen: Slot,
     },
+    /// Answers a [`Message::Learn`] for entries that the sender has trimmed: it has a snapshot instead.
+    Trimmed {
+        /// The slot that the sender's newest snapshot is of.
+        snapshot: Slot,
+    },
+    /// "Send me a piece of your snapshot."
+    FetchSnapshot {
+        /// Which one; [`Slot::ZERO`] for the newest.
+        upto: Slot,
+        /// Where the piece begins, in bytes.
+        offset: u64,
+    },
+    /// Answers [`Message::FetchSnapshot`].
+    SnapshotChunk {
+        /// Which one.
+        upto: Slot,
+        /// How many bytes the whole snapshot has; zero when the sender does not have that one any more.
+        total: u64,
+        /// Where the piece begins, in bytes.
+        offset: u64,
+        /// The piece; shorter than wanted only at the end.
+        data: Bytes,
+    },
     /// Commands of a node that is not leader, in order.
     Forward {
         /// The leader's ballot: it takes commands in this leadership only.
@@ -180,6 +208,9 @@ impl Message {
             Self::Chosen { .. } => "chosen",
             Self::Learn { .. } => "learn",
             Self::Learned { .. } => "learned",
+            Self::Trimmed { .. } => "trimmed",
+            Self::FetchSnapshot { .. } => "fetch_snapshot",
+            Self::SnapshotChunk { .. } => "snapshot_chunk",
             Self::Forward { .. } => "forward",
             Self::Forwarded { .. } => "forwarded",
             Self::ReadIndex { .. } => "read_index",
@@ -193,6 +224,9 @@ impl Message {
     /// `Accept` is control: it is bounded by the window, and a heartbeat that overtook it would announce entries that
     /// have not arrived yet.
     pub const fn is_bulk(&self) -> bool {
-        matches!(self, Self::Promise { .. } | Self::Learned { .. })
+        matches!(
+            self,
+            Self::Promise { .. } | Self::Learned { .. } | Self::SnapshotChunk { .. }
+        )
     }
 }

@@ -24,8 +24,10 @@
 //! taken for silence.
 //!
 //! **Replay**: a new replica hands out [`Output::Apply`] for every entry of the log from the first one held, because what
-//! earlier entries held decides which later commands are duplicates. A driver whose state machine is ahead skips what
-//! the machine has.
+//! earlier entries held decides which later commands are duplicates; from the first one above its snapshot, if it began
+//! with one. A driver whose state machine is ahead skips what the machine has.
+//!
+//! **Snapshots** exist only with a driver that keeps them ([`Config::snapshots`]).
 //!
 //! **Crash**: a replica is made anew from what the store holds, [`Replica::new`].
 
@@ -47,6 +49,7 @@ mod proposals;
 mod proposer;
 mod reads;
 mod rng;
+mod snapshots;
 mod window;
 
 use alloc::{
@@ -65,14 +68,15 @@ use self::{
     proposals::Proposals,
     reads::Reads,
     rng::Rng,
+    snapshots::Snapshots,
     window::Window,
 };
 pub use self::{
     batch::Command,
     config::{Config, ConfigError},
     io::{
-        Alarm, ChosenCommand, ChosenEntry, Input, Output, PeerStatus, PersistId, Phase, Rejection, Start,
-        Status, Token,
+        Alarm, ChosenCommand, ChosenEntry, FetchStatus, Input, Output, PeerStatus, PersistId, Phase,
+        Rejection, Start, Status, Token,
     },
     message::Message,
 };
@@ -117,6 +121,7 @@ pub struct Replica {
     election_at: Time,
 
     learner: Learner,
+    snapshots: Snapshots,
     proposals: Proposals,
     reads: Reads,
     /// Peers that wait for the watermark and should be told at once.
@@ -144,11 +149,27 @@ impl Replica {
             hard_state,
             trimmed,
             tail,
+            snapshot,
         } = start;
-        let HardState { promised, chosen, .. } = hard_state;
-        assert!(trimmed <= chosen, "only chosen slots are trimmed");
+        let HardState {
+            promised,
+            chosen: stored,
+            ..
+        } = hard_state;
+        assert!(trimmed <= stored, "only chosen slots are trimmed");
+        let snapshot = snapshot.unwrap_or_default();
+        let upto = snapshot.upto;
         assert!(
-            hard_state.membership <= membership.at && membership.at <= chosen,
+            trimmed <= upto,
+            "the log is trimmed up to slot {trimmed}, but the newest snapshot is of slot {upto}"
+        );
+        let chosen = stored.max(upto);
+        let mut memberships = Memberships::new(membership);
+        if upto > Slot::ZERO {
+            memberships.begin_with(snapshot.membership);
+        }
+        assert!(
+            hard_state.membership <= memberships.latest().at && memberships.latest().at <= chosen,
             "the membership is that of the watermark"
         );
         let mut window = Window::new(chosen.next());
@@ -163,12 +184,12 @@ impl Replica {
             rng: Rng::new(seed),
             now,
             promised,
-            highest: promised.max(membership.ballot),
+            highest: promised.max(memberships.latest().ballot),
             chosen,
             chosen_written: chosen,
             chosen_written_at: now,
             trimmed,
-            memberships: Memberships::new(membership),
+            memberships,
             window,
             gate: Gate::new(),
             role: Role::Follower,
@@ -182,13 +203,19 @@ impl Replica {
             acknowledgement_due: false,
             heard_at: now,
             election_at: now,
-            learner: Learner::new(trimmed, chosen),
+            learner: Learner::new(upto, snapshot.origins, chosen),
+            snapshots: Snapshots::new(upto),
             proposals: Proposals::new(),
             reads: Reads::new(incarnation),
             told_now: BTreeSet::new(),
             outputs: VecDeque::new(),
         };
         replica.postpone_election();
+        if upto > stored {
+            replica.trimmed = upto;
+            replica.write_hard_state();
+            replica.gate.write(WriteOp::Trim { group, upto });
+        }
         replica
     }
 
@@ -216,6 +243,19 @@ impl Replica {
             Input::Read { token } => self.on_read(token),
             Input::Cancel { token } => self.on_cancel(token),
             Input::Loaded { from, entries } => self.on_loaded(from, entries),
+            Input::TakeSnapshot => self.on_take_snapshot(),
+            Input::SnapshotTaken { upto } => self.on_snapshot_taken(upto),
+            Input::SnapshotFailed { upto } => self.on_snapshot_failed(upto),
+            Input::PauseTrimming(paused) => self.on_pause_trimming(paused),
+            Input::ChunkLoaded {
+                to,
+                upto,
+                total,
+                offset,
+                data,
+            } => self.on_chunk_loaded(to, upto, total, offset, data),
+            Input::ChunkStored { upto, next_offset } => self.on_chunk_stored(upto, next_offset),
+            Input::SnapshotReceived(header) => self.on_snapshot_received(header),
             Input::Disconnected(peer) => self.on_disconnected(peer),
             Input::SendRefused(peer) => {
                 if let Role::Leader(leadership) = &mut self.role {
@@ -232,13 +272,14 @@ impl Replica {
 
     fn on_message(&mut self, from: NodeId, storage: StorageId, message: Message) {
         match message {
-            Message::Canvass { ballot } => self.on_canvass(from, ballot),
+            Message::Canvass { ballot, chosen } => self.on_canvass(from, ballot, chosen),
             Message::CanvassReply {
                 ballot,
                 granted,
                 highest,
+                chosen,
             } => {
-                self.on_canvass_reply((from, storage), ballot, granted, highest);
+                self.on_canvass_reply((from, storage), ballot, granted, highest, chosen);
             }
             Message::Prepare { ballot, from: first } => self.on_prepare(from, ballot, first),
             Message::Promise {
@@ -291,6 +332,16 @@ impl Replica {
                 entries,
                 chosen,
             } => self.on_learned(from, first, entries, chosen),
+            Message::Trimmed { snapshot } => self.on_trimmed(from, snapshot),
+            Message::FetchSnapshot { upto, offset } => self.on_fetch_snapshot(from, upto, offset),
+            Message::SnapshotChunk {
+                upto,
+                total,
+                offset,
+                data,
+            } => {
+                self.on_snapshot_chunk(from, upto, total, offset, data);
+            }
             Message::Forward {
                 ballot,
                 incarnation,
@@ -332,6 +383,7 @@ impl Replica {
         self.forward_waiting();
         self.flush_acknowledgement();
         self.learn_and_apply();
+        self.trim();
         self.serve_reads();
         self.tell_watermark();
         self.write_watermark();
@@ -421,6 +473,8 @@ impl Replica {
             promised: self.promised,
             chosen: self.chosen,
             applied: self.learner.applied,
+            snapshot: self.snapshots.newest,
+            fetch: self.fetch_status(),
             trimmed: self.trimmed,
             last: self.window.last().max(self.chosen),
             membership: self.memberships.current().clone(),

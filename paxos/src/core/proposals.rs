@@ -157,6 +157,15 @@ impl Proposals {
         }
         (!pending.cancelled).then_some(pending.token)
     }
+
+    /// All own commands below `next` are in the log already; returns those whose users still wait.
+    pub(super) fn covered(&mut self, next: u64) -> Vec<Token> {
+        let mut waiting = Vec::new();
+        while self.first < next && !self.numbered.is_empty() {
+            waiting.extend(self.applied(self.first));
+        }
+        waiting
+    }
 }
 
 impl Replica {

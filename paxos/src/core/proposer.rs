@@ -13,11 +13,11 @@ use super::{
     acceptor::Following,
     batch,
     election::{Candidacy, Role},
-    learner::Origins,
     progress::Progress,
     reads::LeaderReads,
 };
 use crate::planted;
+use crate::snapshot::Origins;
 use crate::types::{
     Ballot, Entry, Incarnation, Member, Membership, NodeId, ProposalId, Role as MemberRole, Slot, Time,
 };
@@ -361,6 +361,7 @@ impl Replica {
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
+        self.snapshots.trim_due = true;
         leadership.round += 1;
         leadership.heartbeat_at = now.plus(self.config.heartbeat_interval);
         for peer in leadership.peers.values_mut() {

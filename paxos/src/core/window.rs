@@ -72,6 +72,15 @@ impl Window {
         self.chosen = slot;
     }
 
+    /// Everything up to `upto` is chosen and of no use any more; what is held above stays.
+    pub(super) fn skip_to(&mut self, upto: Slot) {
+        let count = usize::try_from(upto.next().since(self.first)).unwrap_or(usize::MAX);
+        self.entries.drain(..count.min(self.entries.len()));
+        self.first = upto.next();
+        self.chosen = upto;
+        self.chosen_bytes = 0;
+    }
+
     /// Everything held from `slot` on, in order.
     pub(super) fn from(&self, slot: Slot) -> impl Iterator<Item = (Slot, &Accepted)> {
         let skip = self.index(slot).unwrap_or(0);
@@ -144,5 +153,25 @@ mod tests {
         assert_eq!(window.first(), Slot(3), "3 is not durable");
         window.evict(PersistId(9), 0);
         assert_eq!(window.first(), Slot(4), "4 is not chosen");
+    }
+
+    #[test]
+    fn what_stands_above_a_skipped_part_stays() {
+        for (upto, left) in [
+            (2, alloc::vec![Slot(3), Slot(7)]),
+            (5, alloc::vec![Slot(7)]),
+            (9, alloc::vec![]),
+        ] {
+            let mut window = Window::new(Slot(1));
+            for slot in [1, 3, 7] {
+                window.set(Slot(slot), entry(b"x"), PersistId(1));
+            }
+            window.mark_chosen(Slot(1));
+            window.skip_to(Slot(upto));
+            let slots: alloc::vec::Vec<Slot> = window.from(Slot(1)).map(|(slot, _)| slot).collect();
+            assert_eq!((window.first(), slots), (Slot(upto + 1), left));
+            window.set(Slot(upto + 1), entry(b"y"), PersistId(2));
+            assert!(window.get(Slot(upto + 1)).is_some());
+        }
     }
 }

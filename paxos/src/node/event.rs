@@ -160,7 +160,10 @@ mod tests {
     use super::*;
     use crate::types::Ballot;
 
-    const CANVASS: Message = Message::Canvass { ballot: Ballot::ZERO };
+    const CANVASS: Message = Message::Canvass {
+        ballot: Ballot::ZERO,
+        chosen: Slot::ZERO,
+    };
 
     async fn deliver(inbox: &Inbox, bytes: usize) -> Delivery {
         inbox.deliver(NodeId(2), StorageId(2), CANVASS, bytes).await

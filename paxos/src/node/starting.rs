@@ -128,6 +128,7 @@ impl Node {
             hard_state: recovered.hard_state,
             trimmed: recovered.trimmed,
             tail,
+            snapshot: None,
         };
         let now = self.environment.clock.now();
         let config = self.environment.config.replica.clone();

@@ -36,6 +36,7 @@ mod kind {
     pub(super) const ACCEPT: u8 = 6;
     pub(super) const LEARNED: u8 = 11;
     pub(super) const FORWARD: u8 = 12;
+    pub(super) const SNAPSHOT_CHUNK: u8 = 19;
 }
 
 /// Messages without entries: their fields are the whole header, and nothing follows it.
@@ -52,7 +53,11 @@ macro_rules! plain_messages {
                     to.header(&$name { $($field: $field.into()),* });
                     Some($kind)
                 })*
-                Message::Promise { .. } | Message::Accept { .. } | Message::Learned { .. } | Message::Forward { .. } => None,
+                Message::Promise { .. }
+                | Message::Accept { .. }
+                | Message::Learned { .. }
+                | Message::Forward { .. }
+                | Message::SnapshotChunk { .. } => None,
             }
         }
 
@@ -70,8 +75,8 @@ macro_rules! plain_messages {
 }
 
 plain_messages! {
-    1 Canvass { ballot: Pair }
-    2 CanvassReply { ballot: Pair, granted: bool, highest: Pair }
+    1 Canvass { ballot: Pair, chosen: Slot }
+    2 CanvassReply { ballot: Pair, granted: bool, highest: Pair, chosen: Slot }
     3 Prepare { ballot: Pair, from: Slot }
     5 Refuse { ballot: Pair, promised: Pair }
     7 Accepted { ballot: Pair, upto: Slot, chosen: Slot }
@@ -82,6 +87,8 @@ plain_messages! {
     14 ReadIndex { token: u64 }
     15 ReadIndexReply { token: u64, slot: Option<Slot> }
     16 Chosen { ballot: Pair, start: Slot, chosen: Slot }
+    17 Trimmed { snapshot: Slot }
+    18 FetchSnapshot { upto: Slot, offset: u64 }
 }
 
 /// What a message with entries or commands says beside them. `count` is the number of rows in the table.
@@ -118,6 +125,14 @@ struct Forward {
     count: u32,
 }
 
+/// Its one value, the data, follows without a table.
+#[derive(Serialize, Deserialize)]
+struct SnapshotChunk {
+    upto: Slot,
+    total: u64,
+    offset: u64,
+}
+
 /// The rows of the tables, in bytes: `[slot u64] [round u64, node u64] [kind u8] length u32`.
 const COMMAND_ROW: usize = 4;
 const ENTRY_ROW: usize = 1 + COMMAND_ROW;
@@ -151,6 +166,7 @@ pub(super) fn size_hint(message: &Message) -> usize {
             Message::Forward { commands, .. } => {
                 commands.len() * COMMAND_ROW + commands.iter().map(inline).sum::<usize>()
             }
+            Message::SnapshotChunk { data, .. } => inline(data),
             _ => 0,
         }
 }
@@ -241,6 +257,20 @@ pub(super) fn encode(message: &Message, to: &mut FrameWriter) -> u8 {
             }
             kind::FORWARD
         }
+        Message::SnapshotChunk {
+            upto,
+            total,
+            offset,
+            data,
+        } => {
+            to.header(&SnapshotChunk {
+                upto: *upto,
+                total: *total,
+                offset: *offset,
+            });
+            to.value(data);
+            kind::SNAPSHOT_CHUNK
+        }
         plain => encode_plain(plain, to).expect("all messages with entries are listed above"),
     }
 }
@@ -315,6 +345,18 @@ pub(super) fn decode(kind: u8, header_bytes: usize, rest: Bytes) -> Result<Messa
                 incarnation: header.incarnation,
                 first: header.first,
                 commands: rows("Forward", header.count, COMMAND_ROW, tail, take_value)?,
+            })
+        }
+        kind::SNAPSHOT_CHUNK => {
+            let header: SnapshotChunk = fields("SnapshotChunk", &header)?;
+            if header.offset.checked_add(tail.len() as u64).is_none() {
+                return Err(malformed("SnapshotChunk", "its offsets overflow"));
+            }
+            Ok(Message::SnapshotChunk {
+                upto: header.upto,
+                total: header.total,
+                offset: header.offset,
+                data: tail,
             })
         }
         unknown => Err(WireError::UnknownKind(unknown)),

@@ -293,20 +293,45 @@ fn any_accepted() -> impl Strategy<Value = Accepted> {
 }
 
 fn any_message() -> impl Strategy<Value = Message> {
-    prop_oneof![message_of_elections(), message_of_the_log(), message_of_users()]
+    prop_oneof![
+        message_of_elections(),
+        message_of_the_log(),
+        message_of_snapshots(),
+        message_of_users()
+    ]
+}
+
+fn message_of_snapshots() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        any_slot().prop_map(|snapshot| Message::Trimmed { snapshot }),
+        (any_slot(), any::<u64>()).prop_map(|(upto, offset)| Message::FetchSnapshot { upto, offset }),
+        (any_slot(), any::<u64>(), 0..u64::MAX - 10_000, any_value()).prop_map(
+            |(upto, total, offset, data)| {
+                Message::SnapshotChunk {
+                    upto,
+                    total,
+                    offset,
+                    data,
+                }
+            }
+        ),
+    ]
 }
 
 fn message_of_elections() -> impl Strategy<Value = Message> {
     let slot_entries = many((any_slot(), any_accepted()), 0..6);
     prop_oneof![
-        any_ballot().prop_map(|ballot| Message::Canvass { ballot }),
-        (any_ballot(), any::<bool>(), any_ballot()).prop_map(|(ballot, granted, highest)| {
-            Message::CanvassReply {
-                ballot,
-                granted,
-                highest,
+        (any_ballot(), any_slot()).prop_map(|(ballot, chosen)| Message::Canvass { ballot, chosen }),
+        (any_ballot(), any::<bool>(), any_ballot(), any_slot()).prop_map(
+            |(ballot, granted, highest, chosen)| {
+                Message::CanvassReply {
+                    ballot,
+                    granted,
+                    highest,
+                    chosen,
+                }
             }
-        }),
+        ),
         (any_ballot(), any_slot()).prop_map(|(ballot, from)| Message::Prepare { ballot, from }),
         (any_ballot(), any_slot(), any_slot(), any_slot(), slot_entries).prop_map(
             |(ballot, chosen, from, to, entries)| Message::Promise {
@@ -430,7 +455,7 @@ proptest! {
     fn mutated_frames_with_good_checksums_never_panic(
         message in any_message(),
         changes in many((any::<prop::sample::Index>(), any::<u8>()), 1..8),
-        kind in 0..20_u8,
+        kind in 0..30_u8,
         keep_kind: bool,
     ) {
         let mut frame = encoded(message).to_vec();
@@ -450,7 +475,7 @@ proptest! {
 
     #[test]
     fn arbitrary_headers_with_good_checksums_never_panic(
-        kind in 1..16_u8, header in many(any::<u8>(), 0..200),
+        kind in 1..30_u8, header in many(any::<u8>(), 0..200),
     ) {
         let mut frame = encoded(heartbeat())[..PREFIX_BYTES].to_vec();
         frame[3] = kind;

@@ -118,6 +118,7 @@ fn replica(node: u64, lives: u64, hard_state: HardState, entries: &BTreeMap<Slot
         hard_state,
         trimmed: Slot::ZERO,
         tail: tail.map(|(slot, accepted)| (*slot, accepted.clone())).collect(),
+        snapshot: None,
     };
     Replica::new(config, start, NOW)
 }
@@ -212,7 +213,7 @@ impl Seat {
     /// keep to themselves what ballots they have seen.
     fn grant_canvass(&mut self, effects: &mut Effects) {
         let canvass = effects.sent.iter().find_map(|letter| match letter.message {
-            Message::Canvass { ballot } => Some((letter.to, ballot)),
+            Message::Canvass { ballot, .. } => Some((letter.to, ballot)),
             _ => None,
         });
         let Some((peer, ballot)) = canvass else { return };
@@ -220,6 +221,7 @@ impl Seat {
             ballot,
             granted: true,
             highest: Ballot::ZERO,
+            chosen: Slot::ZERO,
         };
         self.receive(peer, message, effects);
     }
@@ -276,6 +278,12 @@ impl Seat {
                     .map(|(slot, accepted)| (*slot, accepted.clone()))
                     .collect();
                 self.replica.step(NOW, Input::Loaded { from, entries });
+            }
+            Output::TakeSnapshot(_)
+            | Output::InstallSnapshot { .. }
+            | Output::LoadChunk { .. }
+            | Output::StoreChunk { .. } => {
+                effects.fault = Some(format!("n{} wants a snapshot without being told to", self.node));
             }
             Output::Alarm(alarm) => effects.fault = Some(format!("n{} raises {alarm:?}", self.node)),
             Output::Rejected { .. }

@@ -7,7 +7,7 @@ use super::{
     End, PendingWrite, Task,
 };
 use crate::{
-    core::{Alarm, Message, Output},
+    core::{Alarm, Input, Message, Output},
     types::NodeId,
     wire::{Envelope, Outgoing},
 };
@@ -46,6 +46,14 @@ impl Task {
                         events.send(Event::Loaded { from, entries });
                     }),
                 });
+            }
+            Output::TakeSnapshot(header) => {
+                let now = self.shared.clock.now();
+                self.replica
+                    .step(now, Input::SnapshotFailed { upto: header.upto });
+            }
+            Output::LoadChunk { .. } | Output::StoreChunk { .. } | Output::InstallSnapshot { .. } => {
+                return Err(End::Halted("this node keeps no snapshots".into()));
             }
             Output::ReadReady { token, slot: ready } => {
                 if let Some(Waiter::Read { slot, .. }) = self.waiting.get_mut(token) {

@@ -60,7 +60,12 @@ impl<W: Workload> Cluster<'_, W> {
                 self.client_hears(token, None);
                 Ok(())
             }
-            Output::Leader(_) | Output::Membership { .. } => Ok(()),
+            Output::Leader(_)
+            | Output::Membership { .. }
+            | Output::TakeSnapshot(_)
+            | Output::InstallSnapshot { .. }
+            | Output::LoadChunk { .. }
+            | Output::StoreChunk { .. } => Ok(()),
             Output::Alarm(what) => Err(alarm(self.nodes[node].id, &what)),
         }
     }

@@ -204,5 +204,6 @@ fn draw_config(random: &mut Random) -> Config {
         max_cache_bytes: random.pick(&[1 << 10, 16 << 20]),
         max_watermark_delay: Duration::from_millis(random.pick(&[0, 2, 20])),
         forward: random.chance(800),
+        ..Config::default()
     }
 }

@@ -201,6 +201,7 @@ impl<W: Workload> Cluster<'_, W> {
             hard_state: state.hard,
             trimmed: state.trimmed,
             tail,
+            snapshot: None,
         };
         let replica = Replica::new(self.plan.config.clone(), start, now);
         let status = replica.status(now);

@@ -152,6 +152,7 @@ impl Rig {
             hard_state: seat.durable().hard,
             trimmed: seat.durable().trimmed,
             tail: seat.durable().tail(),
+            snapshot: None,
         };
         seat.replica = Some(Replica::new(config, start, now));
         seat.applied_upto = Slot::ZERO;
@@ -246,7 +247,12 @@ impl Rig {
             }
             Output::Rejected { token, reason } => self.end(Some(token), Ending::Rejected(reason)),
             Output::Unknown { token } => self.end(Some(token), Ending::Unknown),
-            Output::Leader(_) | Output::Membership { .. } => {}
+            Output::Leader(_)
+            | Output::Membership { .. }
+            | Output::TakeSnapshot(_)
+            | Output::InstallSnapshot { .. }
+            | Output::LoadChunk { .. }
+            | Output::StoreChunk { .. } => {}
             Output::Alarm(alarm) => panic!("n{node} raises {alarm:?}\n{}", self.transcript),
         }
     }

@@ -39,14 +39,15 @@ fn kind(entry: &Entry) -> String {
 pub fn message(message: &Message) -> String {
     let name = message.name();
     match message {
-        Message::Canvass { ballot } => format!("{name} {ballot}"),
+        Message::Canvass { ballot, chosen } => format!("{name} {ballot} chosen {chosen}"),
         Message::CanvassReply {
             ballot,
             granted,
             highest,
+            chosen,
         } => {
             let answer = if *granted { "yes" } else { "no" };
-            format!("{name} {ballot} {answer}, highest {highest}")
+            format!("{name} {ballot} {answer}, highest {highest} chosen {chosen}")
         }
         Message::Prepare { ballot, from } => format!("{name} {ballot} from slot {from}"),
         Message::Promise {
@@ -112,6 +113,14 @@ pub fn message(message: &Message) -> String {
             incarnation.0,
             commands.len()
         ),
+        Message::Trimmed { snapshot } => format!("{name}, snapshot {snapshot}"),
+        Message::FetchSnapshot { upto, offset } => format!("{name} {upto} from {offset}"),
+        Message::SnapshotChunk {
+            upto,
+            total,
+            offset,
+            data,
+        } => format!("{name} {}", piece(*upto, *total, *offset, data.len())),
         Message::Forwarded {
             ballot: _,
             incarnation,
@@ -137,9 +146,26 @@ pub fn input(input: &Input) -> String {
         Input::Read { token } => format!("read t{}", token.0),
         Input::Cancel { token } => format!("cancel t{}", token.0),
         Input::Loaded { from, entries } => format!("loaded from {from} {}", slots(entries)),
+        Input::TakeSnapshot => String::from("take a snapshot"),
+        Input::SnapshotTaken { upto } => format!("snapshot {upto} is durable"),
+        Input::SnapshotFailed { upto } => format!("snapshot {upto} failed"),
+        Input::PauseTrimming(paused) => format!("pause trimming: {paused}"),
+        Input::ChunkLoaded {
+            to,
+            upto,
+            total,
+            offset,
+            data,
+        } => format!("loaded for n{to} {}", piece(*upto, *total, *offset, data.len())),
+        Input::ChunkStored { upto, next_offset } => format!("stored of {upto} up to byte {next_offset}"),
+        Input::SnapshotReceived(header) => format!("snapshot {} is received", header.upto),
         Input::Disconnected(peer) => format!("disconnected from n{peer}"),
         Input::SendRefused(peer) => format!("send refused to n{peer}"),
     }
+}
+
+fn piece(upto: Slot, total: u64, offset: u64, bytes: usize) -> String {
+    format!("{upto} bytes {offset}+{bytes} of {total}")
 }
 
 fn op(op: &WriteOp) -> String {
@@ -180,6 +206,20 @@ pub fn output(output: &Output) -> String {
             )
         }
         Output::Load { from, upto, .. } => format!("load {from}..{upto}"),
+        Output::TakeSnapshot(header) => format!("take snapshot {}", header.upto),
+        Output::InstallSnapshot { upto } => format!("install snapshot {upto}"),
+        Output::LoadChunk {
+            to,
+            upto,
+            offset,
+            max_bytes,
+        } => format!("load for n{to} {upto} bytes {offset}+{max_bytes}"),
+        Output::StoreChunk {
+            upto,
+            total,
+            offset,
+            data,
+        } => format!("store {}", piece(*upto, *total, *offset, data.len())),
         Output::ReadReady { token, slot } => format!("read t{} ready at slot {slot}", token.0),
         Output::Rejected { token, reason } => format!("rejected t{}: {reason:?}", token.0),
         Output::Unknown { token } => format!("unknown t{}", token.0),
