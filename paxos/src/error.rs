@@ -3,7 +3,7 @@
 use alloc::string::String;
 use core::time::Duration;
 
-use crate::types::NodeId;
+use crate::{core::TransferRejection, types::NodeId};
 
 /// Why a proposal did not end with a reply.
 ///
@@ -72,6 +72,24 @@ pub enum ReadError {
     /// The state machine panicked while it answered; its state is as it was.
     #[error("the state machine could not answer: {0}")]
     Failed(String),
+    /// The node is stopping or has halted.
+    #[error("the node has stopped: {0}")]
+    Stopped(String),
+}
+
+/// Why leadership was not handed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// The leader refused, gave up, or is not known.
+    #[error(transparent)]
+    Rejected(#[from] TransferRejection),
+    /// Too many requests wait.
+    #[error("overloaded, retry after {} ms", retry_after.as_millis())]
+    Overloaded {
+        /// How long to wait before the next try.
+        retry_after: Duration,
+    },
     /// The node is stopping or has halted.
     #[error("the node has stopped: {0}")]
     Stopped(String),

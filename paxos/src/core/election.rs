@@ -127,6 +127,9 @@ impl Replica {
             self.outputs.push_back(Output::Leader(leader));
             self.rewind_forwards();
             self.ask_reads_again();
+            if let Some(leader) = leader {
+                self.answer_transfers(leader);
+            }
         }
     }
 
@@ -151,8 +154,15 @@ impl Replica {
         }
     }
 
+    /// Whether this node would be a leader of use. One that still replays its log could not take commands; one that
+    /// cannot read it must never lead.
+    pub(super) fn could_lead(&self) -> bool {
+        self.is_voter() && !self.is_replaying()
+    }
+
     /// All that is due by the clock.
     pub(super) fn on_time(&mut self) {
+        self.expire_transfers();
         match &self.role {
             Role::Leader(leadership) => {
                 let contact = leadership.quorum_contact(self.memberships.current(), self.own(), self.now);
@@ -174,8 +184,7 @@ impl Replica {
     fn canvass(&mut self) {
         self.postpone_election();
         self.become_follower(None);
-        // A node that still replays its log could not take commands; one that cannot read it must never lead.
-        if !self.is_voter() || self.is_replaying() {
+        if !self.could_lead() {
             return;
         }
         let Some(ballot) = self.next_ballot() else { return };
@@ -234,7 +243,7 @@ impl Replica {
     }
 
     /// Begins phase 1 at a new ballot.
-    fn stand(&mut self) {
+    pub(super) fn stand(&mut self) {
         self.postpone_election();
         let Some(ballot) = self.next_ballot() else {
             return;

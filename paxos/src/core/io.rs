@@ -4,6 +4,7 @@ use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use core::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::{Command, Message};
 use crate::snapshot::SnapshotHeader;
@@ -77,6 +78,14 @@ pub enum Input {
     Read {
         /// Names the read in the answer.
         token: Token,
+    },
+    /// A user of this node wants another node to lead, or this one not to. Ends in exactly one [`Output::Transferred`],
+    /// within two election timeouts.
+    TransferLeadership {
+        /// Names the request in the answer.
+        token: Token,
+        /// Who shall lead; `None`: anybody else, if this node leads.
+        to: Option<NodeId>,
     },
     /// The user waits no longer. A proposal that may already have left this queue ends [`Output::Unknown`], everything
     /// else ends [`Output::Rejected`] with [`Rejection::Expired`]. Does nothing if the token has ended already.
@@ -232,6 +241,13 @@ pub enum Output {
         /// Who belongs to the group now.
         membership: Membership,
     },
+    /// Answers [`Input::TransferLeadership`].
+    Transferred {
+        /// Which request.
+        token: Token,
+        /// Who leads now; it may have been so already.
+        result: Result<NodeId, TransferRejection>,
+    },
     /// Something that must never happen was seen; the replica has refused it and goes on.
     Alarm(Alarm),
 }
@@ -250,6 +266,54 @@ pub enum Rejection {
     TooLarge,
     /// It was cancelled before it left this node.
     Expired,
+}
+
+/// Why leadership was not handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferRejection {
+    /// Nobody leads, as far as is known.
+    #[error("no leader is known; try again when there is one")]
+    NoLeader,
+    /// The node that shall lead does not vote in the group.
+    #[error("node {node} is no voter of the group; name one that is")]
+    NotVoter {
+        /// Which.
+        node: NodeId,
+    },
+    /// The leader has not heard that node for an election timeout.
+    #[error("node {node} does not answer the leader; wait until it does, or name another one")]
+    NotAlive {
+        /// Which.
+        node: NodeId,
+    },
+    /// That node still reads its log.
+    #[error("node {node} is still starting; try again later, or name another one")]
+    NotReady {
+        /// Which.
+        node: NodeId,
+    },
+    /// No other voter is alive and ready.
+    #[error("no other voter is alive and ready to lead")]
+    NobodyElse,
+    /// Leadership is being handed to another node.
+    #[error("leadership is being handed to node {to} already; try again when that is done")]
+    UnderWay {
+        /// To which.
+        to: NodeId,
+    },
+    /// That node did not take over within an election timeout. It may do so yet.
+    #[error("the node did not take over in time; the leader goes on")]
+    TimedOut,
+    /// Leadership changed, but to another node.
+    #[error("node {node} leads instead")]
+    OtherLeader {
+        /// Which.
+        node: NodeId,
+    },
+    /// Too many such requests are open on this node.
+    #[error("too many requests for a transfer are open; try again later")]
+    TooMany,
 }
 
 /// Something that cannot happen unless a node, a disk or this library is broken.

@@ -4,7 +4,8 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 
-use crate::types::{Accepted, Ballot, Entry, Incarnation, Slot};
+use super::TransferRejection;
+use crate::types::{Accepted, Ballot, Entry, Incarnation, NodeId, Slot};
 
 /// A message of the protocol. The sender (node and disk) and the group travel around it, in
 /// [`Envelope`](crate::wire::Envelope).
@@ -107,6 +108,8 @@ pub enum Message {
         accepted: Slot,
         /// The sender's chosen watermark.
         chosen: Slot,
+        /// Whether the sender could lead: it votes, and has handed all of its log to its state machine.
+        ready: bool,
     },
     /// The watermark has advanced and no `Accept` is there to carry it. Not answered.
     Chosen {
@@ -190,6 +193,30 @@ pub enum Message {
         /// `None` when the answering node is not leader.
         slot: Option<Slot>,
     },
+    /// The leader wants to be succeeded by the receiver, which has all that it needs: it shall stand at once. Not
+    /// answered, but by its candidacy.
+    TakeOver {
+        /// The leader's ballot; who does not follow it does nothing.
+        ballot: Ballot,
+        /// As in [`Message::Accept`].
+        start: Slot,
+        /// The leader's chosen watermark.
+        chosen: Slot,
+    },
+    /// "Let that node lead." Asked of the leader by a node whose user wants it. Success shows in the change of leader.
+    TransferLeadership {
+        /// The sender's name for the request.
+        request: u64,
+        /// Who shall lead.
+        to: NodeId,
+    },
+    /// Answers [`Message::TransferLeadership`] when nothing comes of it.
+    TransferRefused {
+        /// The request.
+        request: u64,
+        /// Why.
+        reason: TransferRejection,
+    },
 }
 
 impl Message {
@@ -215,6 +242,9 @@ impl Message {
             Self::Forwarded { .. } => "forwarded",
             Self::ReadIndex { .. } => "read_index",
             Self::ReadIndexReply { .. } => "read_index_reply",
+            Self::TakeOver { .. } => "take_over",
+            Self::TransferLeadership { .. } => "transfer_leadership",
+            Self::TransferRefused { .. } => "transfer_refused",
         }
     }
 

@@ -50,6 +50,7 @@ mod proposer;
 mod reads;
 mod rng;
 mod snapshots;
+mod transfer;
 mod window;
 
 use alloc::{
@@ -66,6 +67,7 @@ use self::{
     learner::Learner,
     membership::Memberships,
     proposals::Proposals,
+    proposer::Pulse,
     reads::Reads,
     rng::Rng,
     snapshots::Snapshots,
@@ -76,7 +78,7 @@ pub use self::{
     config::{Config, ConfigError},
     io::{
         Alarm, ChosenCommand, ChosenEntry, FetchStatus, Input, Output, PeerStatus, PersistId, Phase,
-        Rejection, Start, Status, Token,
+        Rejection, Start, Status, Token, TransferRejection,
     },
     message::Message,
 };
@@ -124,6 +126,7 @@ pub struct Replica {
     snapshots: Snapshots,
     proposals: Proposals,
     reads: Reads,
+    requests: transfer::Requests,
     /// Peers that wait for the watermark and should be told at once.
     told_now: BTreeSet<NodeId>,
     outputs: VecDeque<Output>,
@@ -207,6 +210,7 @@ impl Replica {
             snapshots: Snapshots::new(upto),
             proposals: Proposals::new(),
             reads: Reads::new(incarnation),
+            requests: transfer::Requests::default(),
             told_now: BTreeSet::new(),
             outputs: VecDeque::new(),
         };
@@ -241,6 +245,7 @@ impl Replica {
             }
             Input::Propose { token, command } => self.on_propose(token, command),
             Input::Read { token } => self.on_read(token),
+            Input::TransferLeadership { token, to } => self.on_transfer_leadership(token, to),
             Input::Cancel { token } => self.on_cancel(token),
             Input::Loaded { from, entries } => self.on_loaded(from, entries),
             Input::TakeSnapshot => self.on_take_snapshot(),
@@ -318,8 +323,16 @@ impl Replica {
                 received,
                 accepted,
                 chosen,
+                ready,
             } => {
-                self.on_heartbeat_reply((from, storage), ballot, round, received, accepted, chosen);
+                let pulse = Pulse {
+                    round,
+                    received,
+                    accepted,
+                    chosen,
+                    ready,
+                };
+                self.on_heartbeat_reply((from, storage), ballot, pulse);
             }
             Message::Chosen {
                 ballot,
@@ -359,6 +372,13 @@ impl Replica {
             }
             Message::ReadIndex { token } => self.on_read_index(from, token),
             Message::ReadIndexReply { token, slot } => self.on_read_index_reply(token, slot),
+            Message::TakeOver {
+                ballot,
+                start,
+                chosen,
+            } => self.on_take_over(from, ballot, start, chosen),
+            Message::TransferLeadership { request, to } => self.on_transfer_request(from, request, to),
+            Message::TransferRefused { request, reason } => self.on_transfer_refused(from, request, reason),
         }
     }
 
@@ -380,6 +400,7 @@ impl Replica {
         self.on_time();
         self.propose_waiting();
         self.replicate();
+        self.hand_over();
         self.forward_waiting();
         self.flush_acknowledgement();
         self.learn_and_apply();
@@ -436,6 +457,7 @@ impl Replica {
             self.learner_deadline(),
             self.forward_deadline(),
             self.reads_deadline(),
+            self.transfer_deadline(),
         ]
         .into_iter()
         .flatten()

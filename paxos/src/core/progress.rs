@@ -32,6 +32,8 @@ pub(super) struct Progress {
     pub(super) contact: Time,
     /// Whether it was heard in this leadership.
     pub(super) heard: bool,
+    /// Whether it could lead, as it said last.
+    pub(super) ready: bool,
     /// The highest watermark that was sent.
     pub(super) told: Slot,
 }
@@ -51,6 +53,7 @@ impl Progress {
             answered: 0,
             contact: now,
             heard: false,
+            ready: false,
             told: Slot::ZERO,
         }
     }

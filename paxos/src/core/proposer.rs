@@ -15,6 +15,7 @@ use super::{
     election::{Candidacy, Role},
     progress::Progress,
     reads::LeaderReads,
+    transfer::Transfer,
 };
 use crate::planted;
 use crate::snapshot::Origins;
@@ -51,6 +52,17 @@ pub(super) struct Leadership {
     /// When peers that have not been told the watermark are told, if nothing carries it before.
     pub(super) tell_at: Option<Time>,
     pub(super) reads: LeaderReads,
+    pub(super) transfer: Option<Transfer>,
+}
+
+/// What a peer says of itself when it answers a heartbeat: see [`Message::HeartbeatReply`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pulse {
+    pub(super) round: u64,
+    pub(super) received: Slot,
+    pub(super) accepted: Slot,
+    pub(super) chosen: Slot,
+    pub(super) ready: bool,
 }
 
 impl Leadership {
@@ -151,6 +163,7 @@ impl Replica {
             own_first: false,
             tell_at: None,
             reads: LeaderReads::default(),
+            transfer: None,
         };
         self.following = Following {
             ballot,
@@ -197,6 +210,9 @@ impl Replica {
         let Role::Leader(leadership) = &self.role else {
             return;
         };
+        if leadership.transfer.as_ref().is_some_and(Transfer::commands_wait) {
+            return;
+        }
         let nothing_waits = leadership.forwarded.is_empty() && !self.proposals.has_unproposed();
         if nothing_waits && leadership.origins.is_some() {
             return;
@@ -411,6 +427,7 @@ impl Replica {
             received,
             accepted,
             chosen: self.chosen,
+            ready: self.could_lead(),
         };
         self.send(from, message);
     }
@@ -419,10 +436,13 @@ impl Replica {
         &mut self,
         (from, storage): Sender,
         ballot: Ballot,
-        round: u64,
-        received: Slot,
-        accepted: Slot,
-        chosen: Slot,
+        Pulse {
+            round,
+            received,
+            accepted,
+            chosen,
+            ready,
+        }: Pulse,
     ) {
         let Role::Leader(leadership) = &mut self.role else {
             return;
@@ -444,7 +464,10 @@ impl Replica {
         peer.acknowledged(accepted, chosen);
         peer.heartbeat_answered(round, received);
         peer.heard_at(self.now);
-        peer.answered = peer.answered.max(round);
+        if round >= peer.answered {
+            peer.answered = round;
+            peer.ready = ready;
+        }
         self.count_votes();
         self.note_watermark(from, chosen);
         self.confirm_reads();

@@ -26,6 +26,10 @@ pub struct Config {
     pub max_write_bytes: usize,
     /// A read that is not answered within this time ends [`Expired`](crate::ReadError::Expired).
     pub read_timeout: Duration,
+    /// How long a node that is shut down tries to hand the groups that it leads to other nodes; zero: it does not try. A
+    /// hand-over costs the group a pause of about two message rounds and three disk writes, its lack an election
+    /// timeout.
+    pub max_hand_over: Duration,
     /// A write of the store that takes longer is logged.
     pub slow_sync: Duration,
     /// Whether the store has a thread of its own (the default). Without one it runs as a task of the node's runtime, and
@@ -47,6 +51,7 @@ impl Default for Config {
             max_turn_inputs: 1_024,
             max_write_bytes: 8 << 20,
             read_timeout: Duration::from_secs(5),
+            max_hand_over: Duration::from_secs(1),
             slow_sync: Duration::from_secs(1),
             storage_thread: true,
             seed: None,

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     core::Status,
-    error::{ProposeError, ReadError},
+    error::{ProposeError, ReadError, TransferError},
     metrics::GroupMetrics,
     types::{Ballot, GroupId, NodeId, Slot, Time},
 };
@@ -78,6 +78,10 @@ pub(super) enum Request {
         deadline: Option<Time>,
     },
     Read(ReadRequest),
+    Transfer {
+        to: Option<NodeId>,
+        reply: oneshot::Sender<Result<NodeId, TransferError>>,
+    },
     Status(oneshot::Sender<GroupStatus>),
 }
 
@@ -96,7 +100,7 @@ impl Request {
                 queries: Queries::Many(queries, _),
                 ..
             }) => sum(queries),
-            Self::Status(_) => (1, 0),
+            Self::Transfer { .. } | Self::Status(_) => (1, 0),
         }
     }
 }
@@ -162,6 +166,12 @@ impl Shared {
                 Refusal::Full => ReadError::Overloaded { retry_after },
                 Refusal::Stopped => ReadError::Stopped(self.stop_reason()),
             }),
+            Request::Transfer { reply, .. } => {
+                let _ = reply.send(Err(match refusal {
+                    Refusal::Full => TransferError::Overloaded { retry_after },
+                    Refusal::Stopped => TransferError::Stopped(self.stop_reason()),
+                }));
+            }
             Request::Status(_) => {}
         }
     }
@@ -373,6 +383,46 @@ impl Group {
             answer
                 .await
                 .unwrap_or_else(|_| Err(ReadError::Stopped("the node's runtime has ended".into())))
+        }
+    }
+
+    /// Makes this voter the group's leader; any node may be asked. Returns who leads, within two election timeouts.
+    ///
+    /// The leader waits until `to` holds the whole log durably, and tells it to stand at once. Commands go on until
+    /// that is nearly so and wait for the rest: nothing is lost, repeated or reordered, and writes pause for about two
+    /// message rounds and three disk writes. If `to` does not take over within an election timeout, the leader goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`](TransferError::Rejected) says why `to` does not lead.
+    pub fn transfer_leadership(
+        &self,
+        to: NodeId,
+    ) -> impl Future<Output = Result<NodeId, TransferError>> + Send + use<> {
+        self.hand_over(Some(to))
+    }
+
+    /// If this node leads the group, hands leadership to the voter that is best fit for it: alive, and with most of the
+    /// log. Costs what [`transfer_leadership`](Self::transfer_leadership) costs. Returns who leads, at once if that is
+    /// another node already.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`](TransferError::Rejected) says why this node still leads, or that no leader is known.
+    pub fn retire(&self) -> impl Future<Output = Result<NodeId, TransferError>> + Send + use<> {
+        self.hand_over(None)
+    }
+
+    fn hand_over(
+        &self,
+        to: Option<NodeId>,
+    ) -> impl Future<Output = Result<NodeId, TransferError>> + Send + use<> {
+        let (reply, result) = oneshot::channel();
+        self.0.push(Request::Transfer { to, reply });
+        async move {
+            result
+                .await
+                .unwrap_or_else(|_| Err(TransferError::Stopped("the node's runtime has ended".into())))
         }
     }
 

@@ -290,9 +290,11 @@ impl Node {
             .unwrap_or_else(|| "the node is gone".into())
     }
 
-    /// Stops: no group takes proposals any more, what waits is answered, the transport and the store are closed, in this
-    /// order. On return another node may use the store.
+    /// Stops: the groups that this node leads are handed to other nodes (for at most [`Config::max_hand_over`]), no group
+    /// takes proposals any more, what waits is answered, the transport and the store are closed, in this order. On
+    /// return another node may use the store.
     pub async fn shutdown(self) -> Result<(), NodeError> {
+        self.hand_groups_over().await;
         self.is_down.store(true, Relaxed);
         self.router.close();
         let groups = std::mem::take(&mut *lock(&self.groups));
@@ -307,6 +309,29 @@ impl Node {
             return Err(NodeError::Stopped(why.clone()));
         }
         Ok(closed?)
+    }
+}
+
+impl Node {
+    /// A clean stop shall not cost an election timeout.
+    async fn hand_groups_over(&self) {
+        let limit = self.environment.config.max_hand_over;
+        if limit.is_zero() {
+            return;
+        }
+        // Each is asked at the call, so they go on side by side.
+        let led = self.groups().into_iter().filter(Group::is_leader);
+        let asked: Vec<_> = led.map(|group| (group.id(), group.retire())).collect();
+        let all = async {
+            for (group, retired) in asked {
+                if let Err(error) = retired.await {
+                    tracing::info!(node = %self.environment.identity.node, %group, %error, "still leads at its end");
+                }
+            }
+        };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::info!(node = %self.environment.identity.node, ?limit, "not all groups were handed over in time");
+        }
     }
 }
 

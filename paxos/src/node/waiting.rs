@@ -16,8 +16,8 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{caught, group::Read};
 use crate::{
     core::Token,
-    error::{ProposeError, ReadError},
-    types::{Slot, Time},
+    error::{ProposeError, ReadError, TransferError},
+    types::{NodeId, Slot, Time},
 };
 
 pub(super) type Outcome = Result<Bytes, ProposeError>;
@@ -141,6 +141,8 @@ pub(super) enum Waiter {
         request: ReadRequest,
         slot: Option<Slot>,
     },
+    /// A transfer of leadership.
+    Transfer(oneshot::Sender<Result<NodeId, TransferError>>),
 }
 
 /// All who wait, by token. Tokens ascend, as the replica wants it.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{FrameWriter, INLINE_BYTES, WireError};
 use crate::{
-    core::Message,
+    core::{Message, TransferRejection},
     types::{Accepted as AcceptedEntry, Ballot, Entry, EntryKind, Incarnation, NodeId, Slot},
 };
 
@@ -81,7 +81,7 @@ plain_messages! {
     5 Refuse { ballot: Pair, promised: Pair }
     7 Accepted { ballot: Pair, upto: Slot, chosen: Slot }
     8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64 }
-    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot }
+    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot, ready: bool }
     10 Learn { from: Slot, upto: Slot }
     13 Forwarded { ballot: Pair, incarnation: Incarnation, expected: u64 }
     14 ReadIndex { token: u64 }
@@ -89,6 +89,9 @@ plain_messages! {
     16 Chosen { ballot: Pair, start: Slot, chosen: Slot }
     17 Trimmed { snapshot: Slot }
     18 FetchSnapshot { upto: Slot, offset: u64 }
+    30 TakeOver { ballot: Pair, start: Slot, chosen: Slot }
+    31 TransferLeadership { request: u64, to: NodeId }
+    32 TransferRefused { request: u64, reason: TransferRejection }
 }
 
 /// What a message with entries or commands says beside them. `count` is the number of rows in the table.

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use proptest::{collection::vec as many, prelude::*};
 
 use super::*;
+use crate::core::TransferRejection;
 use crate::types::{Accepted, Ballot, Entry, EntryKind, Incarnation, Slot};
 
 fn envelope(message: Message) -> Envelope {
@@ -351,15 +352,44 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
                 round,
             }
         }),
-        (any_ballot(), any::<u64>(), any_slot(), any_slot(), any_slot()).prop_map(
-            |(ballot, round, received, accepted, chosen)| Message::HeartbeatReply {
-                ballot,
-                round,
-                received,
-                accepted,
-                chosen
-            }
-        ),
+        (
+            any_ballot(),
+            any::<u64>(),
+            any_slot(),
+            any_slot(),
+            any_slot(),
+            any::<bool>()
+        )
+            .prop_map(|(ballot, round, received, accepted, chosen, ready)| {
+                Message::HeartbeatReply {
+                    ballot,
+                    round,
+                    received,
+                    accepted,
+                    chosen,
+                    ready,
+                }
+            }),
+        (any_ballot(), any_slot(), any_slot()).prop_map(|(ballot, start, chosen)| Message::TakeOver {
+            ballot,
+            start,
+            chosen
+        }),
+        (any::<u64>(), any::<u64>()).prop_map(|(request, to)| Message::TransferLeadership {
+            request,
+            to: NodeId(to)
+        }),
+        (any::<u64>(), any_transfer_rejection())
+            .prop_map(|(request, reason)| Message::TransferRefused { request, reason }),
+    ]
+}
+
+fn any_transfer_rejection() -> impl Strategy<Value = TransferRejection> {
+    prop_oneof![
+        Just(TransferRejection::NoLeader),
+        Just(TransferRejection::TooMany),
+        any::<u64>().prop_map(|node| TransferRejection::NotVoter { node: NodeId(node) }),
+        any::<u64>().prop_map(|node| TransferRejection::UnderWay { to: NodeId(node) }),
     ]
 }
 

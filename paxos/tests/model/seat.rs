@@ -289,6 +289,7 @@ impl Seat {
             Output::Rejected { .. }
             | Output::Unknown { .. }
             | Output::ReadReady { .. }
+            | Output::Transferred { .. }
             | Output::Leader(_)
             | Output::Membership { .. } => {}
         }

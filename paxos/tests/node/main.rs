@@ -6,6 +6,7 @@
 mod cluster;
 mod doubles;
 mod failures;
+mod leadership;
 mod proposals;
 mod running;
 mod storm;

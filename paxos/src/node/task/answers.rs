@@ -126,6 +126,8 @@ impl Task {
                 rejected.of_read(&error).increment();
                 request.queries.refuse(error);
             }
+            // Neither expires nor is it cancelled: the replica ends it by itself.
+            Waiter::Transfer(_) => {}
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     core::{Input, Output},
-    error::{ProposeError, ReadError},
+    error::{ProposeError, ReadError, TransferError},
     types::Time,
 };
 
@@ -59,6 +59,9 @@ impl Task {
                 Some(Waiter::Read { request, .. }) => {
                     self.shared.refuse(Refusal::Stopped, Request::Read(request));
                 }
+                Some(Waiter::Transfer(reply)) => {
+                    let _ = reply.send(Err(TransferError::Stopped(self.shared.stop_reason())));
+                }
                 None => {}
             }
         }
@@ -92,6 +95,8 @@ impl Task {
                             .queries
                             .refuse(ReadError::Stopped(self.shared.stop_reason()));
                     }
+                    // Cannot be cancelled.
+                    Waiter::Transfer(_) => {}
                 }
             }
         }

@@ -108,6 +108,10 @@ impl Task {
                     }
                 }
                 Request::Read(request) => self.take_read(now, request),
+                Request::Transfer { to, reply } => {
+                    let token = self.waiting.add(Waiter::Transfer(reply), None);
+                    self.replica.step(now, Input::TransferLeadership { token, to });
+                }
                 Request::Status(reply) => drop(reply.send(self.status(now))),
             }
         }

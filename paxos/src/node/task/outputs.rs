@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     core::{Alarm, Input, Message, Output},
+    error::TransferError,
     types::NodeId,
     wire::{Envelope, Outgoing},
 };
@@ -66,6 +67,12 @@ impl Task {
             Output::Leader(leader) => self.note_leader(leader),
             Output::Membership { membership, .. } => {
                 self.environment.set_membership(self.shared.id, membership);
+            }
+            Output::Transferred { token, result } => {
+                if let Some(Waiter::Transfer(reply)) = self.waiting.remove(token) {
+                    // Nobody listens any more: fine.
+                    let _ = reply.send(result.map_err(TransferError::Rejected));
+                }
             }
             Output::Alarm(alarm) => {
                 self.note_alarm(&alarm);

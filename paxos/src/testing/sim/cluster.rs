@@ -15,6 +15,7 @@ use super::{
     coverage::{Coverage, Event as Sometimes},
     faults::{Plan, SECOND},
     history::{History, Operation, Outcome},
+    leadership::Asked,
     machine::Workload,
     nemesis::Undo,
     network::Network,
@@ -137,6 +138,7 @@ pub(super) struct Cluster<'a, W: Workload> {
     pub(super) network: Network,
     pub(super) groups: Vec<Group>,
     pub(super) clients: Vec<Client>,
+    pub(super) transfers: BTreeMap<Token, Asked>,
     pub(super) clients_active: bool,
     pub(super) last_token: u64,
     pub(super) epoch: u64,
@@ -175,6 +177,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
             network: Network::new(plan.nodes),
             groups: groups.collect(),
             clients: vec![Client::default(); plan.clients],
+            transfers: BTreeMap::new(),
             plan,
             random,
             now: 0,
@@ -419,6 +422,11 @@ impl<'a, W: Workload> Cluster<'a, W> {
                             .meet_if(candidate && differ, Sometimes::PromisesDiffer);
                         let behind = candidate && *chosen > life.status.chosen;
                         self.coverage.meet_if(behind, Sometimes::LeaderBehind);
+                    }
+                    Message::TakeOver { ballot, .. } => {
+                        let stale = life.status.leader != Some(*ballot);
+                        self.coverage.meet(Sometimes::ToldToTakeOver);
+                        self.coverage.meet_if(stale, Sometimes::LateTakeOver);
                     }
                     Message::Learned { entries, .. } => {
                         self.coverage.meet_if(!entries.is_empty(), Sometimes::Learned);

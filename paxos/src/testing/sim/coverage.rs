@@ -75,6 +75,11 @@ events! {
     ReadOnFollower = "a follower answered a read",
     ReadWaited = "a read waited for a slot to be applied",
     ReadAtNewLeader = "a leader was asked to read before its inherited slots were chosen",
+    Transferred = "leadership was handed over on request",
+    TransferRefused = "a transfer of leadership was refused, or another node led",
+    TransferTimedOut = "a transfer of leadership was given up",
+    ToldToTakeOver = "a node was told to take over",
+    LateTakeOver = "a node was told to take over by a leader that it did not follow any more",
     SnapshotSwapped = "a machine was replaced by a copy restored from its snapshot",
 }
 

@@ -66,6 +66,7 @@ impl<W: Workload> Cluster<'_, W> {
             | Output::InstallSnapshot { .. }
             | Output::LoadChunk { .. }
             | Output::StoreChunk { .. } => Ok(()),
+            Output::Transferred { token, result } => self.transferred(node, group, token, result),
             Output::Alarm(what) => Err(alarm(self.nodes[node].id, &what)),
         }
     }

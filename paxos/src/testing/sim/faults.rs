@@ -52,6 +52,7 @@ faults! {
     Hangup = "Broken connections are noticed.",
     Overload = "Clients propose in bursts.",
     Oddities = "Clients propose empty and oversized commands, and cancel.",
+    Transfer = "Leadership is transferred on request.",
     SnapshotSwap = "Machines are replaced by copies restored from their snapshots.",
 }
 

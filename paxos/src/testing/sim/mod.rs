@@ -76,6 +76,7 @@ mod disk;
 mod drive;
 mod faults;
 mod history;
+mod leadership;
 mod machine;
 mod nemesis;
 mod network;

@@ -47,6 +47,9 @@ const STRIKES: &[Fault] = &[
     Fault::Damage,
     Fault::Succession,
     Fault::Succession,
+    Fault::Transfer,
+    Fault::Transfer,
+    Fault::Transfer,
 ];
 
 /// How long a probe waits at the most, in tenths of a second: bursts may have left much to do.
@@ -94,6 +97,10 @@ impl<W: Workload> Cluster<'_, W> {
         self.clients_active = false;
         self.run_for(self.plan.patience + election * 4)?;
         self.probe(oracle)?;
+        if self.plan.faults.has(Fault::Transfer) {
+            self.probe_transfer(oracle)?;
+            self.probe(oracle)?;
+        }
         self.run_for(election * 2)
     }
 
@@ -163,6 +170,7 @@ impl<W: Workload> Cluster<'_, W> {
                 open.and_then(|token| group.history.operation(token))
             );
         }
+        self.all_transfers_ended()?;
         for node in &mut self.nodes {
             if let Some(store) = &mut node.store {
                 store.close(&node.disk.durable)?;
@@ -228,6 +236,7 @@ impl<W: Workload> Cluster<'_, W> {
                 self.undo_after(duration, Undo::FreeDisk(victim));
             }
             Fault::Damage => return self.damage(victim),
+            Fault::Transfer => self.ask_for_transfer(victim),
             Fault::Succession => {
                 let group = self.random.index(self.groups.len());
                 self.succeed(group, Vec::new());

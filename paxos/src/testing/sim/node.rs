@@ -247,6 +247,7 @@ impl<W: Workload> Cluster<'_, W> {
         self.say(|| format!("n{id} crashes, keeps {keep} of {unsynced} unsynced writes"));
         self.now_durable(node, &writes, &before)?;
         self.nodes[node].paused = false;
+        self.forget_transfers(node);
         for group in &mut self.groups {
             group.history.crashed(id);
         }

@@ -108,6 +108,16 @@ impl Oracle {
         self.ballots.keys().next_back().copied().unwrap_or_default()
     }
 
+    /// Whether this node has ever been promised a ballot by a quorum.
+    pub(super) fn was_elected(&self, node: NodeId) -> bool {
+        let mut own = self
+            .ballots
+            .iter()
+            .rev()
+            .filter(|(ballot, _)| ballot.node == node);
+        own.any(|(_, facts)| self.is_quorum(&facts.promised_by))
+    }
+
     /// At how many ballots `slot` has been durably accepted somewhere, and how many different values.
     pub(super) fn contention(&self, slot: Slot) -> (usize, usize) {
         let votes = self.votes.get(&slot).map_or(&[][..], Vec::as_slice);
@@ -369,6 +379,11 @@ impl Oracle {
                 start,
                 chosen,
                 ..
+            }
+            | Message::TakeOver {
+                ballot,
+                start,
+                chosen,
             }
             | Message::Chosen {
                 ballot,

@@ -17,7 +17,9 @@ use super::{
     trace,
 };
 use crate::{
-    core::{Config, Input, Message, Output, Phase, Rejection, Replica, Start, Status, Token},
+    core::{
+        Config, Input, Message, Output, Phase, Rejection, Replica, Start, Status, Token, TransferRejection,
+    },
     types::{
         ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot, StorageId, Time, WriteOp,
     },
@@ -41,6 +43,8 @@ pub enum Ending {
     Applied(Slot),
     /// The read was answered after this slot had been applied.
     Read(Slot),
+    /// The transfer of leadership ended so.
+    Transferred(Result<NodeId, TransferRejection>),
     /// It certainly did not happen.
     Rejected(Rejection),
     /// It may have happened.
@@ -253,6 +257,7 @@ impl Rig {
             | Output::InstallSnapshot { .. }
             | Output::LoadChunk { .. }
             | Output::StoreChunk { .. } => {}
+            Output::Transferred { token, result } => self.end(Some(token), Ending::Transferred(result)),
             Output::Alarm(alarm) => panic!("n{node} raises {alarm:?}\n{}", self.transcript),
         }
     }
@@ -427,6 +432,15 @@ impl Rig {
         self.tokens += 1;
         let token = Token(self.tokens);
         self.step(node, Input::Read { token });
+        token
+    }
+
+    /// A user of this node wants that node to lead; `None`: anybody but this one.
+    pub fn transfer(&mut self, node: u64, to: Option<u64>) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        let to = to.map(NodeId);
+        self.step(node, Input::TransferLeadership { token, to });
         token
     }
 

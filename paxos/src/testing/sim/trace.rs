@@ -91,8 +91,19 @@ pub fn message(message: &Message) -> String {
             received,
             accepted,
             chosen,
-        } => format!("{name} {ballot} round {round} received {received} accepted {accepted} chosen {chosen}"),
+            ready,
+        } => {
+            let ready = if *ready { "" } else { ", not ready" };
+            format!(
+                "{name} {ballot} round {round} received {received} accepted {accepted} chosen {chosen}{ready}"
+            )
+        }
         Message::Chosen {
+            ballot,
+            start,
+            chosen,
+        }
+        | Message::TakeOver {
             ballot,
             start,
             chosen,
@@ -131,6 +142,8 @@ pub fn message(message: &Message) -> String {
             Some(slot) => format!("{name} #{token} slot {slot}"),
             None => format!("{name} #{token} not leader"),
         },
+        Message::TransferLeadership { request, to } => format!("{name} #{request} to n{to}"),
+        Message::TransferRefused { request, reason } => format!("{name} #{request}: {reason}"),
     }
 }
 
@@ -144,6 +157,8 @@ pub fn input(input: &Input) -> String {
         Input::Persisted(id) => format!("persisted #{}", id.0),
         Input::Propose { token, command } => format!("propose t{} ({} bytes)", token.0, command.len()),
         Input::Read { token } => format!("read t{}", token.0),
+        Input::TransferLeadership { token, to: Some(to) } => format!("transfer t{} to n{to}", token.0),
+        Input::TransferLeadership { token, to: None } => format!("retire t{}", token.0),
         Input::Cancel { token } => format!("cancel t{}", token.0),
         Input::Loaded { from, entries } => format!("loaded from {from} {}", slots(entries)),
         Input::TakeSnapshot => String::from("take a snapshot"),
@@ -226,6 +241,10 @@ pub fn output(output: &Output) -> String {
         Output::Leader(Some(ballot)) => format!("leader is n{} ({ballot})", ballot.node),
         Output::Membership { at, membership } => format!("slot {at}: {}", members(membership)),
         Output::Leader(None) => String::from("leader is unknown"),
+        Output::Transferred { token, result } => match result {
+            Ok(leader) => format!("transferred t{} to n{leader}", token.0),
+            Err(reason) => format!("transfer t{} failed: {reason}", token.0),
+        },
         Output::Alarm(alarm) => format!("ALARM {alarm:?}"),
     }
 }
