@@ -402,12 +402,15 @@ impl Demo {
             pipeline: 1,
             keys: 100_000,
             rate: None,
+            warm_up: Duration::from_millis(500),
+            max_in_flight: 64,
+            threads: 1,
         };
         say!("64 clients, one write of 256 bytes at a time each, for 5 s ...");
-        say!(
-            "{}",
-            bench::run(&options, &self.awake(), Duration::from_secs(5)).await
-        );
+        match bench::run(&options, &self.awake(), Duration::from_secs(5), |_| {}).await {
+            Ok(summary) => say!("{summary}"),
+            Err(error) => say!("cannot make the load: {error}"),
+        }
     }
 
     /// Why there is no leader: what the nodes said last.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod demo;
 mod node;
 mod serve;
@@ -10,8 +11,6 @@ mod verbs;
 use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
-use crate::bench::BenchOptions;
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,13 +134,9 @@ enum Verb {
         #[command(flatten)]
         client: ClientOptions,
     },
-    /// Measure a running cluster
-    Bench {
-        #[command(flatten)]
-        bench: BenchOptions,
-        #[command(flatten)]
-        client: ClientOptions,
-    },
+    /// Measure a running cluster, or a plain Redis
+    #[command(args_conflicts_with_subcommands = true)]
+    Bench(Box<bench::BenchCommand>),
     /// Print the version and what is built in
     Version,
 }
@@ -226,7 +221,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
             client,
         } => block_on(verbs::cas(&client, &key, &old, &new)),
         Verb::Status { watch, client } => block_on(status::run(&client, watch)),
-        Verb::Bench { bench, client } => block_on(verbs::bench(bench, &client)),
+        Verb::Bench(command) => block_on(bench::run(*command)),
         Verb::Version => {
             let built_in: Vec<_> = paxos_backends::Backend::built_in()
                 .map(paxos_backends::Backend::name)

@@ -1,4 +1,4 @@
-//! `get`, `put`, `del`, `incr`, `cas`, `bench`: the verbs that talk to a running cluster.
+//! `get`, `put`, `del`, `incr`, `cas`: the verbs that talk to a running cluster.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,6 @@ use serde_json::json;
 
 use super::{ClientOptions, Exit, Failure, Output, terminal::say};
 use crate::{
-    bench::{self, BenchOptions},
     client::{Client, ClientError},
     command::table,
     resp::Value,
@@ -161,22 +160,4 @@ pub(super) async fn cas(options: &ClientOptions, key: &str, old: &str, new: &str
         }
         other => Err(unexpected(&other)),
     }
-}
-
-pub(super) async fn bench(bench: BenchOptions, options: &ClientOptions) -> Result<Exit, Failure> {
-    // One command first: a cluster that cannot be reached should say so at once.
-    call(options, &[b"PING"]).await?;
-    let summary = bench::run(&bench, &options.endpoints, options.timeout).await;
-    match options.output {
-        Output::Table => say!("{summary}"),
-        Output::Json => {
-            let text = serde_json::to_string(&summary).map_err(|error| Failure::error(error.to_string()))?;
-            say!("{text}");
-        }
-    }
-    Ok(if summary.commands == 0 {
-        Exit::Error
-    } else {
-        Exit::Ok
-    })
 }
