@@ -202,6 +202,10 @@ pub struct GroupMetrics {
     pub proposals_failed: Counter,
     /// Commands and reads of this node's users that were refused, by reason.
     pub rejected: RejectedCounters,
+    /// Commands of this node's users that may be open at the pace of late.
+    pub proposals_limit: Gauge,
+    /// From the call of a command or read until the group's task takes it in.
+    pub queue_delay: Histogram,
     /// Bytes of commands of this node's users, waiting or in flight.
     pub inflight_bytes: Gauge,
     /// The chosen watermark.
@@ -243,7 +247,9 @@ impl Default for GroupMetrics {
             proposals_applied: Counter::default(),
             proposals_failed: Counter::default(),
             rejected: RejectedCounters::default(),
+            proposals_limit: Gauge::default(),
             inflight_bytes: Gauge::default(),
+            queue_delay: Histogram::of_durations(),
             commit_index: Gauge::default(),
             applied_index: Gauge::default(),
             log_first_index: Gauge::default(),
@@ -277,8 +283,14 @@ impl GroupMetrics {
 pub struct RejectedCounters {
     /// This node is not leader and does not forward.
     pub not_leader: Counter,
-    /// A bound on pending work was reached.
-    pub overloaded: Counter,
+    /// As many commands (or reads) were open as ever may be.
+    pub queue_full: Counter,
+    /// As many bytes were open as ever may be.
+    pub bytes: Counter,
+    /// As many were open as can be completed in good time.
+    pub delay: Counter,
+    /// It could not be completed before its deadline.
+    pub deadline: Counter,
     /// The command was too large.
     pub too_large: Counter,
     /// The deadline passed before anything was sent, or before a read was answered.
@@ -291,10 +303,13 @@ pub struct RejectedCounters {
 
 impl RejectedCounters {
     /// All of them, with the reason's name.
-    pub fn by_reason(&self) -> [(&'static str, &Counter); 6] {
+    pub fn by_reason(&self) -> [(&'static str, &Counter); 9] {
         [
             ("not_leader", &self.not_leader),
-            ("overloaded", &self.overloaded),
+            ("queue_full", &self.queue_full),
+            ("bytes", &self.bytes),
+            ("delay", &self.delay),
+            ("deadline", &self.deadline),
             ("too_large", &self.too_large),
             ("expired", &self.expired),
             ("stopped", &self.stopped),
@@ -306,7 +321,7 @@ impl RejectedCounters {
     pub(crate) const fn of_proposal(&self, error: &ProposeError) -> Option<&Counter> {
         match error {
             ProposeError::NotLeader { .. } => Some(&self.not_leader),
-            ProposeError::Overloaded { .. } => Some(&self.overloaded),
+            ProposeError::Overloaded { .. } => Some(&self.queue_full),
             ProposeError::TooLarge { .. } => Some(&self.too_large),
             ProposeError::Expired => Some(&self.expired),
             ProposeError::Stopped(_) => Some(&self.stopped),
@@ -317,7 +332,7 @@ impl RejectedCounters {
     pub(crate) const fn of_read(&self, error: &ReadError) -> &Counter {
         match error {
             ReadError::NotLeader { .. } => &self.not_leader,
-            ReadError::Overloaded { .. } => &self.overloaded,
+            ReadError::Overloaded { .. } => &self.queue_full,
             ReadError::Expired => &self.expired,
             ReadError::Stopped(_) => &self.stopped,
             ReadError::Failed(_) => &self.failed,
@@ -508,6 +523,12 @@ const NUMBERS: &[Number] = &[
         |m| m.proposals_failed.get(),
     ),
     (
+        "paxos_proposals_limit",
+        Kind::Gauge,
+        "Commands of this node's users that may be open at the pace of late",
+        |m| m.proposals_limit.get(),
+    ),
+    (
         "paxos_inflight_bytes",
         Kind::Gauge,
         "Bytes of commands waiting or in flight",
@@ -566,6 +587,11 @@ const NUMBERS: &[Number] = &[
 type NamedHistogram = (&'static str, &'static str, fn(&GroupMetrics) -> &Histogram);
 
 const HISTOGRAMS: &[NamedHistogram] = &[
+    (
+        "paxos_queue_delay_seconds",
+        "From the call of a command or read until the group's task takes it in",
+        |m| &m.queue_delay,
+    ),
     (
         "paxos_commit_duration_seconds",
         "From a proposal's call to its reply",

@@ -31,6 +31,9 @@ const BURST_READS: std::ops::RangeInclusive<usize> = 16..=256;
 /// How many bytes the replies to the reads that are under way should have at the most, by what came before.
 const MAX_BURST_REPLY_BYTES: usize = 1 << 20;
 
+/// How long refused commands wait at the most, give or take half, before they are proposed again.
+const MAX_RETRY_WAIT: Duration = Duration::from_millis(250);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Reads,
@@ -267,16 +270,22 @@ fn propose_until(
     group.propose_all(requests, Some(deadline.saturating_duration_since(Instant::now())))
 }
 
-/// Proposes again, in order, what an overloaded group has refused, until the deadline. Only the end of a burst is tried
-/// again: all that comes after the last command that did not certainly not happen, so that nothing is done out of order.
+/// Proposes again, in order, what an overloaded group has refused, for half of the time that is left at first: a client
+/// whose commands find no room among those of others is slowed down, and hears of it only if that lasts. Only the end of
+/// a burst is tried again: all that comes after the last command that did not certainly not happen, so that nothing is
+/// done out of order.
 async fn finish_refused(
     group: &Group,
     requests: Vec<Bytes>,
     mut outcomes: Vec<Outcome>,
     deadline: Instant,
 ) -> Vec<Outcome> {
+    let started = Instant::now();
+    let patience = deadline.saturating_duration_since(started) / 2;
     while let Some((first, wait)) = refused_end(&outcomes) {
-        if Instant::now() + wait >= deadline {
+        // All who were refused at once should not come back at once.
+        let wait = wait.min(MAX_RETRY_WAIT).mul_f64(0.5 + fastrand::f64());
+        if started.elapsed() + wait >= patience {
             break;
         }
         tokio::time::sleep(wait).await;

@@ -9,17 +9,22 @@ use crate::core;
 pub struct Config {
     /// Bounds and times of every replica.
     pub replica: core::Config,
-    /// How many commands and reads of this node's users may wait for the group's task. Beyond it (as beyond
-    /// [`max_pending_commands`](core::Config::max_pending_commands)) they are refused as overloaded.
-    pub max_queued_requests: usize,
-    /// How many bytes of commands and queries of this node's users may wait for the group's task.
-    pub max_queued_bytes: usize,
+    /// How many bytes of queries of this node's users may be waiting for their answers. Commands are bounded by
+    /// [`max_pending_commands`](core::Config::max_pending_commands) and
+    /// [`max_pending_bytes`](core::Config::max_pending_bytes), reads also by
+    /// [`max_pending_reads`](core::Config::max_pending_reads).
+    pub max_pending_read_bytes: usize,
+    /// How long commands and reads may take under overload. While even the fastest take longer, and longer than twice
+    /// what the fastest took before the overload, no more are let in than of late were completed in this time; the others
+    /// are refused at once. [`Duration::MAX`] turns that off.
+    pub target_delay: Duration,
     /// How many bytes of peers' messages may wait for the group's task.
     pub max_inbox_bytes: usize,
     /// How long a transport is kept waiting for a group whose inbox is full, before the group's messages are dropped
     /// until it has caught up.
     pub max_inbox_wait: Duration,
-    /// How many requests and messages (each) the group's task takes in before it acts on them.
+    /// How many commands and reads, and how many messages, the group's task takes in before it acts on them. The last
+    /// burst is taken in whole.
     pub max_turn_inputs: usize,
     /// How many bytes of entries one merged write of the store may hold, over all groups (a single larger write goes
     /// alone).
@@ -44,8 +49,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             replica: core::Config::default(),
-            max_queued_requests: 16_384,
-            max_queued_bytes: 64 << 20,
+            max_pending_read_bytes: 16 << 20,
+            target_delay: Duration::from_secs(1),
             max_inbox_bytes: 64 << 20,
             max_inbox_wait: Duration::from_millis(50),
             max_turn_inputs: 1_024,
@@ -64,8 +69,7 @@ impl Config {
     pub(super) fn check(&self) -> Result<(), String> {
         self.replica.check().map_err(|error| format!("replica.{error}"))?;
         let counts = [
-            ("max_queued_requests", self.max_queued_requests),
-            ("max_queued_bytes", self.max_queued_bytes),
+            ("max_pending_read_bytes", self.max_pending_read_bytes),
             ("max_inbox_bytes", self.max_inbox_bytes),
             ("max_turn_inputs", self.max_turn_inputs),
             ("max_write_bytes", self.max_write_bytes),

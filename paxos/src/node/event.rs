@@ -10,12 +10,14 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, oneshot},
     time::timeout,
 };
 
+use super::GroupStatus;
 use crate::{
     core::{Message, PersistId},
+    error::TransferError,
     types::{Accepted, NodeId, Slot, StorageId},
 };
 
@@ -36,6 +38,13 @@ pub(super) enum Event {
     Loaded {
         from: Slot,
         entries: Vec<(Slot, Accepted)>,
+    },
+    /// Somebody asks for the status.
+    Status(oneshot::Sender<GroupStatus>),
+    /// Somebody asks for another leader; `None` for any.
+    Transfer {
+        to: Option<NodeId>,
+        reply: oneshot::Sender<Result<NodeId, TransferError>>,
     },
     /// The node stops.
     Stop,

@@ -4,10 +4,7 @@ use std::{
     boxed::Box,
     fmt,
     string::String,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
     vec,
     vec::Vec,
@@ -21,6 +18,8 @@ use tokio::{
 
 use super::{
     Clock, Config,
+    admission::{Lane, Refusal, Weight},
+    event::{Event, EventSender},
     waiting::{Burst, Callback, Outcome, Queries, ReadRequest, Reply},
 };
 use crate::{
@@ -29,6 +28,11 @@ use crate::{
     metrics::GroupMetrics,
     types::{Ballot, GroupId, NodeId, Slot, Time},
 };
+
+/// How many may ask for the status or for another leader at once.
+const MAX_CONTROLS: usize = 1_024;
+/// They weigh nothing.
+const CONTROL: [Bytes; 1] = [Bytes::new()];
 
 /// A handle to one group of a node. Cloned freely; used from any task or thread.
 ///
@@ -78,31 +82,6 @@ pub(super) enum Request {
         deadline: Option<Time>,
     },
     Read(ReadRequest),
-    Transfer {
-        to: Option<NodeId>,
-        reply: oneshot::Sender<Result<NodeId, TransferError>>,
-    },
-    Status(oneshot::Sender<GroupStatus>),
-}
-
-impl Request {
-    /// How many requests it counts for, and how many bytes.
-    pub(super) fn weight(&self) -> (usize, usize) {
-        let sum = |many: &[Bytes]| (many.len(), many.iter().map(Bytes::len).sum());
-        match self {
-            Self::Propose { command, .. } => (1, command.len()),
-            Self::ProposeAll { commands, .. } => sum(commands),
-            Self::Read(ReadRequest {
-                queries: Queries::One(query, _),
-                ..
-            }) => (1, query.len()),
-            Self::Read(ReadRequest {
-                queries: Queries::Many(queries, _),
-                ..
-            }) => sum(queries),
-            Self::Transfer { .. } | Self::Status(_) => (1, 0),
-        }
-    }
 }
 
 /// What handles and the task of a group share.
@@ -111,6 +90,7 @@ pub(super) struct Shared {
     pub(super) node: NodeId,
     pub(super) clock: Clock,
     pub(super) queue: Queue,
+    pub(super) events: EventSender,
     pub(super) leader: watch::Sender<Option<Ballot>>,
     pub(super) metrics: Arc<GroupMetrics>,
     /// Why the group stopped.
@@ -140,112 +120,81 @@ impl Shared {
         }
     }
 
-    fn push(&self, request: Request) {
-        if let Err((refusal, request)) = self.queue.push(request) {
-            self.refuse(refusal, request);
-        }
-    }
-
-    /// Answers a request that has not reached the replica: nothing happened.
-    pub(super) fn refuse(&self, refusal: Refusal, request: Request) {
-        let retry_after = self.queue.retry_after();
+    /// Counts refused requests, and says what their user is told.
+    fn refused(&self, refusal: Refusal, count: usize) -> ProposeError {
         let rejected = &self.metrics.rejected;
-        let proposal_error = || match refusal {
-            Refusal::Full => ProposeError::Overloaded { retry_after },
-            Refusal::Stopped => ProposeError::Stopped(self.stop_reason()),
-        };
         let counter = match refusal {
-            Refusal::Full => &rejected.overloaded,
+            Refusal::Full => &rejected.queue_full,
+            Refusal::Bytes => &rejected.bytes,
+            Refusal::Delay => &rejected.delay,
+            Refusal::Deadline => &rejected.deadline,
             Refusal::Stopped => &rejected.stopped,
         };
-        counter.add(request.weight().0 as u64);
+        counter.add(count as u64);
+        if refusal == Refusal::Stopped {
+            ProposeError::Stopped(self.stop_reason())
+        } else {
+            let retry_after = self.queue.commands.retry_after();
+            ProposeError::Overloaded { retry_after }
+        }
+    }
+
+    /// As [`refused`](Self::refused), of reads.
+    fn refused_reads(&self, refusal: Refusal, count: usize) -> ReadError {
+        match self.refused(refusal, count) {
+            ProposeError::Stopped(why) => ReadError::Stopped(why),
+            _ => ReadError::Overloaded {
+                retry_after: self.queue.reads.retry_after(),
+            },
+        }
+    }
+
+    /// Answers a request that has not reached the replica, because the group has stopped: nothing happened.
+    pub(super) fn refuse_stopped(&self, request: Request) {
         match request {
-            Request::Propose { reply, .. } => reply.send(Err(proposal_error())),
-            Request::ProposeAll { burst, .. } => burst.set_all(&Err(proposal_error())),
-            Request::Read(read) => read.queries.refuse(match refusal {
-                Refusal::Full => ReadError::Overloaded { retry_after },
-                Refusal::Stopped => ReadError::Stopped(self.stop_reason()),
-            }),
-            Request::Transfer { reply, .. } => {
-                let _ = reply.send(Err(match refusal {
-                    Refusal::Full => TransferError::Overloaded { retry_after },
-                    Refusal::Stopped => TransferError::Stopped(self.stop_reason()),
-                }));
+            Request::Propose { reply, .. } => reply.send(Err(self.refused(Refusal::Stopped, 1))),
+            Request::ProposeAll { commands, burst, .. } => {
+                burst.set_all(&Err(self.refused(Refusal::Stopped, commands.len())));
             }
-            Request::Status(_) => {}
+            Request::Read(read) => {
+                let error = self.refused_reads(Refusal::Stopped, read.queries.weight().count);
+                read.queries.refuse(error);
+            }
+        }
+    }
+
+    /// Hands a request that was let in to the task.
+    fn hand_over(&self, request: Request) {
+        if let Err(mpsc::error::SendError(request)) = self.queue.requests.send(request) {
+            self.refuse_stopped(request);
         }
     }
 }
 
-/// Users' requests on their way to the task: bounded in number and bytes, in the order of the calls. Nothing waits.
+/// Users' requests on their way to the task, in the order of the calls. Nothing waits; what is open is bounded before it
+/// gets here.
 pub(super) struct Queue {
     requests: mpsc::UnboundedSender<Request>,
-    queued: AtomicUsize,
-    queued_bytes: AtomicUsize,
-    max_requests: usize,
-    max_bytes: usize,
-    /// How long a proposal takes of late.
-    pace_micros: AtomicU64,
-}
-
-/// Why a request does not reach the replica.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Refusal {
-    Full,
-    Stopped,
+    pub(super) commands: Lane,
+    pub(super) reads: Lane,
+    /// What is asked of the group itself goes ahead of all requests, as an event.
+    pub(super) controls: Lane,
 }
 
 impl Queue {
     pub(super) fn new(config: &Config) -> (Self, mpsc::UnboundedReceiver<Request>) {
         let (requests, receiver) = mpsc::unbounded_channel();
+        let lane = |count, bytes| Lane::new(Weight { count, bytes });
         let queue = Self {
             requests,
-            queued: AtomicUsize::new(0),
-            queued_bytes: AtomicUsize::new(0),
-            max_requests: config.max_queued_requests,
-            max_bytes: config.max_queued_bytes,
-            pace_micros: AtomicU64::new(0),
+            commands: lane(
+                config.replica.max_pending_commands,
+                config.replica.max_pending_bytes,
+            ),
+            reads: lane(config.replica.max_pending_reads, config.max_pending_read_bytes),
+            controls: lane(MAX_CONTROLS, 0),
         };
         (queue, receiver)
-    }
-
-    /// A request larger than the whole queue is taken when the queue is empty.
-    fn push(&self, request: Request) -> Result<(), (Refusal, Request)> {
-        let weight @ (count, bytes) = request.weight();
-        let queued = self.queued.fetch_add(count, Relaxed);
-        let queued_bytes = self.queued_bytes.fetch_add(bytes, Relaxed);
-        let too_many = queued > 0 && queued + count > self.max_requests;
-        let too_large = queued_bytes > 0 && queued_bytes + bytes > self.max_bytes;
-        if too_many || too_large {
-            self.taken(weight);
-            return Err((Refusal::Full, request));
-        }
-        self.requests
-            .send(request)
-            .map_err(|mpsc::error::SendError(request)| {
-                self.taken(weight);
-                (Refusal::Stopped, request)
-            })
-    }
-
-    /// The task has taken requests of this weight out.
-    pub(super) fn taken(&self, (count, bytes): (usize, usize)) {
-        self.queued.fetch_sub(count, Relaxed);
-        self.queued_bytes.fetch_sub(bytes, Relaxed);
-    }
-
-    /// The task tells how long a proposal took.
-    pub(super) fn set_pace(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let before = self.pace_micros.load(Relaxed);
-        self.pace_micros
-            .store(before.saturating_mul(7).saturating_add(took) / 8, Relaxed);
-    }
-
-    /// When it makes sense to try again: about when what is pending now will be done.
-    pub(super) fn retry_after(&self) -> Duration {
-        Duration::from_micros(self.pace_micros.load(Relaxed))
-            .clamp(Duration::from_millis(5), Duration::from_secs(1))
     }
 }
 
@@ -296,7 +245,15 @@ impl Group {
     fn push_proposal(&self, command: Bytes, timeout: Option<Duration>, reply: Reply) {
         let since = Instant::now();
         let deadline = self.deadline(since, timeout);
-        self.0.push(Request::Propose {
+        let admitted = self
+            .0
+            .queue
+            .commands
+            .admit(std::slice::from_ref(&command), timeout);
+        if let (_, Some(refusal)) = admitted {
+            return reply.send(Err(self.0.refused(refusal, 1)));
+        }
+        self.0.hand_over(Request::Propose {
             command,
             reply,
             since,
@@ -320,10 +277,11 @@ impl Group {
     }
 
     /// Proposes a burst of commands, in order, at the cost of little more than one; `timeout` counts for all of them.
-    /// Each has its own outcome; the outcomes come in the order of the commands, when all are there.
+    /// Each has its own outcome; the outcomes come in the order of the commands, when all are there. An overloaded group
+    /// refuses the end of the burst, never something in front of a command that it takes.
     pub fn propose_all(
         &self,
-        commands: Vec<Bytes>,
+        mut commands: Vec<Bytes>,
         timeout: Option<Duration>,
     ) -> impl Future<Output = Vec<Result<Bytes, ProposeError>>> + Send + use<> {
         let count = commands.len();
@@ -331,12 +289,19 @@ impl Group {
         let since = Instant::now();
         let deadline = self.deadline(since, timeout);
         let burst = Burst::new(count, reply);
-        self.0.push(Request::ProposeAll {
-            commands,
-            burst,
-            since,
-            deadline,
-        });
+        let (admitted, refusal) = self.0.queue.commands.admit(&commands, timeout);
+        if let Some(refusal) = refusal {
+            burst.set_from(admitted, &Err(self.0.refused(refusal, count - admitted)));
+            commands.truncate(admitted);
+        }
+        if !commands.is_empty() {
+            self.0.hand_over(Request::ProposeAll {
+                commands,
+                burst,
+                since,
+                deadline,
+            });
+        }
         async move {
             outcomes
                 .await
@@ -373,12 +338,19 @@ impl Group {
     ) -> impl Future<Output = Result<T, ReadError>> + Send + use<T> {
         let since = Instant::now();
         let deadline = self.0.clock.time_of(since).plus(self.0.read_timeout);
-        self.0.push(Request::Read(ReadRequest {
-            read,
-            queries,
-            since,
-            deadline,
-        }));
+        let timeout = (read == Read::Linearizable).then_some(self.0.read_timeout);
+        match self.0.queue.reads.admit_together(queries.all(), timeout) {
+            Ok(()) => self.0.hand_over(Request::Read(ReadRequest {
+                read,
+                queries,
+                since,
+                deadline,
+            })),
+            Err(refusal) => {
+                let error = self.0.refused_reads(refusal, queries.weight().count);
+                queries.refuse(error);
+            }
+        }
         async move {
             answer
                 .await
@@ -399,7 +371,7 @@ impl Group {
         &self,
         to: NodeId,
     ) -> impl Future<Output = Result<NodeId, TransferError>> + Send + use<> {
-        self.hand_over(Some(to))
+        self.transfer(Some(to))
     }
 
     /// If this node leads the group, hands leadership to the voter that is best fit for it: alive, and with most of the
@@ -410,26 +382,36 @@ impl Group {
     ///
     /// [`Rejected`](TransferError::Rejected) says why this node still leads, or that no leader is known.
     pub fn retire(&self) -> impl Future<Output = Result<NodeId, TransferError>> + Send + use<> {
-        self.hand_over(None)
+        self.transfer(None)
     }
 
-    fn hand_over(
+    fn transfer(
         &self,
         to: Option<NodeId>,
     ) -> impl Future<Output = Result<NodeId, TransferError>> + Send + use<> {
         let (reply, result) = oneshot::channel();
-        self.0.push(Request::Transfer { to, reply });
+        let queue = &self.0.queue;
+        if queue.controls.admit(&CONTROL, None).1.is_some() {
+            let retry_after = queue.commands.retry_after();
+            let _ = reply.send(Err(TransferError::Overloaded { retry_after }));
+        } else {
+            self.0.events.send(Event::Transfer { to, reply });
+        }
+        let shared = self.0.clone();
         async move {
             result
                 .await
-                .unwrap_or_else(|_| Err(TransferError::Stopped("the node's runtime has ended".into())))
+                .unwrap_or_else(|_| Err(TransferError::Stopped(shared.stop_reason())))
         }
     }
 
     /// What the group is now. Always answers: with the last known state if the group is overloaded or has stopped.
     pub async fn status(&self) -> GroupStatus {
+        if self.0.queue.controls.admit(&CONTROL, None).1.is_some() {
+            return self.0.last_status();
+        }
         let (reply, status) = oneshot::channel();
-        self.0.push(Request::Status(reply));
+        self.0.events.send(Event::Status(reply));
         status.await.unwrap_or_else(|_| self.0.last_status())
     }
 

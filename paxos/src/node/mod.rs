@@ -10,6 +10,7 @@
 //! Nothing in a turn waits for the store, the network or a user: a slow disk does not stop heartbeats. A state machine
 //! runs in its group's task, so a slow one delays its own group; on a runtime with several threads it delays no other.
 
+mod admission;
 mod builder;
 mod config;
 mod event;

@@ -279,6 +279,7 @@ impl Node {
             node: self.environment.identity.node,
             clock: self.environment.clock,
             queue,
+            events: event_sender.clone(),
             leader: watch::Sender::new(None),
             metrics: metrics.clone(),
             stopped: std::sync::OnceLock::new(),

@@ -13,7 +13,11 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{caught, group::Read};
+use super::{
+    admission::Weight,
+    caught,
+    group::{Queue, Read},
+};
 use crate::{
     core::Token,
     error::{ProposeError, ReadError, TransferError},
@@ -91,10 +95,15 @@ impl Burst {
     }
 
     pub(super) fn set_all(&self, outcome: &Outcome) {
-        self.outcomes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .fill(outcome.clone());
+        self.set_from(0, outcome);
+    }
+
+    /// Sets the outcome of the command at this position and of all behind it.
+    pub(super) fn set_from(&self, position: usize, outcome: &Outcome) {
+        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(places) = outcomes.get_mut(position..) {
+            places.fill(outcome.clone());
+        }
     }
 }
 
@@ -114,6 +123,17 @@ pub(super) enum Queries {
 }
 
 impl Queries {
+    pub(super) fn all(&self) -> &[Bytes] {
+        match self {
+            Self::One(query, _) => std::slice::from_ref(query),
+            Self::Many(queries, _) => queries,
+        }
+    }
+
+    pub(super) fn weight(&self) -> Weight {
+        Weight::of(self.all())
+    }
+
     pub(super) fn refuse(self, error: ReadError) {
         match self {
             Self::One(_, reply) => drop(reply.send(Err(error))),
@@ -191,8 +211,18 @@ impl Waiting {
         self.waiters.get_mut(&token)
     }
 
-    pub(super) fn remove(&mut self, token: Token) -> Option<Waiter> {
-        self.waiters.remove(&token)
+    /// Takes a waiter out; it does not count as open any more.
+    pub(super) fn remove(&mut self, token: Token, queue: &Queue) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&token)?;
+        match &waiter {
+            Waiter::Proposal { bytes, .. } => queue.commands.ended(Weight {
+                count: 1,
+                bytes: *bytes,
+            }),
+            Waiter::Read { request, .. } => queue.reads.ended(request.queries.weight()),
+            Waiter::Transfer(_) => queue.controls.ended(Weight { count: 1, bytes: 0 }),
+        }
+        Some(waiter)
     }
 
     /// In the order in which they came.
@@ -231,6 +261,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::node::Config;
 
     fn proposal() -> (Waiter, oneshot::Receiver<Outcome>) {
         let (reply, outcome) = oneshot::channel();
@@ -242,16 +273,21 @@ mod tests {
         (waiter, outcome)
     }
 
+    fn queue() -> Queue {
+        let (queue, _) = Queue::new(&Config::default());
+        queue
+    }
+
     const fn at(millis: u64) -> Time {
         Time(Duration::from_millis(millis))
     }
 
     #[test]
     fn a_token_means_one_waiter_for_ever_and_tokens_ascend() {
-        let mut waiting = Waiting::default();
+        let (mut waiting, queue) = (Waiting::default(), queue());
         let first = waiting.add(proposal().0, None);
-        assert!(waiting.remove(first).is_some());
-        assert!(waiting.remove(first).is_none());
+        assert!(waiting.remove(first, &queue).is_some());
+        assert!(waiting.remove(first, &queue).is_none());
         let second = waiting.add(proposal().0, None);
         assert!(second > first);
         assert!(waiting.get_mut(first).is_none());
@@ -260,11 +296,11 @@ mod tests {
 
     #[test]
     fn only_those_who_still_wait_expire() {
-        let mut waiting = Waiting::default();
+        let (mut waiting, queue) = (Waiting::default(), queue());
         let late = waiting.add(proposal().0, Some(at(20)));
         let early = waiting.add(proposal().0, Some(at(10)));
         let answered = waiting.add(proposal().0, Some(at(5)));
-        waiting.remove(answered);
+        waiting.remove(answered, &queue);
         assert_eq!(waiting.pop_expired(at(10)), Some(early));
         assert_eq!(waiting.pop_expired(at(10)), None);
         assert_eq!(waiting.next_deadline(), Some(at(20)));
@@ -273,10 +309,10 @@ mod tests {
 
     #[test]
     fn deadlines_of_answered_proposals_do_not_pile_up() {
-        let mut waiting = Waiting::default();
+        let (mut waiting, queue) = (Waiting::default(), queue());
         for _ in 0..100_000 {
             let token = waiting.add(proposal().0, Some(at(1_000_000)));
-            waiting.remove(token);
+            waiting.remove(token, &queue);
         }
         assert!(waiting.deadlines.len() <= 1_026, "{}", waiting.deadlines.len());
     }

@@ -33,6 +33,7 @@ struct DiskState {
     damaged: BTreeMap<GroupId, Vec<Slot>>,
     fault: Option<Fault>,
     write_takes: Duration,
+    byte_takes: Duration,
     syncs: u64,
     closed: bool,
 }
@@ -79,6 +80,11 @@ impl Disk {
 
     pub(crate) fn write_takes(&self, duration: Duration) {
         lock(&self.0).write_takes = duration;
+    }
+
+    /// Each byte of an entry takes this long to write.
+    pub(crate) fn byte_takes(&self, duration: Duration) {
+        lock(&self.0).byte_takes = duration;
     }
 
     pub(crate) fn damage(&self, group: GroupId, slot: Slot) {
@@ -140,7 +146,12 @@ impl Storage for Disk {
     async fn write(&mut self, batch: WriteBatch) -> Result<(), StorageError> {
         let (takes, fault) = {
             let disk = lock(&self.0);
-            (disk.write_takes, disk.fault)
+            let size = |op: &WriteOp| match op {
+                WriteOp::Accept { entry, .. } => entry.payload.len() as u32,
+                _ => 0,
+            };
+            let bytes: u32 = batch.ops.iter().map(size).sum();
+            (disk.write_takes + disk.byte_takes * bytes, disk.fault)
         };
         if !takes.is_zero() {
             tokio::time::sleep(takes).await;

@@ -7,6 +7,7 @@ mod cluster;
 mod doubles;
 mod failures;
 mod leadership;
+mod overload;
 mod proposals;
 mod running;
 mod storm;

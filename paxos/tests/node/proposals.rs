@@ -139,42 +139,6 @@ async fn a_stale_read_waits_for_its_slot_and_sees_at_least_that() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_much_at_once_is_refused_and_nothing_is_lost() {
-    let mut config = config();
-    config.max_queued_requests = 10;
-    let cluster = Cluster::start_with(config).await;
-    let group = cluster.group(cluster.leader().await);
-    // Nothing else runs between these calls.
-    let open: Vec<_> = (0..15)
-        .map(|index| group.propose(text(&index.to_string())))
-        .collect();
-    let large = group.propose_all(vec![text("x"); 20], None);
-    let mut outcomes = Vec::new();
-    for proposal in open {
-        outcomes.push(proposal.await);
-    }
-    assert!(outcomes[..10].iter().all(Result::is_ok));
-    assert!(
-        outcomes[10..]
-            .iter()
-            .all(|outcome| matches!(outcome, Err(ProposeError::Overloaded { .. })))
-    );
-    assert!(
-        large
-            .await
-            .iter()
-            .all(|outcome| matches!(outcome, Err(ProposeError::Overloaded { .. })))
-    );
-    let large = group.propose_all(vec![text("x"); 20], None).await;
-    assert!(
-        large.iter().all(Result::is_ok),
-        "a burst larger than the queue is taken when the queue is empty"
-    );
-    assert_eq!(group.metrics().rejected.overloaded.get(), 25);
-    assert_eq!(group.metrics().proposals_committed.get(), 30);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_command_that_is_too_large_is_refused_with_its_size() {
     let mut config = config();
     config.replica.max_command_bytes = 10;

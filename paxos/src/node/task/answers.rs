@@ -31,21 +31,27 @@ impl Task {
         let now = Instant::now();
         metrics.apply_duration.record(now - began);
         metrics.proposals_applied.add(answers.len() as u64);
-        let mut slowest = Duration::ZERO;
+        let mut fastest = Duration::MAX;
         let mut committed = 0;
         for (token, answer) in answers {
-            let waiter = token.and_then(|token| self.waiting.remove(token));
+            let waiter = token.and_then(|token| self.waiting.remove(token, &self.shared.queue));
             if let Some(Waiter::Proposal { reply, since, .. }) = waiter {
                 let took = now.saturating_duration_since(since);
                 metrics.commit_duration.record(took);
-                slowest = slowest.max(took);
+                fastest = fastest.min(took);
                 committed += 1;
                 reply.send(Ok(answer));
             }
         }
         if committed > 0 {
-            metrics.proposals_committed.add(committed);
-            self.shared.queue.set_pace(slowest);
+            metrics.proposals_committed.add(committed as u64);
+            let lane = &self.shared.queue.commands;
+            let open = lane.open().count;
+            let time = self.shared.clock.now();
+            if let Some(pace) = self.command_limiter.completed(time, committed, fastest, open) {
+                lane.follow(pace);
+                metrics.proposals_limit.set(pace.limit as u64);
+            }
         }
         metrics.applied_index.set(self.machine.applied().0);
         Ok(())
@@ -54,16 +60,31 @@ impl Task {
     pub(super) fn answer_reads(&mut self) {
         // Reads may cost anything: a turn must not go on so long that heartbeats are late.
         let began = Instant::now();
+        let mut answered = 0;
+        let mut fastest = Duration::MAX;
         while let Some(&(slot, token)) = self.parked.first()
             && slot <= self.machine.applied()
         {
             if began.elapsed() > READS_PER_TURN {
                 self.has_more = true;
-                return;
+                break;
             }
             self.parked.pop_first();
-            if let Some(Waiter::Read { request, .. }) = self.waiting.remove(token) {
+            let waiter = self.waiting.remove(token, &self.shared.queue);
+            if let Some(Waiter::Read { request, .. }) = waiter {
+                if request.read == Read::Linearizable {
+                    answered += request.queries.weight().count;
+                    fastest = fastest.min(request.since.elapsed());
+                }
                 self.answer_read(request);
+            }
+        }
+        if answered > 0 {
+            let lane = &self.shared.queue.reads;
+            let open = lane.open().count;
+            let time = self.shared.clock.now();
+            if let Some(pace) = self.read_limiter.completed(time, answered, fastest, open) {
+                lane.follow(pace);
             }
         }
     }
@@ -98,17 +119,19 @@ impl Task {
 
     /// The proposal or read did not happen.
     pub(super) fn reject(&mut self, token: Token, reason: Rejection) {
-        let Some(waiter) = self.waiting.remove(token) else {
+        let Some(waiter) = self.waiting.remove(token, &self.shared.queue) else {
             return;
         };
-        let retry_after = self.shared.queue.retry_after();
+        let queue = &self.shared.queue;
         let rejected = &self.shared.metrics.rejected;
         match waiter {
             Waiter::Proposal { reply, bytes, .. } => {
                 let max = self.environment.config.replica.max_command_bytes;
                 let error = match reason {
                     Rejection::NotLeader { leader } => ProposeError::NotLeader { leader },
-                    Rejection::Overloaded => ProposeError::Overloaded { retry_after },
+                    Rejection::Overloaded => ProposeError::Overloaded {
+                        retry_after: queue.commands.retry_after(),
+                    },
                     Rejection::TooLarge => ProposeError::TooLarge { bytes, max },
                     Rejection::Expired => ProposeError::Expired,
                 };
@@ -120,7 +143,9 @@ impl Task {
             Waiter::Read { request, .. } => {
                 let error = match reason {
                     Rejection::NotLeader { leader } => ReadError::NotLeader { leader },
-                    Rejection::Overloaded => ReadError::Overloaded { retry_after },
+                    Rejection::Overloaded => ReadError::Overloaded {
+                        retry_after: queue.reads.retry_after(),
+                    },
                     Rejection::TooLarge | Rejection::Expired => ReadError::Expired,
                 };
                 rejected.of_read(&error).increment();
@@ -133,7 +158,7 @@ impl Task {
 
     /// The proposal may or may not happen later.
     pub(super) fn fail(&mut self, token: Token) {
-        if let Some(Waiter::Proposal { reply, .. }) = self.waiting.remove(token) {
+        if let Some(Waiter::Proposal { reply, .. }) = self.waiting.remove(token, &self.shared.queue) {
             self.shared.metrics.proposals_failed.increment();
             reply.send(Err(ProposeError::Unknown));
         }

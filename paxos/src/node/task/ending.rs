@@ -1,13 +1,9 @@
 //! The end of a task: everything that is open is answered, as truly as can be known.
 
-use std::{mem, sync::PoisonError};
+use std::sync::PoisonError;
 
 use super::{
-    super::{
-        caught,
-        group::{Refusal, Request},
-        waiting::Waiter,
-    },
+    super::{caught, group::Request, waiting::Waiter},
     End, Task,
 };
 use crate::{
@@ -51,13 +47,13 @@ impl Task {
         self.shared.metrics.has_leader.set(0);
         self.shared.metrics.is_leader.set(0);
         for token in self.waiting.tokens() {
-            match self.waiting.remove(token) {
+            match self.waiting.remove(token, &self.shared.queue) {
                 Some(Waiter::Proposal { reply, .. }) => {
                     self.shared.metrics.proposals_failed.increment();
                     reply.send(Err(ProposeError::Unknown));
                 }
                 Some(Waiter::Read { request, .. }) => {
-                    self.shared.refuse(Refusal::Stopped, Request::Read(request));
+                    self.shared.refuse_stopped(Request::Read(request));
                 }
                 Some(Waiter::Transfer(reply)) => {
                     let _ = reply.send(Err(TransferError::Stopped(self.shared.stop_reason())));
@@ -66,13 +62,11 @@ impl Task {
             }
         }
         self.requests.close();
-        let mut requests = mem::take(&mut self.taken_requests);
-        while let Some(request) = self.requests.recv().await {
-            requests.push(request);
+        if let Some(request) = self.taken_request.take() {
+            self.shared.refuse_stopped(request);
         }
-        for request in requests {
-            self.shared.queue.taken(request.weight());
-            self.shared.refuse(Refusal::Stopped, request);
+        while let Some(request) = self.requests.recv().await {
+            self.shared.refuse_stopped(request);
         }
     }
 
@@ -83,7 +77,7 @@ impl Task {
         }
         while let Some(output) = self.replica.poll() {
             if let Output::Rejected { token, .. } = output
-                && let Some(waiter) = self.waiting.remove(token)
+                && let Some(waiter) = self.waiting.remove(token, &self.shared.queue)
             {
                 self.shared.metrics.rejected.stopped.increment();
                 match waiter {

@@ -2,10 +2,14 @@
 
 use std::mem;
 
+use bytes::Bytes;
+use tokio::time::Instant;
+
 use super::{
     super::{
+        admission::Weight,
         event::Event,
-        group::{Read, Refusal, Request},
+        group::{Read, Request},
         waiting::{ReadRequest, Reply, Waiter},
     },
     End, Task,
@@ -24,7 +28,8 @@ impl Task {
         }
         let mut room = 0;
         let mut stop = false;
-        for event in self.taken_events.drain(..) {
+        let mut taken_events = mem::take(&mut self.taken_events);
+        for event in taken_events.drain(..) {
             let input = match event {
                 Event::Message {
                     from,
@@ -42,6 +47,15 @@ impl Task {
                 Event::Disconnected(peer) => Input::Disconnected(peer),
                 Event::Persisted(id) => Input::Persisted(id),
                 Event::Loaded { from, entries } => Input::Loaded { from, entries },
+                Event::Status(reply) => {
+                    self.shared.queue.controls.ended(Weight { count: 1, bytes: 0 });
+                    let _ = reply.send(self.status(now));
+                    continue;
+                }
+                Event::Transfer { to, reply } => {
+                    let token = self.waiting.add(Waiter::Transfer(reply), None);
+                    Input::TransferLeadership { token, to }
+                }
                 Event::Stop => {
                     stop = true;
                     continue;
@@ -49,6 +63,8 @@ impl Task {
             };
             self.replica.step(now, input);
         }
+        // The buffer is used again.
+        self.taken_events = taken_events;
         if room > 0 {
             self.room.give_back(room);
         }
@@ -59,64 +75,72 @@ impl Task {
         }
     }
 
+    /// Takes in so many requests that the turn stays short: a burst counts for all of its commands.
     pub(super) fn take_requests(&mut self, now: Time) {
-        while self.taken_requests.len() < self.environment.config.max_turn_inputs
-            && let Ok(request) = self.requests.try_recv()
-        {
-            self.taken_requests.push(request);
+        let mut room = self.environment.config.max_turn_inputs;
+        let mut next = self.taken_request.take();
+        while let Some(request) = next {
+            let count = self.take_request(now, request);
+            room = room.saturating_sub(count);
+            if room == 0 {
+                return;
+            }
+            next = self.requests.try_recv().ok();
         }
-        let mut taken_requests = mem::take(&mut self.taken_requests);
-        for request in taken_requests.drain(..) {
-            self.shared.queue.taken(request.weight());
-            match request {
-                Request::Propose {
-                    command,
-                    reply,
-                    since,
-                    deadline,
-                } => {
-                    let token = self.waiting.add(
-                        Waiter::Proposal {
-                            reply,
-                            since,
-                            bytes: command.len(),
-                        },
-                        deadline,
-                    );
-                    self.replica.step(now, Input::Propose { token, command });
+    }
+
+    /// Returns for how many it counts.
+    fn take_request(&mut self, now: Time, request: Request) -> usize {
+        let queued = |since: Instant| self.shared.metrics.queue_delay.record(since.elapsed());
+        match request {
+            Request::Propose {
+                command,
+                reply,
+                since,
+                deadline,
+            } => {
+                queued(since);
+                self.take_proposal(now, command, reply, since, deadline);
+                1
+            }
+            Request::ProposeAll {
+                commands,
+                burst,
+                since,
+                deadline,
+            } => {
+                queued(since);
+                let count = commands.len();
+                for (position, command) in commands.into_iter().enumerate() {
+                    let burst = burst.clone();
+                    self.take_proposal(now, command, Reply::Burst { burst, position }, since, deadline);
                 }
-                Request::ProposeAll {
-                    commands,
-                    burst,
-                    since,
-                    deadline,
-                } => {
-                    for (position, command) in commands.into_iter().enumerate() {
-                        let reply = Reply::Burst {
-                            burst: burst.clone(),
-                            position,
-                        };
-                        let token = self.waiting.add(
-                            Waiter::Proposal {
-                                reply,
-                                since,
-                                bytes: command.len(),
-                            },
-                            deadline,
-                        );
-                        self.replica.step(now, Input::Propose { token, command });
-                    }
-                }
-                Request::Read(request) => self.take_read(now, request),
-                Request::Transfer { to, reply } => {
-                    let token = self.waiting.add(Waiter::Transfer(reply), None);
-                    self.replica.step(now, Input::TransferLeadership { token, to });
-                }
-                Request::Status(reply) => drop(reply.send(self.status(now))),
+                count
+            }
+            Request::Read(request) => {
+                queued(request.since);
+                let count = request.queries.weight().count;
+                self.take_read(now, request);
+                count
             }
         }
-        // The buffer is used again.
-        self.taken_requests = taken_requests;
+    }
+
+    fn take_proposal(
+        &mut self,
+        now: Time,
+        command: Bytes,
+        reply: Reply,
+        since: Instant,
+        deadline: Option<Time>,
+    ) {
+        let waiter = Waiter::Proposal {
+            reply,
+            since,
+            bytes: command.len(),
+        };
+        let token = self.waiting.add(waiter, deadline);
+        self.replica.step(now, Input::Propose { token, command });
     }
 
     fn take_read(&mut self, now: Time, request: ReadRequest) {
@@ -126,19 +150,11 @@ impl Task {
                 let token = self.waiting.add(Waiter::Read { request, slot: None }, deadline);
                 self.replica.step(now, Input::Read { token });
             }
-            Read::Stale { at_least }
-                if self.parked.len() < self.environment.config.replica.max_pending_reads =>
-            {
-                let token = self.waiting.add(
-                    Waiter::Read {
-                        request,
-                        slot: Some(at_least),
-                    },
-                    deadline,
-                );
+            Read::Stale { at_least } => {
+                let slot = Some(at_least);
+                let token = self.waiting.add(Waiter::Read { request, slot }, deadline);
                 self.parked.insert((at_least, token));
             }
-            Read::Stale { .. } => self.shared.refuse(Refusal::Full, Request::Read(request)),
         }
     }
 

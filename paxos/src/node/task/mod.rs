@@ -14,7 +14,9 @@ use tokio::{
 };
 
 use super::{
-    Environment, caught,
+    Environment,
+    admission::Limiter,
+    caught,
     event::{Event, EventSender, Room},
     group::{Request, Shared},
     machine::Machine,
@@ -59,13 +61,15 @@ pub(super) struct Task {
     replica: Replica,
     machine: Machine,
     waiting: Waiting,
+    command_limiter: Limiter,
+    read_limiter: Limiter,
     /// Reads that wait until their slot is applied.
     parked: BTreeSet<(Slot, Token)>,
     event_sender: EventSender,
     events: mpsc::UnboundedReceiver<Event>,
     requests: mpsc::UnboundedReceiver<Request>,
     taken_events: Vec<Event>,
-    taken_requests: Vec<Request>,
+    taken_request: Option<Request>,
     room: Arc<Room>,
     halt: watch::Receiver<Option<String>>,
     write: PendingWrite,
@@ -91,7 +95,12 @@ pub(super) struct Parts {
 
 impl Task {
     pub(super) fn new(parts: Parts) -> Self {
+        let config = &parts.environment.config;
+        let now = parts.shared.clock.now();
+        let limiter = |max| Limiter::new(config.target_delay, max, now);
         Self {
+            command_limiter: limiter(config.replica.max_pending_commands),
+            read_limiter: limiter(config.replica.max_pending_reads),
             environment: parts.environment,
             shared: parts.shared,
             replica: parts.replica,
@@ -102,7 +111,7 @@ impl Task {
             events: parts.events,
             requests: parts.requests,
             taken_events: Vec::new(),
-            taken_requests: Vec::new(),
+            taken_request: None,
             room: parts.room,
             halt: parts.halt,
             write: PendingWrite::default(),
@@ -129,7 +138,7 @@ impl Task {
                 () = tokio::task::yield_now(), if mem::take(&mut self.has_more) => {}
                 _ = self.halt.changed() => {}
                 _ = self.events.recv_many(&mut self.taken_events, max_inputs) => {}
-                _ = self.requests.recv_many(&mut self.taken_requests, max_inputs) => {}
+                request = self.requests.recv() => self.taken_request = request,
                 () = timer.as_mut() => {}
             }
         };

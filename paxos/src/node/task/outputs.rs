@@ -69,7 +69,7 @@ impl Task {
                 self.environment.set_membership(self.shared.id, membership);
             }
             Output::Transferred { token, result } => {
-                if let Some(Waiter::Transfer(reply)) = self.waiting.remove(token) {
+                if let Some(Waiter::Transfer(reply)) = self.waiting.remove(token, &self.shared.queue) {
                     // Nobody listens any more: fine.
                     let _ = reply.send(result.map_err(TransferError::Rejected));
                 }
