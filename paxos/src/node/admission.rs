@@ -433,9 +433,9 @@ mod tests {
             self.now += STEP;
             let (mut done, mut fastest) = (0, Duration::MAX);
             while done < capacity
-                && let Some(since) = self.queue.pop_front_if(|since| self.now - *since >= self.base)
+                && let Some(since) = self.queue.pop_front_if(|since| self.now >= *since + self.base)
             {
-                let took = self.now - since;
+                let took = self.now.saturating_sub(since);
                 fastest = fastest.min(took);
                 self.slowest = self.slowest.max(took);
                 done += 1;
