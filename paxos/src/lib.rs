@@ -67,6 +67,7 @@
 //! | [`node`] | the tokio driver: [`Node`], its [`Group`]s, proposals, reads, status (feature `runtime`, default) |
 //! | [`typed`] | typed commands and replies over bytes |
 //! | [`sessions`] | exactly-once commands round any machine: clients may repeat them at any node, after any failure |
+//! | [`router`] | several state machines in one group, by machine id |
 //! | [`metrics`] | what is counted and timed, and Prometheus' text |
 //! | [`storage`], [`transport`], [`StateMachine`] | the plug-in traits, with their contracts |
 //! | [`wire`], [`record`] | frames between nodes, and records on disks |
@@ -104,6 +105,8 @@ pub mod metrics;
 pub mod node;
 #[cfg(feature = "std")]
 pub mod record;
+#[cfg(feature = "runtime")]
+pub mod router;
 #[cfg(feature = "std")]
 pub mod sessions;
 #[cfg(feature = "std")]
