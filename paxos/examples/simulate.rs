@@ -10,7 +10,9 @@ use std::{
     time::Instant,
 };
 
-use paxos::testing::sim::{Checking, Coverage, Fault, FaultSet, Options, Report, run, shrink};
+use paxos::testing::sim::{
+    Checking, Coverage, Fault, FaultSet, Options, Report, Retrying, Shrunk, run, shrink,
+};
 
 const HELP: &str = "\
 Runs whole simulated clusters under faults and checks the protocol's invariants.
@@ -24,6 +26,7 @@ Runs whole simulated clusters under faults and checks the protocol's invariants.
     --clients N      always N clients instead of 1 to 6
     --storms N       always N storms of faults, each with a calm after it, instead of 1 or 2
     --faults A,B,..  only these classes of faults (none: no faults); without, all of them
+    --sessions       clients have sessions and repeat their commands at other nodes, instead of the default workload
     --threads N      default: one per core
     --first          stop at the first failure
     --coverage       print what the runs have met; exit code 1 if something was met fewer than 10 times
@@ -42,6 +45,7 @@ struct Arguments {
     first: bool,
     coverage: bool,
     shrink: bool,
+    sessions: bool,
     plant: Option<String>,
     options: Options,
 }
@@ -50,11 +54,30 @@ impl Arguments {
     /// What to type to see a run again.
     fn command(&self, seed: u64, options: &Options) -> String {
         let mut flags = options.flags();
+        if self.sessions {
+            flags.push_str(" --sessions");
+        }
         if let Some(name) = &self.plant {
             flags.push_str(" --plant ");
             flags.push_str(name);
         }
         format!("cargo run --release -p paxos --features testing --example simulate -- --seed {seed}{flags}")
+    }
+
+    fn run(&self, seed: u64) -> Report {
+        if self.sessions {
+            run(seed, &self.options, &Retrying)
+        } else {
+            run(seed, &self.options, &Checking)
+        }
+    }
+
+    fn shrink(&self) -> Option<Shrunk> {
+        if self.sessions {
+            shrink(self.from, &self.options, &Retrying, SHRINK_TRIES)
+        } else {
+            shrink(self.from, &self.options, &Checking, SHRINK_TRIES)
+        }
     }
 }
 
@@ -81,6 +104,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, S
         first: false,
         coverage: false,
         shrink: false,
+        sessions: false,
         plant: None,
         options: Options::default(),
     };
@@ -99,6 +123,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, S
             "--groups" => arguments.options.groups = Some(within(&word, &value()?, 9)?),
             "--clients" => arguments.options.clients = Some(within(&word, &value()?, 99)?),
             "--storms" => arguments.options.storms = Some(within(&word, &value()?, 99)? as u32),
+            "--sessions" => arguments.sessions = true,
             "--shrink" => arguments.shrink = true,
             "--faults" => arguments.options.faults = fault_set(&value()?)?,
             "--trace" => arguments.options.trace = Some(|line| println!("{line}")),
@@ -157,7 +182,7 @@ fn plant(_: &str) -> Result<(), String> {
 }
 
 fn smaller(arguments: &Arguments) -> ExitCode {
-    let Some(shrunk) = shrink(arguments.from, &arguments.options, &Checking, SHRINK_TRIES) else {
+    let Some(shrunk) = arguments.shrink() else {
         println!("seed {} passes: there is nothing to shrink", arguments.from);
         return ExitCode::FAILURE;
     };
@@ -195,7 +220,7 @@ fn simulate(arguments: &Arguments) -> ExitCode {
                     if seed >= end || stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let report = run(seed, &arguments.options, &Checking);
+                    let report = arguments.run(seed);
                     let failed = report.failure.is_some();
                     count(
                         arguments,

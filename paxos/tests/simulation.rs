@@ -3,7 +3,7 @@
 //! `PAXOS_SEEDS` sets how many; the `simulate` example runs more of them, faster, in release.
 #![cfg(feature = "testing")]
 
-use paxos::testing::sim::{Checking, Event, Fault, FaultSet, Options, run};
+use paxos::testing::sim::{Checking, Event, Fault, FaultSet, Options, Retrying, run};
 
 fn amount() -> u64 {
     std::env::var("PAXOS_SEEDS").map_or(40, |text| text.parse().expect("PAXOS_SEEDS is a number of seeds"))
@@ -119,13 +119,22 @@ fn full_and_damaged_disks_stop_their_nodes_only() {
     assert!(full > 0 && damaged > 0);
 }
 
+#[test]
+fn commands_of_sessions_have_one_effect_and_one_answer() {
+    for seed in 1..=amount() {
+        let report = run(seed, &Options::default(), &Retrying);
+        assert_eq!(report.failure, None);
+    }
+}
+
 mod checkers {
     //! The simulator finds what is wrong with a user's state machine.
 
     use bytes::Bytes;
     use paxos::{
         Chosen, MachineError, SnapshotSource, StateMachine,
-        testing::sim::{Ledger, Random, Workload, shrink},
+        sessions::Sessions,
+        testing::sim::{Auditor, Ledger, Random, Script, Workload, shrink},
     };
 
     use super::*;
@@ -213,6 +222,74 @@ mod checkers {
     #[test]
     fn a_field_that_a_snapshot_forgets_is_found() {
         assert!(found(Defect::Snapshot));
+    }
+
+    /// A service whose author has put sessions round his machine, but not into his snapshots.
+    struct Forgetful(Sessions<Ledger>);
+
+    impl StateMachine for Forgetful {
+        fn applied(&self) -> paxos::Slot {
+            self.0.applied()
+        }
+
+        fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
+            self.0.apply(chosen, replies)
+        }
+
+        fn query(&self, query: Bytes) -> Bytes {
+            self.0.query(query)
+        }
+
+        fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+            self.0.machine().snapshot()
+        }
+
+        fn restore(&mut self, upto: paxos::Slot, from: &mut dyn std::io::Read) -> Result<(), MachineError> {
+            let mut ledger = Ledger::default();
+            ledger.restore(upto, from)?;
+            self.0 = Sessions::new(ledger);
+            Ok(())
+        }
+    }
+
+    struct WithoutTable;
+
+    impl Workload for WithoutTable {
+        type Machine = Forgetful;
+
+        fn machine(&self) -> Forgetful {
+            Forgetful(Retrying.machine())
+        }
+
+        fn command(&self, random: &mut Random, unique: u64) -> Bytes {
+            Retrying.command(random, unique)
+        }
+
+        fn query(&self, random: &mut Random) -> Bytes {
+            Retrying.query(random)
+        }
+
+        fn script(&self) -> Option<Box<dyn Script>> {
+            Retrying.script()
+        }
+
+        fn auditor(&self) -> Option<Box<dyn Auditor>> {
+            Retrying.auditor()
+        }
+    }
+
+    /// One replica: nobody else could be compared with, so that only the auditor can notice.
+    #[test]
+    fn sessions_that_a_snapshot_forgets_are_found() {
+        let options = Options {
+            nodes: Some(1),
+            ..Options::default()
+        };
+        let oracles: Vec<_> = (1..=200)
+            .filter_map(|seed| run(seed, &options, &WithoutTable).failure)
+            .map(|failure| failure.violation.oracle)
+            .collect();
+        assert!(oracles.contains(&"I9"), "{oracles:?}");
     }
 
     #[test]

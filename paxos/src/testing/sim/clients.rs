@@ -19,6 +19,8 @@ pub(super) struct Client {
     waits_for: Option<Token>,
     /// Where to go next, if somebody gave a hint.
     hint: Option<usize>,
+    /// The group whose script waits for the operation.
+    scripted: Option<usize>,
 }
 
 impl<W: Workload> Cluster<'_, W> {
@@ -57,11 +59,36 @@ impl<W: Workload> Cluster<'_, W> {
         let request = if self.random.chance(self.plan.reads_permille) {
             Request::Read
         } else {
-            Request::Write(self.command())
+            Request::Write(self.client_command(client, group))
         };
+        let scripted = (!self.scripts.is_empty() && request != Request::Read).then_some(group);
         if let Some(token) = self.request(node, group, request) {
             self.clients[client].waits_for = Some(token);
+            self.clients[client].scripted = scripted;
             self.after(self.plan.patience, Event::Impatient(token));
+        }
+    }
+
+    fn client_command(&mut self, client: usize, group: usize) -> Bytes {
+        let place = client * self.groups.len() + group;
+        let unique = self.last_token + 1;
+        match self.scripts.get_mut(place) {
+            Some(script) => script.command(&mut self.random, unique),
+            None => self.command(),
+        }
+    }
+
+    /// Tells the script that waits for this operation, if one does and was not told yet.
+    pub(super) fn script_hears(&mut self, token: Token, reply: Option<&Bytes>) {
+        let mut clients = self.clients.iter_mut().enumerate();
+        let waiting = clients.find(|(_, client)| client.waits_for == Some(token));
+        let Some((number, client)) = waiting else { return };
+        let place = client
+            .scripted
+            .take()
+            .map(|group| number * self.groups.len() + group);
+        if let Some(script) = place.and_then(|place| self.scripts.get_mut(place)) {
+            script.ended(&mut self.random, reply);
         }
     }
 
@@ -104,6 +131,7 @@ impl<W: Workload> Cluster<'_, W> {
 
     /// An operation has ended; whoever waits for it goes on.
     pub(super) fn client_hears(&mut self, token: Token, hint: Option<NodeId>) {
+        self.script_hears(token, None);
         let waiting = |client: &Client| client.waits_for == Some(token);
         let Some(client) = self.clients.iter().position(waiting) else {
             return;

@@ -2,6 +2,7 @@
 
 use core::cmp::Reverse;
 use std::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     format,
     string::String,
@@ -16,7 +17,7 @@ use super::{
     faults::{Plan, SECOND},
     history::{History, Operation, Outcome},
     leadership::Asked,
-    machine::Workload,
+    machine::{Auditor, Script, Workload},
     nemesis::Undo,
     network::Network,
     node::Node,
@@ -123,6 +124,9 @@ pub(super) struct Group {
     pub(super) reported: (crate::Ballot, BTreeMap<Slot, crate::Ballot>),
     /// Commands that have been forwarded: node, life, sequence number.
     pub(super) forwarded: BTreeSet<(NodeId, Incarnation, u64)>,
+    pub(super) auditor: Option<Box<dyn Auditor>>,
+    /// The last slot that the auditor has seen.
+    pub(super) audited: Slot,
 }
 
 pub(super) struct Cluster<'a, W: Workload> {
@@ -140,6 +144,8 @@ pub(super) struct Cluster<'a, W: Workload> {
     pub(super) clients: Vec<Client>,
     pub(super) transfers: BTreeMap<Token, Asked>,
     pub(super) clients_active: bool,
+    /// Of each client one for each group, if the workload has them.
+    pub(super) scripts: Vec<Box<dyn Script>>,
     pub(super) last_token: u64,
     pub(super) epoch: u64,
     pub(super) coverage: Coverage,
@@ -171,6 +177,8 @@ impl<'a, W: Workload> Cluster<'a, W> {
             history: History::default(),
             reported: Default::default(),
             forwarded: BTreeSet::new(),
+            auditor: workload.auditor(),
+            audited: Slot::ZERO,
         });
         Self {
             workload,
@@ -178,6 +186,9 @@ impl<'a, W: Workload> Cluster<'a, W> {
             groups: groups.collect(),
             clients: vec![Client::default(); plan.clients],
             transfers: BTreeMap::new(),
+            scripts: (0..plan.clients * plan.groups)
+                .map_while(|_| workload.script())
+                .collect(),
             plan,
             random,
             now: 0,

@@ -14,6 +14,8 @@ use super::{
     oracle::{Violation, alarm, ensure},
     trace,
 };
+use bytes::Bytes;
+
 use crate::{
     core::{ChosenEntry, Input, Message, Output, PersistId, Rejection, Token},
     state_machine::{ApplyCommand, Chosen, MachineError, StateMachine},
@@ -364,6 +366,7 @@ impl<W: Workload> Cluster<'_, W> {
         self.groups[group]
             .history
             .applied(id, chosen, reply_hash(&replies), digest)?;
+        self.audit(group, chosen, &replies)?;
         for (offset, command) in chosen.commands.iter().enumerate() {
             self.coverage
                 .meet_if(command.command.payload.is_empty(), Sometimes::EmptyCommand);
@@ -371,11 +374,29 @@ impl<W: Workload> Cluster<'_, W> {
                 self.groups[group]
                     .history
                     .write_answered(id, incarnation, token, chosen.slot, offset)?;
+                self.script_hears(token, Some(&replies[offset]));
                 self.client_hears(token, None);
             }
         }
         self.swap_snapshot(node, group)?;
         self.answer_reads(node, group)
+    }
+
+    /// The first replica that applies a slot shows it to the group's auditor: all others do the same.
+    fn audit(&mut self, group: usize, chosen: &ChosenEntry, replies: &[Bytes]) -> Check {
+        let Group { auditor, audited, .. } = &mut self.groups[group];
+        let Some(auditor) = auditor.as_mut().filter(|_| chosen.slot > *audited) else {
+            return Ok(());
+        };
+        *audited = chosen.slot;
+        for (command, reply) in chosen.commands.iter().zip(replies) {
+            auditor
+                .applied(&command.command.payload, reply)
+                .map_err(|detail| {
+                    Violation::new(auditor.name(), format!("slot {}: {detail}", chosen.slot))
+                })?;
+        }
+        Ok(())
     }
 
     /// Replaces a machine by a copy restored from its snapshot: nothing may differ afterwards.

@@ -1,6 +1,6 @@
 //! What a simulated cluster replicates: your state machine, or the default one, which is made for checking.
 
-use std::{boxed::Box, io, vec::Vec};
+use std::{boxed::Box, io, string::String, vec::Vec};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -26,11 +26,42 @@ pub trait Workload: Sync {
     /// A query of a client.
     fn query(&self, random: &mut Random) -> Bytes;
 
+    /// A client with a memory, whose commands depend on what became of earlier ones; called once for each client and
+    /// group of a run. `None`, the default: commands come from [`command`](Self::command). So do, always, those of bursts
+    /// and of the checks of progress.
+    fn script(&self) -> Option<Box<dyn Script>> {
+        None
+    }
+
+    /// Somebody who checks the service's own promises; called once for each group of a run. `None` by default.
+    fn auditor(&self) -> Option<Box<dyn Auditor>> {
+        None
+    }
+
     /// Where a node keeps its storage, empty at first; called once for each node of a run. `None`, the default, runs on
     /// the simulator's own disks. See [`OnStorage`].
     fn place(&self) -> Option<Box<dyn Place>> {
         None
     }
+}
+
+/// What a client with a memory does. It has one command under way at a time, each at another node as a rule.
+pub trait Script {
+    /// Its next command, as [`Workload::command`].
+    fn command(&mut self, random: &mut Random, unique: u64) -> Bytes;
+
+    /// How its command ended: with a reply; or without one, after which it may have happened, or may happen yet.
+    fn ended(&mut self, random: &mut Random, reply: Option<&Bytes>);
+}
+
+/// Follows a group's log.
+pub trait Auditor {
+    /// The oracle that failed, in reports: a short name.
+    fn name(&self) -> &'static str;
+
+    /// A command was applied, with this reply. Called once for each command, in the order of the log. An error is the
+    /// run's failure.
+    fn applied(&mut self, command: &Bytes, reply: &Bytes) -> Result<(), String>;
 }
 
 /// The [default workload](Checking) on a storage of yours: what the function returns is a new, empty

@@ -61,6 +61,7 @@
 //! | I5 | everything a node ever said is on its disk, at once and after every restart |
 //! | I6 | promises never go back; a ballot has one owner, one life and a quorum of promises |
 //! | I8 | equal states and replies at equal slots |
+//! | I9 | one effect and one answer for each command of a session (the workload [`Retrying`]) |
 //! | I10 | linearizable, by log positions |
 //! | I13 | queues keep their bounds |
 //! | L1 | after a while without faults, every node answers writes and reads |
@@ -84,6 +85,7 @@ mod node;
 mod oracle;
 pub(in crate::testing) mod random;
 mod rig;
+mod sessions;
 mod shrink;
 mod store;
 pub mod trace;
@@ -98,10 +100,11 @@ pub use self::{
     coverage::{Coverage, Event},
     disk::DiskState,
     faults::{Fault, FaultSet},
-    machine::{Checking, Ledger, OnStorage, Workload},
+    machine::{Auditor, Checking, Ledger, OnStorage, Script, Workload},
     oracle::{Oracle, Violation},
     random::Random,
     rig::{Ending, Letter, Rig},
+    sessions::Retrying,
     shrink::{Shrunk, shrink},
 };
 
