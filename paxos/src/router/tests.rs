@@ -11,7 +11,7 @@ use crate::{
 struct Text {
     applied: Slot,
     on_disk: bool,
-    text: String,
+    said: String,
     runs: usize,
 }
 
@@ -20,7 +20,7 @@ impl Text {
         Self {
             applied: Slot(applied),
             on_disk: true,
-            text: text.into(),
+            said: text.into(),
             runs: 0,
         }
     }
@@ -41,15 +41,15 @@ impl StateMachine for Text {
             if &command.payload[..] == b"fail" {
                 return Err(MachineError::new("asked to"));
             }
-            self.text.push_str(&String::from_utf8_lossy(&command.payload));
-            replies.push(self.text.clone().into());
+            self.said.push_str(&String::from_utf8_lossy(&command.payload));
+            replies.push(self.said.clone().into());
         }
         self.applied = chosen.upto;
         Ok(())
     }
 
     fn query(&self, _: Bytes) -> Bytes {
-        format!("{} in {} runs", self.text, self.runs).into()
+        format!("{} in {} runs", self.said, self.runs).into()
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
@@ -57,12 +57,12 @@ impl StateMachine for Text {
     }
 
     fn restore(&mut self, upto: Slot, from: &mut dyn Read) -> Result<(), MachineError> {
-        self.text.clear();
+        self.said.clear();
         // Leaves the last line to others.
         let mut text = String::new();
         from.read_to_string(&mut text)
             .map_err(|error| MachineError(error.to_string()))?;
-        self.text = text.trim_end().into();
+        self.said = text.trim_end().into();
         self.applied = upto;
         Ok(())
     }
@@ -70,7 +70,7 @@ impl StateMachine for Text {
 
 impl SnapshotSource for Text {
     fn write_to(self: Box<Self>, to: &mut dyn Write) -> io::Result<()> {
-        writeln!(to, "{}", self.text)
+        writeln!(to, "{}", self.said)
     }
 }
 
