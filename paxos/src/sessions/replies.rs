@@ -32,9 +32,28 @@ pub(super) struct OfSession {
 }
 
 impl OfSession {
+    fn index_of(&self, sequence: u64) -> Option<usize> {
+        let first = self.kept.front()?.sequence;
+        // Without gaps, as nearly always, that is the place.
+        let guess = usize::try_from(sequence.checked_sub(first)?).ok()?;
+        match self.kept.get(guess) {
+            Some(kept) if kept.sequence == sequence => Some(guess),
+            _ => self
+                .kept
+                .binary_search_by_key(&sequence, |kept| kept.sequence)
+                .ok(),
+        }
+    }
+
     fn find(&self, sequence: u64) -> Option<&Kept> {
-        let index = self.kept.binary_search_by_key(&sequence, |kept| kept.sequence);
-        self.kept.get(index.ok()?)
+        self.kept.get(self.index_of(sequence)?)
+    }
+
+    /// Removes the reply to the lowest sequence; returns what it cost.
+    fn pop(&mut self) -> usize {
+        let bytes = self.kept.pop_front().map_or(0, |kept| cost(&kept.reply));
+        self.bytes -= bytes;
+        bytes
     }
 
     fn insert(&mut self, kept: Kept) {
@@ -49,8 +68,7 @@ impl OfSession {
 
     /// Removes a reply; returns what it cost, zero if it was not there.
     fn remove(&mut self, sequence: u64) -> usize {
-        let index = self.kept.binary_search_by_key(&sequence, |kept| kept.sequence);
-        let removed = index.ok().and_then(|index| self.kept.remove(index));
+        let removed = self.index_of(sequence).and_then(|index| self.kept.remove(index));
         let bytes = removed.map_or(0, |kept| cost(&kept.reply));
         self.bytes -= bytes;
         bytes
@@ -113,21 +131,16 @@ impl Replies {
         session.find(sequence).map(|kept| &kept.reply)
     }
 
-    fn removed(&mut self, bytes: usize) {
-        if bytes > 0 {
-            self.bytes -= bytes;
-            self.count -= 1;
-        }
-    }
-
     /// A session's client needs nothing below `acked` any more.
     pub(super) fn release(&mut self, place: Place, acked: u64) {
-        while let Some(first) = self.of(place).first()
-            && first < acked
-        {
-            let bytes = self.of(place).remove(first);
-            self.removed(bytes);
+        let session = self.of(place);
+        let (mut bytes, mut count) = (0, 0);
+        while session.first().is_some_and(|first| first < acked) {
+            bytes += session.pop();
+            count += 1;
         }
+        self.bytes -= bytes;
+        self.count -= count;
     }
 
     /// A session has ended.
@@ -154,11 +167,8 @@ impl Replies {
             },
         );
         while self.of(place).bytes > self.limits.max_session_reply_bytes {
-            let Some(first) = self.of(place).first() else {
-                break;
-            };
-            let bytes = self.of(place).remove(first);
-            self.removed(bytes);
+            self.bytes -= self.of(place).pop();
+            self.count -= 1;
         }
         while self.bytes > self.limits.max_reply_bytes
             && let Some((age, place, sequence)) = self.queue.pop_front()
@@ -180,8 +190,8 @@ impl Replies {
 
     fn drop_if_kept(&mut self, age: u64, place: Place, sequence: u64) {
         if is_kept(&self.sessions, (age, place, sequence)) {
-            let bytes = self.of(place).remove(sequence);
-            self.removed(bytes);
+            self.bytes -= self.of(place).remove(sequence);
+            self.count -= 1;
         }
     }
 
