@@ -228,6 +228,8 @@ pub struct GroupMetrics {
     pub dropped_messages: Counter,
     /// Messages that the transport refused to send.
     pub refused_sends: Counter,
+    /// Reads of the store that found damage.
+    pub damaged_reads: Counter,
     /// Things seen that must never happen (see [`Alarm`](crate::core::Alarm)).
     pub alarms: Counter,
     /// 1 if the group has halted, else 0.
@@ -260,6 +262,7 @@ impl Default for GroupMetrics {
             batch_entries: Histogram::of_counts(),
             dropped_messages: Counter::default(),
             refused_sends: Counter::default(),
+            damaged_reads: Counter::default(),
             alarms: Counter::default(),
             halted: Gauge::default(),
             peers: Mutex::default(),
@@ -569,6 +572,12 @@ const NUMBERS: &[Number] = &[
         Kind::Counter,
         "Messages that the transport refused",
         |m| m.refused_sends.get(),
+    ),
+    (
+        "paxos_damaged_reads_total",
+        Kind::Counter,
+        "Reads of the store that found damage",
+        |m| m.damaged_reads.get(),
     ),
     (
         "paxos_alarms_total",

@@ -27,6 +27,8 @@ mod switch {
         "install_keeps_window",
         "trim_before_snapshot",
         "origins_not_in_snapshot",
+        "rests_before_its_peers_know",
+        "returning_peer_wakes_nobody",
     ];
 
     static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);

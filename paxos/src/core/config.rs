@@ -10,6 +10,9 @@ pub struct Config {
     /// A follower that has heard nothing from its leader for this long, and up to twice as long (drawn at random),
     /// canvasses; a leader that has heard no quorum for this long steps down.
     pub election_timeout: Duration,
+    /// After how many heartbeats in a row without anything to do a group rests: it says nothing until there is something
+    /// to do. Only with a driver that watches the peers' nodes ([`Input::PeerAlive`](super::Input::PeerAlive)). 0: never.
+    pub rest_after_heartbeats: u32,
     /// How many slots may be in flight, above the chosen watermark, beside those that a new leader inherits.
     pub max_window_entries: usize,
     /// How many bytes of entries may be in flight, above the chosen watermark; and how many may wait for this node's own
@@ -63,6 +66,7 @@ impl Default for Config {
         Self {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout: Duration::from_millis(500),
+            rest_after_heartbeats: 5,
             max_window_entries: 1_024,
             max_window_bytes: 32 << 20,
             max_batch_commands: 1_024,

@@ -113,12 +113,13 @@ impl Replica {
     /// Gives the present leader, or a candidate that asks, time.
     pub(super) fn postpone_election(&mut self) {
         let timeout = self.config.election_timeout;
-        self.election_at = self.now.plus(timeout + self.rng.up_to(timeout));
+        self.election_at = Some(self.now.plus(timeout + self.rng.up_to(timeout)));
     }
 
     /// Canvasses soon, with a little randomness against duels.
     fn hasten_election(&mut self) {
-        self.election_at = self.now.plus(self.rng.up_to(self.config.heartbeat_interval / 2));
+        let soon = self.rng.up_to(self.config.heartbeat_interval / 2);
+        self.election_at = Some(self.now.plus(soon));
     }
 
     pub(super) fn set_leader(&mut self, leader: Option<Ballot>) {
@@ -148,10 +149,8 @@ impl Replica {
 
     /// Whether a leader has been heard so recently that nobody should try to replace it.
     fn hears_leader(&self) -> bool {
-        match &self.role {
-            Role::Leader(_) => true,
-            _ => self.leader.is_some() && self.now.since(self.heard_at) < self.config.election_timeout,
-        }
+        let recently = || self.now.since(self.heard_at) < self.config.election_timeout;
+        self.is_leader() || (self.leader.is_some() && (self.is_resting() || recently()))
     }
 
     /// Whether this node would be a leader of use. One that still replays its log could not take commands; one that
@@ -164,18 +163,19 @@ impl Replica {
     pub(super) fn on_time(&mut self) {
         self.expire_transfers();
         match &self.role {
+            Role::Leader(_) if self.is_resting() => {}
             Role::Leader(leadership) => {
                 let contact = leadership.quorum_contact(self.memberships.current(), self.own(), self.now);
                 if self.now.since(contact) >= self.config.election_timeout {
                     return self.step_down();
                 }
                 if self.now >= leadership.heartbeat_at {
-                    self.heartbeat();
+                    self.heartbeat_or_rest();
                 }
             }
             // A new ballot would not become durable any sooner.
             Role::Candidate(candidacy) if !candidacy.reports.contains_key(&self.identity.node) => {}
-            _ if self.now >= self.election_at => self.canvass(),
+            _ if self.election_at.is_some_and(|at| self.now >= at) => self.canvass(),
             Role::Candidate(candidacy) if self.now >= candidacy.ask_again_at => self.ask_for_promises(),
             _ => {}
         }
@@ -199,6 +199,9 @@ impl Replica {
     }
 
     pub(super) fn on_canvass(&mut self, from: NodeId, ballot: Ballot, chosen: Slot) {
+        if self.is_resting() {
+            self.on_canvass_at_rest(from, ballot);
+        }
         // Whoever lacks what is trimmed here would lead only after a snapshot: this node can lead at once.
         let granted = !self.hears_leader() && ballot > self.floor() && self.trimmed <= chosen;
         let highest = self.highest.max(self.promised);
@@ -342,7 +345,7 @@ impl Replica {
             report.covered = last;
             candidacy.ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
             let timeout = self.config.election_timeout;
-            self.election_at = self.now.plus(timeout + self.rng.up_to(timeout));
+            self.election_at = Some(self.now.plus(timeout + self.rng.up_to(timeout)));
         }
         for (slot, accepted) in entries {
             if slot < first || slot > last || planted::is("promise_entries_dropped") {
@@ -415,10 +418,14 @@ impl Replica {
 
     pub(super) fn election_deadline(&self) -> Option<Time> {
         match &self.role {
+            _ if self.is_resting() => None,
             Role::Leader(leadership) => Some(leadership.heartbeat_at),
             Role::Candidate(candidacy) if !candidacy.reports.contains_key(&self.identity.node) => None,
-            Role::Candidate(candidacy) => Some(candidacy.ask_again_at.min(self.election_at)),
-            Role::Follower | Role::Canvassing(_) => Some(self.election_at),
+            Role::Candidate(candidacy) => {
+                let election_at = self.election_at.unwrap_or(candidacy.ask_again_at);
+                Some(candidacy.ask_again_at.min(election_at))
+            }
+            Role::Follower | Role::Canvassing(_) => self.election_at,
         }
     }
 }

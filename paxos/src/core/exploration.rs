@@ -24,7 +24,7 @@ impl Replica {
             (Timer::Heartbeat, Role::Leader(leadership)) => leadership.heartbeat_at = self.now,
             (Timer::Election, Role::Leader(_)) | (Timer::Heartbeat, _) => {}
             (Timer::Election, _) => {
-                self.election_at = self.now;
+                self.election_at = Some(self.now);
                 self.heard_at = Time::default();
             }
         }
@@ -37,7 +37,7 @@ impl Replica {
     pub fn normalize(&mut self) {
         self.rng = Rng::new(0);
         self.heard_at = self.now;
-        self.election_at = self.now.plus(self.config.election_timeout);
+        self.election_at = Some(self.now.plus(self.config.election_timeout));
         let durable = self.gate.durable;
         for id in [
             &mut self.gate.building,

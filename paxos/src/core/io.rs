@@ -139,10 +139,21 @@ pub enum Input {
     },
     /// Answers the last [`Output::StoreChunk`] of a snapshot: the whole has been verified and is durable.
     SnapshotReceived(SnapshotHeader),
+    /// Answers [`Output::Load`]: what the store holds there is damaged. Peers that asked for it ask elsewhere; if the
+    /// state machine needs it, the replica raises [`Alarm::Missing`].
+    LoadFailed {
+        /// The first slot asked for.
+        from: Slot,
+    },
     /// The connection to a peer broke: a hint that it may be gone.
     Disconnected(NodeId),
     /// The transport refused a message to this peer (its queue is full or there is no connection).
     SendRefused(NodeId),
+    /// The driver hears this peer's node: see [`peers`](super::peers). A group rests only with peers of whom this was
+    /// said last.
+    PeerAlive(NodeId),
+    /// The driver has not heard this peer's node for an election timeout, or it was started anew.
+    PeerSilent(NodeId),
 }
 
 /// What a replica wants done.
@@ -203,7 +214,8 @@ pub enum Output {
         /// The piece.
         data: Bytes,
     },
-    /// Read the entries of these slots from the store and step [`Input::Loaded`]. One load is open at a time.
+    /// Read the entries of these slots from the store and step [`Input::Loaded`] or [`Input::LoadFailed`]. One load is open
+    /// at a time.
     Load {
         /// The first slot.
         from: Slot,
@@ -326,10 +338,15 @@ pub enum Alarm {
         /// At which ballot.
         ballot: Ballot,
     },
-    /// The store does not hold a slot that it was told to keep. The replica applies nothing from there on; the driver
+    /// The store does not give back a slot that it was told to keep. The replica applies nothing from there on; the driver
     /// should halt it.
     Missing {
         /// Where.
+        slot: Slot,
+    },
+    /// The store does not give back a slot that a peer asked for, and that this replica needs no more itself.
+    Unreadable {
+        /// The first slot of the read.
         slot: Slot,
     },
     /// A peer reported an entry that cannot be: the report was ignored.
@@ -383,6 +400,8 @@ pub struct Status {
     pub group: GroupId,
     /// The replica's part.
     pub phase: Phase,
+    /// Whether the group rests, as far as this replica knows: nothing is to be done, so nothing is said.
+    pub resting: bool,
     /// The leader's ballot, as far as known.
     pub leader: Option<Ballot>,
     /// The highest ballot promised, durable or not yet.
@@ -443,7 +462,7 @@ pub enum Phase {
 pub struct PeerStatus {
     /// The peer has durably accepted everything up to this slot, or knows it chosen.
     pub matched: Slot,
-    /// Whether it answered a heartbeat within the election timeout.
+    /// Whether it answered a heartbeat within the election timeout; while the group rests, whether its node is heard.
     pub alive: bool,
     /// How long ago the last answered heartbeat was sent, at the time of the status.
     pub heard_before: Option<Duration>,

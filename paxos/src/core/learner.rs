@@ -84,6 +84,11 @@ impl Learner {
     pub(super) fn ask_another_than(&mut self, peer: NodeId) {
         self.asked = self.asked.filter(|asked| asked.peer != peer);
     }
+
+    /// Whether everything up to `chosen`, and nothing more, is known and applied, and nobody asks for anything.
+    pub(super) fn is_idle(&self, chosen: Slot) -> bool {
+        self.applied == chosen && self.known <= chosen && self.load.is_none() && self.serving.is_empty()
+    }
 }
 
 impl Replica {
@@ -399,6 +404,23 @@ impl Replica {
             });
             return;
         }
+    }
+
+    /// What was to be loaded is damaged.
+    pub(super) fn on_load_failed(&mut self, from: Slot) {
+        let Some((slot, purpose)) = self.learner.load.filter(|(first, _)| *first == from) else {
+            return;
+        };
+        self.learner.load = None;
+        let alarm = match purpose {
+            Purpose::Nothing => return,
+            Purpose::Serve(_) => Alarm::Unreadable { slot },
+            Purpose::Apply => {
+                self.learner.stuck = true;
+                Alarm::Missing { slot }
+            }
+        };
+        self.outputs.push_back(Output::Alarm(alarm));
     }
 
     pub(super) fn on_loaded(&mut self, from: Slot, entries: Vec<(Slot, Accepted)>) {

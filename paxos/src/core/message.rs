@@ -217,6 +217,25 @@ pub enum Message {
         /// Why.
         reason: TransferRejection,
     },
+    /// A heartbeat of a leader that has nothing to do: "if you have not either, rest". Answered with a
+    /// [`Message::HeartbeatReply`], and with [`Message::Rests`] by those who do.
+    Rest {
+        /// As in [`Message::Heartbeat`].
+        ballot: Ballot,
+        /// As in [`Message::Heartbeat`].
+        start: Slot,
+        /// As in [`Message::Heartbeat`].
+        chosen: Slot,
+        /// As in [`Message::Heartbeat`].
+        round: u64,
+    },
+    /// Answers [`Message::Rest`]: the sender has everything, and waits for no sign of life any more.
+    Rests {
+        /// The leader's ballot.
+        ballot: Ballot,
+        /// The round of the question.
+        round: u64,
+    },
 }
 
 impl Message {
@@ -245,6 +264,8 @@ impl Message {
             Self::TakeOver { .. } => "take_over",
             Self::TransferLeadership { .. } => "transfer_leadership",
             Self::TransferRefused { .. } => "transfer_refused",
+            Self::Rest { .. } => "rest",
+            Self::Rests { .. } => "rests",
         }
     }
 

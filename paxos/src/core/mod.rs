@@ -44,9 +44,11 @@ mod io;
 mod learner;
 mod membership;
 mod message;
+pub mod peers;
 mod progress;
 mod proposals;
 mod proposer;
+mod quiet;
 mod reads;
 mod rng;
 mod snapshots;
@@ -68,6 +70,7 @@ use self::{
     membership::Memberships,
     proposals::Proposals,
     proposer::Pulse,
+    quiet::Nodes,
     reads::Reads,
     rng::Rng,
     snapshots::Snapshots,
@@ -119,8 +122,9 @@ pub struct Replica {
     following: Following,
     acknowledgement_due: bool,
     heard_at: Time,
-    /// When this node canvasses if it hears of no leader.
-    election_at: Time,
+    /// When this node canvasses if it hears of no leader; `None` while it rests.
+    election_at: Option<Time>,
+    nodes: Nodes,
 
     learner: Learner,
     snapshots: Snapshots,
@@ -205,7 +209,8 @@ impl Replica {
             },
             acknowledgement_due: false,
             heard_at: now,
-            election_at: now,
+            election_at: Some(now),
+            nodes: Nodes::default(),
             learner: Learner::new(upto, snapshot.origins, chosen),
             snapshots: Snapshots::new(upto),
             proposals: Proposals::new(),
@@ -226,6 +231,7 @@ impl Replica {
     /// Takes one input in. Cheap; all effects come out of [`Self::poll`]. A time before an earlier one counts as that.
     pub fn step(&mut self, now: Time, input: Input) {
         self.now = self.now.max(now);
+        self.wake_for(&input);
         match input {
             Input::Tick => {}
             Input::Message {
@@ -261,7 +267,10 @@ impl Replica {
             } => self.on_chunk_loaded(to, upto, total, offset, data),
             Input::ChunkStored { upto, next_offset } => self.on_chunk_stored(upto, next_offset),
             Input::SnapshotReceived(header) => self.on_snapshot_received(header),
+            Input::LoadFailed { from } => self.on_load_failed(from),
             Input::Disconnected(peer) => self.on_disconnected(peer),
+            Input::PeerAlive(peer) => self.on_peer_alive(peer),
+            Input::PeerSilent(peer) => self.on_peer_silent(peer),
             Input::SendRefused(peer) => {
                 if let Role::Leader(leadership) = &mut self.role {
                     leadership.pause(peer);
@@ -379,6 +388,13 @@ impl Replica {
             } => self.on_take_over(from, ballot, start, chosen),
             Message::TransferLeadership { request, to } => self.on_transfer_request(from, request, to),
             Message::TransferRefused { request, reason } => self.on_transfer_refused(from, request, reason),
+            Message::Rest {
+                ballot,
+                start,
+                chosen,
+                round,
+            } => self.on_rest(from, ballot, start, chosen, round),
+            Message::Rests { ballot, round } => self.on_rests(from, ballot, round),
         }
     }
 
@@ -470,7 +486,7 @@ impl Replica {
             Role::Leader(leadership) => {
                 let peers = leadership.peers.iter().map(|(node, peer)| {
                     let heard_before = peer.heard.then(|| now.since(peer.contact));
-                    let alive = heard_before.is_some_and(|before| before < self.config.election_timeout);
+                    let alive = peer.heard && self.is_alive(*node, peer.contact, now);
                     let matched = peer.matched.max(peer.unclaimed);
                     (
                         *node,
@@ -491,6 +507,7 @@ impl Replica {
         Status {
             group: self.group,
             phase: self.phase(),
+            resting: self.is_resting(),
             leader: self.leader,
             promised: self.promised,
             chosen: self.chosen,

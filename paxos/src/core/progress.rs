@@ -36,6 +36,8 @@ pub(super) struct Progress {
     pub(super) ready: bool,
     /// The highest watermark that was sent.
     pub(super) told: Slot,
+    /// The last round in which it said that it rests.
+    pub(super) rests_in: u64,
 }
 
 impl Progress {
@@ -55,6 +57,7 @@ impl Progress {
             heard: false,
             ready: false,
             told: Slot::ZERO,
+            rests_in: 0,
         }
     }
 
@@ -69,6 +72,11 @@ impl Progress {
     /// Whether the peer has a vote at the leader's ballot for `slot`.
     pub(super) fn voted(&self, slot: Slot) -> bool {
         self.unclaimed < slot && slot <= self.matched
+    }
+
+    /// Whether the peer knows that everything up to `chosen` is chosen, and is sent things.
+    pub(super) fn is_in_step(&self, chosen: Slot) -> bool {
+        self.unclaimed >= chosen && self.paused.is_none()
     }
 
     /// Whether more may be sent.

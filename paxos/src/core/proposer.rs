@@ -14,6 +14,7 @@ use super::{
     batch,
     election::{Candidacy, Role},
     progress::Progress,
+    quiet::Quiet,
     reads::LeaderReads,
     transfer::Transfer,
 };
@@ -53,6 +54,7 @@ pub(super) struct Leadership {
     pub(super) tell_at: Option<Time>,
     pub(super) reads: LeaderReads,
     pub(super) transfer: Option<Transfer>,
+    pub(super) quiet: Quiet,
 }
 
 /// What a peer says of itself when it answers a heartbeat: see [`Message::HeartbeatReply`].
@@ -93,7 +95,7 @@ impl Leadership {
 
     /// Whether something holds of a voter, which takes part with the disk that it was admitted with: asked of what is
     /// known of it as a peer, or of this node itself.
-    fn of(
+    pub(super) fn of(
         &self,
         voter: &Member,
         own: Sender,
@@ -112,6 +114,15 @@ impl Leadership {
         if let Some(progress) = self.peers.get_mut(&peer) {
             progress.pause(self.round);
         }
+    }
+
+    /// Whether everything that was proposed is chosen, and nobody waits for anything.
+    pub(super) fn is_idle(&self, chosen: Slot) -> bool {
+        self.next.previous() == chosen
+            && self.forwarded.is_empty()
+            && self.tell_at.is_none()
+            && self.reads.is_idle()
+            && self.transfer.is_none()
     }
 
     fn is_chosen(&self, slot: Slot, membership: &Membership, own: Sender) -> bool {
@@ -164,6 +175,7 @@ impl Replica {
             tell_at: None,
             reads: LeaderReads::default(),
             transfer: None,
+            quiet: Quiet::default(),
         };
         self.following = Following {
             ballot,
@@ -373,6 +385,25 @@ impl Replica {
     }
 
     pub(super) fn heartbeat(&mut self) {
+        self.beat(|ballot, start, chosen, round| Message::Heartbeat {
+            ballot,
+            start,
+            chosen,
+            round,
+        });
+    }
+
+    /// A heartbeat that asks the peers to rest.
+    pub(super) fn ask_to_rest(&mut self) {
+        self.beat(|ballot, start, chosen, round| Message::Rest {
+            ballot,
+            start,
+            chosen,
+            round,
+        });
+    }
+
+    fn beat(&mut self, message: impl FnOnce(Ballot, Slot, Slot, u64) -> Message) {
         let (now, chosen) = (self.now, self.chosen);
         let Role::Leader(leadership) = &mut self.role else {
             return;
@@ -384,12 +415,7 @@ impl Replica {
             peer.probe(leadership.round);
             peer.told = chosen;
         }
-        let message = Message::Heartbeat {
-            ballot: leadership.ballot,
-            start: leadership.start,
-            chosen,
-            round: leadership.round,
-        };
+        let message = message(leadership.ballot, leadership.start, chosen, leadership.round);
         let to = leadership.peers.keys().copied().collect();
         self.send_all(to, message);
     }

@@ -40,6 +40,12 @@ pub(super) struct LeaderReads {
     round: Option<Round>,
 }
 
+impl LeaderReads {
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.round.is_none()
+    }
+}
+
 #[derive(Clone, Debug, Hash)]
 enum Asker {
     Own(Token),
@@ -55,6 +61,10 @@ struct Round {
 }
 
 impl Reads {
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_empty() && self.questions.is_empty()
+    }
+
     pub(super) fn new(incarnation: Incarnation) -> Self {
         Self {
             last_question: incarnation.0 << 20,

@@ -1,6 +1,7 @@
 //! What reaches a group's task beside its users' requests: peers' messages and the store's answers.
 
 use std::{
+    string::String,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -16,7 +17,7 @@ use tokio::{
 
 use super::GroupStatus;
 use crate::{
-    core::{Message, PersistId},
+    core::{Message, PersistId, peers::Change},
     error::TransferError,
     types::{Accepted, NodeId, Slot, StorageId},
 };
@@ -32,12 +33,14 @@ pub(super) enum Event {
     },
     /// The last connection to this peer broke.
     Disconnected(NodeId),
+    /// What the node has found out about a peer.
+    Peer(Change),
     /// This write of the group and all before it are durable.
     Persisted(PersistId),
-    /// Answers the open load.
+    /// Answers the open load: with the entries, or with what is damaged.
     Loaded {
         from: Slot,
-        entries: Vec<(Slot, Accepted)>,
+        entries: Result<Vec<(Slot, Accepted)>, String>,
     },
     /// Somebody asks for the status.
     Status(oneshot::Sender<GroupStatus>),
@@ -46,8 +49,8 @@ pub(super) enum Event {
         to: Option<NodeId>,
         reply: oneshot::Sender<Result<NodeId, TransferError>>,
     },
-    /// The node stops.
-    Stop,
+    /// The group is to end, for this reason.
+    Stop(&'static str),
 }
 
 /// Sends events to a group's task. Never waits: what bounds the channel is said at each use.

@@ -15,7 +15,9 @@ mod builder;
 mod config;
 mod event;
 mod group;
+mod liveness;
 mod machine;
+mod removing;
 mod router;
 mod starting;
 mod storage;
@@ -23,7 +25,7 @@ mod task;
 mod waiting;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, format,
     panic::{AssertUnwindSafe, catch_unwind},
     string::{String, ToString},
@@ -32,14 +34,19 @@ use std::{
     vec::Vec,
 };
 
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::{broadcast, watch},
+    task::JoinHandle,
+    time::Instant,
+};
 
-use self::router::Router;
 pub use self::{
     builder::NodeBuilder,
     config::Config,
     group::{Group, GroupStatus, Read},
+    liveness::{PeerEvent, PeerHealth},
 };
+use self::{liveness::Liveness, router::Router};
 use crate::{
     metrics::{Exposition, Kind, NodeMetrics, expose},
     state_machine::MachineError,
@@ -60,9 +67,13 @@ pub struct Node {
     findings: Vec<Finding>,
     metrics: Arc<NodeMetrics>,
     halt: Halt,
+    /// Sends beats to the peers.
+    watch: JoinHandle<()>,
     /// What the store held for groups that have not been added yet.
     recovered: Mutex<BTreeMap<GroupId, RecoveredGroup>>,
     groups: Mutex<BTreeMap<GroupId, (Group, JoinHandle<()>)>>,
+    /// Groups that are being added or removed.
+    changing: Arc<Mutex<BTreeSet<GroupId>>>,
     is_down: AtomicBool,
 }
 
@@ -95,6 +106,7 @@ struct Environment {
     transport: Arc<dyn Transport>,
     storage: storage::Handle,
     memberships: Mutex<BTreeMap<GroupId, Membership>>,
+    liveness: Arc<Liveness>,
 }
 
 impl Environment {
@@ -102,6 +114,19 @@ impl Environment {
     fn set_membership(&self, group: GroupId, membership: Membership) {
         let mut memberships = lock(&self.memberships);
         memberships.insert(group, membership);
+        self.reach_members(&memberships);
+    }
+
+    /// The group is gone, and so are peers that were members of no other.
+    fn forget_membership(&self, group: GroupId) {
+        let mut memberships = lock(&self.memberships);
+        if memberships.remove(&group).is_some() {
+            self.reach_members(&memberships);
+        }
+    }
+
+    /// Called with the memberships locked, so that an older set of peers never replaces a newer one.
+    fn reach_members(&self, memberships: &BTreeMap<GroupId, Membership>) {
         let members = memberships.values().flat_map(|membership| &membership.members);
         let addresses: BTreeMap<NodeId, &String> =
             members.map(|member| (member.node, &member.address)).collect();
@@ -112,8 +137,10 @@ impl Environment {
                 address: address.clone(),
             })
             .collect();
-        // Under the lock, so that an older set never replaces a newer one.
         self.transport.set_peers(&peers);
+        let others = peers.into_iter().filter(|peer| peer.node != self.identity.node);
+        self.liveness
+            .watch(others.map(|peer| (peer.node, peer.address)).collect());
     }
 }
 
@@ -218,6 +245,18 @@ impl Node {
         &self.findings
     }
 
+    /// What this node knows of each of its peers. A beat goes to every peer each
+    /// [`heartbeat_interval`](crate::core::Config::heartbeat_interval), whatever the number of groups.
+    pub fn peers(&self) -> Vec<PeerHealth> {
+        self.environment.liveness.health()
+    }
+
+    /// What happens to the links with the peers from now on. A receiver that falls more than 256 events behind misses
+    /// the oldest and is told how many ([`RecvError::Lagged`](broadcast::error::RecvError::Lagged)).
+    pub fn peer_events(&self) -> broadcast::Receiver<PeerEvent> {
+        self.environment.liveness.events()
+    }
+
     /// What the node has counted over all groups.
     pub const fn metrics(&self) -> &Arc<NodeMetrics> {
         &self.metrics
@@ -240,7 +279,7 @@ impl Node {
         let own = self.environment.identity.node;
         let memberships = lock(&self.environment.memberships).clone();
         let members = memberships.values().flat_map(|membership| &membership.members);
-        let peers: std::collections::BTreeSet<NodeId> = members
+        let peers: BTreeSet<NodeId> = members
             .map(|member| member.node)
             .filter(|node| *node != own)
             .collect();
@@ -263,6 +302,29 @@ impl Node {
         );
         for (peer, counters) in &counters {
             to.value(&[("peer", peer)], counters.received_bytes);
+        }
+        let health = self.peers();
+        to.family("paxos_peer_alive", Kind::Gauge, "1 if this node hears the peer");
+        for peer in &health {
+            to.value(&[("peer", &peer.node)], u8::from(peer.alive == Some(true)));
+        }
+        to.family(
+            "paxos_peer_connected",
+            Kind::Gauge,
+            "1 if the transport can send to the peer",
+        );
+        for peer in &health {
+            to.value(&[("peer", &peer.node)], u8::from(peer.connected));
+        }
+        to.family(
+            "paxos_peer_rtt_seconds",
+            Kind::Gauge,
+            "How long a small message to the peer and its answer take",
+        );
+        for peer in &health {
+            if let Some(round_trip) = peer.round_trip {
+                to.value(&[("peer", &peer.node)], round_trip.as_secs_f64());
+            }
         }
         to.family(
             "paxos_peer_connects_total",
@@ -297,6 +359,7 @@ impl Node {
     pub async fn shutdown(self) -> Result<(), NodeError> {
         self.hand_groups_over().await;
         self.is_down.store(true, Relaxed);
+        self.watch.abort();
         self.router.close();
         let groups = std::mem::take(&mut *lock(&self.groups));
         for (_, task) in groups.into_values() {
@@ -341,6 +404,7 @@ impl Drop for Node {
         if self.is_down.load(Relaxed) {
             return;
         }
+        self.watch.abort();
         self.router.close();
         let transport = self.environment.transport.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

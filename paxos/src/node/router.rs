@@ -13,12 +13,15 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::event::{Delivery, Event, Inbox};
+use super::{
+    event::{Delivery, Event, Inbox},
+    liveness::Liveness,
+};
 use crate::{
     metrics::{GroupMetrics, NodeMetrics},
     transport::{Deliver, InboxClosed, Incoming},
-    types::{GroupId, Identity},
-    wire,
+    types::{ClusterId, GroupId, Identity, NodeId},
+    wire::{self, WireError},
 };
 
 /// A group as the transport sees it.
@@ -31,15 +34,17 @@ pub(super) struct Router {
     identity: Identity,
     routes: RwLock<BTreeMap<GroupId, Arc<Route>>>,
     metrics: Arc<NodeMetrics>,
+    liveness: Arc<Liveness>,
     closed: AtomicBool,
 }
 
 impl Router {
-    pub(super) fn new(identity: Identity, metrics: Arc<NodeMetrics>) -> Self {
+    pub(super) fn new(identity: Identity, metrics: Arc<NodeMetrics>, liveness: Arc<Liveness>) -> Self {
         Self {
             identity,
             routes: RwLock::default(),
             metrics,
+            liveness,
             closed: AtomicBool::new(false),
         }
     }
@@ -51,10 +56,22 @@ impl Router {
             .insert(group, Arc::new(route));
     }
 
+    /// Takes nothing for this group any more, and tells it to stop.
+    pub(super) fn remove(&self, group: GroupId) {
+        let route = self
+            .routes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&group);
+        if let Some(route) = route {
+            route.inbox.send(Event::Stop("the group was removed"));
+        }
+    }
+
     /// Takes nothing any more, and tells all groups to stop.
     pub(super) fn close(&self) {
         self.closed.store(true, Relaxed);
-        self.tell_all(|| Event::Stop);
+        self.tell_all(|| Event::Stop("the node was shut down"));
     }
 
     fn route(&self, group: GroupId) -> Option<Arc<Route>> {
@@ -65,7 +82,7 @@ impl Router {
             .cloned()
     }
 
-    fn tell_all(&self, event: impl Fn() -> Event) {
+    pub(super) fn tell_all(&self, event: impl Fn() -> Event) {
         let routes: Vec<_> = self
             .routes
             .read()
@@ -78,22 +95,44 @@ impl Router {
         }
     }
 
-    async fn frame(&self, frame: Bytes) {
-        let frame_bytes = frame.len();
-        let envelope = match wire::decode(frame) {
-            Ok(envelope) => envelope,
-            Err(error) => {
+    fn well_formed<T>(&self, decoded: Result<T, WireError>) -> Option<T> {
+        decoded
+            .inspect_err(|error| {
                 self.metrics.malformed_frames.increment();
                 tracing::debug!(node = %self.identity.node, %error, "dropped a malformed frame");
-                return;
-            }
-        };
-        if envelope.cluster != self.identity.cluster || envelope.from == self.identity.node {
+            })
+            .ok()
+    }
+
+    fn is_stranger(&self, cluster: ClusterId, from: NodeId) -> bool {
+        let stranger = cluster != self.identity.cluster || from == self.identity.node;
+        if stranger {
             self.metrics.stranger_frames.increment();
             tracing::debug!(
-                node = %self.identity.node, cluster = %envelope.cluster, from = %envelope.from,
+                node = %self.identity.node, %cluster, %from,
                 "dropped a frame of another cluster or of a node with this node's id"
             );
+        }
+        stranger
+    }
+
+    fn beat(&self, frame: Bytes) {
+        if let Some((prefix, beat)) = self.well_formed(wire::decode_beat(frame))
+            && !self.is_stranger(prefix.cluster, prefix.from)
+        {
+            self.liveness.heard(prefix.from, beat, self);
+        }
+    }
+
+    async fn frame(&self, frame: Bytes) {
+        if wire::is_beat(&frame) {
+            return self.beat(frame);
+        }
+        let frame_bytes = frame.len();
+        let Some(envelope) = self.well_formed(wire::decode(frame)) else {
+            return;
+        };
+        if self.is_stranger(envelope.cluster, envelope.from) {
             return;
         }
         let Some(route) = self.route(envelope.group) else {
@@ -120,12 +159,14 @@ impl Deliver for Router {
         }
         match incoming {
             Incoming::Frame(frame) => self.frame(frame).await,
-            // The protocol finds out by its next heartbeat.
             Incoming::Connected(peer) => {
                 tracing::debug!(node = %self.identity.node, %peer, "connected");
+                // The protocol finds out by its next heartbeat.
+                self.liveness.connected(peer);
             }
             Incoming::Disconnected(peer) => {
                 tracing::debug!(node = %self.identity.node, %peer, "disconnected");
+                self.liveness.disconnected(peer);
                 // One for each broken connection: few.
                 self.tell_all(|| Event::Disconnected(peer));
             }

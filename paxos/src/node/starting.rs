@@ -18,8 +18,10 @@ use super::{
     already_added, caught,
     event::{EventSender, Inbox, Room},
     group::{Queue, Shared},
+    liveness::{self, Liveness},
     lock,
     machine::Machine,
+    removing::{Changing, Taken},
     router::{Route, Router},
     storage,
     task::{Parts, Task},
@@ -61,7 +63,11 @@ impl Node {
         for finding in &recovered.findings {
             tracing::warn!(node = %identity.node, ?finding, "the store has noticed something");
         }
-        let router = Arc::new(Router::new(identity, metrics.clone()));
+        let clock = Clock {
+            origin: Instant::now(),
+        };
+        let liveness = Arc::new(Liveness::new(&config, clock, recovered.incarnation));
+        let router = Arc::new(Router::new(identity, metrics.clone(), liveness.clone()));
         let transport: Arc<dyn Transport> = Arc::new(transport);
         let inbox = transport::Inbox::new(identity, router.clone());
         if let Err(error) = transport.start(inbox).await {
@@ -75,15 +81,17 @@ impl Node {
         let environment = Environment {
             config,
             identity,
-            clock: Clock {
-                origin: Instant::now(),
-            },
+            clock,
             transport,
             storage,
             memberships: Mutex::default(),
+            liveness,
         };
+        let environment = Arc::new(environment);
+        let watch = tokio::spawn(liveness::keep_watch(environment.clone(), router.clone()));
         Ok(Self {
-            environment: Arc::new(environment),
+            environment,
+            watch,
             router,
             incarnation: recovered.incarnation,
             findings: recovered.findings,
@@ -91,6 +99,7 @@ impl Node {
             halt,
             recovered: Mutex::new(recovered.groups),
             groups: Mutex::default(),
+            changing: Arc::default(),
             is_down: AtomicBool::new(false),
         })
     }
@@ -116,7 +125,13 @@ impl Node {
         if let Some(why) = &*self.halt.reason.borrow() {
             return Err(NodeError::Stopped(why.clone()));
         }
-        let recovered = self.check_group(group, &membership, &machine)?;
+        let changing = Changing::begin(&self.changing, group)?;
+        if lock(&self.groups).contains_key(&group) {
+            return Err(already_added(group));
+        }
+        // Put back unless the group is started.
+        let recovered = Taken::of(&self.recovered, group);
+        self.check_group(group, &membership, &machine, &recovered)?;
         let in_force = self.load_membership(group, membership, &recovered).await?;
         let tail = self.load_tail(group, &recovered).await?;
         let start = Start {
@@ -136,14 +151,11 @@ impl Node {
             Replica::new(config, start, now)
         })
         .map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?;
-        let mut groups = lock(&self.groups);
-        if groups.contains_key(&group) {
-            return Err(already_added(group));
-        }
-        lock(&self.recovered).remove(&group);
+        recovered.keep();
         self.environment.set_membership(group, in_force.membership);
         let (handle, task) = self.start_task(group, replica, machine);
-        groups.insert(group, (handle.clone(), task));
+        lock(&self.groups).insert(group, (handle.clone(), task));
+        drop(changing);
         Ok(handle)
     }
 
@@ -152,10 +164,8 @@ impl Node {
         group: GroupId,
         membership: &Membership,
         machine: &Machine,
-    ) -> Result<RecoveredGroup, NodeError> {
-        if lock(&self.groups).contains_key(&group) {
-            return Err(already_added(group));
-        }
+        recovered: &RecoveredGroup,
+    ) -> Result<(), NodeError> {
         if membership.voters().next().is_none() {
             return Err(NodeError::Configuration(format!(
                 "the membership of group {group} has no voter; name at least one member with the role voter"
@@ -164,7 +174,6 @@ impl Node {
         if membership.member(self.environment.identity.node).is_none() {
             tracing::warn!(%group, node = %self.environment.identity.node, "not a member of the group");
         }
-        let recovered = lock(&self.recovered).get(&group).cloned().unwrap_or_default();
         if !recovered.damaged.is_empty() {
             return Err(NodeError::Storage(StorageError::Corrupt(format!(
                 "group {group} has damaged entries at the slots {:?}; the node does not take part in the group with \
@@ -179,7 +188,7 @@ impl Node {
                 machine.applied()
             ))));
         }
-        Ok(recovered)
+        Ok(())
     }
 
     /// Differs between the nodes and groups of one seed, or they would all stand for election at the same moment.
@@ -231,7 +240,8 @@ impl Node {
             max_bytes: self.environment.config.max_write_bytes,
             done: Box::new(move |entries| drop(reply.send(entries))),
         });
-        loaded.await.map_err(|_| NodeError::Stopped(self.stop_reason()))
+        let loaded = loaded.await.map_err(|_| NodeError::Stopped(self.stop_reason()))?;
+        Ok(loaded.map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?)
     }
 
     /// The entries above the stored watermark.
@@ -287,7 +297,13 @@ impl Node {
             read_timeout: config.read_timeout,
         });
         let inbox = Inbox::new(event_sender.clone(), room.clone(), config.max_inbox_wait);
-        self.router.add(id, Route { inbox, metrics });
+        let to_task = event_sender.clone();
+        self.environment.liveness.introduce(
+            || self.router.add(id, Route { inbox, metrics }),
+            |event| {
+                to_task.send(event);
+            },
+        );
         let task = Task::new(Parts {
             environment: self.environment.clone(),
             shared: shared.clone(),

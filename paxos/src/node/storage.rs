@@ -45,8 +45,8 @@ pub(super) struct Write {
     pub(super) done: EventSender,
 }
 
-/// Gets the entries found.
-type LoadDone = Box<dyn FnOnce(Vec<(Slot, Accepted)>) + Send>;
+/// Gets the entries found, or what is damaged.
+type LoadDone = Box<dyn FnOnce(Result<Vec<(Slot, Accepted)>, String>) + Send>;
 
 /// A read, answered by a call; not at all if the store has failed.
 pub(super) struct Load {
@@ -228,8 +228,12 @@ impl<S: Storage> Server<S> {
                     Request::Load(load) => {
                         self.write(&mut merged).await?;
                         let slots = load.first..load.last.next();
-                        let entries = self.storage.read(load.group, slots, load.max_bytes).await?;
-                        (load.done)(entries);
+                        match self.storage.read(load.group, slots, load.max_bytes).await {
+                            Ok(entries) => (load.done)(Ok(entries)),
+                            // Damage of what one group holds; the store goes on.
+                            Err(StorageError::Corrupt(why)) => (load.done)(Err(why)),
+                            Err(error) => return Err(error),
+                        }
                     }
                     Request::Close(reply) => {
                         self.write(&mut merged).await?;

@@ -92,6 +92,8 @@ plain_messages! {
     30 TakeOver { ballot: Pair, start: Slot, chosen: Slot }
     31 TransferLeadership { request: u64, to: NodeId }
     32 TransferRefused { request: u64, reason: TransferRejection }
+    40 Rest { ballot: Pair, start: Slot, chosen: Slot, round: u64 }
+    41 Rests { ballot: Pair, round: u64 }
 }
 
 /// What a message with entries or commands says beside them. `count` is the number of rows in the table.
@@ -367,7 +369,7 @@ pub(super) fn decode(kind: u8, header_bytes: usize, rest: Bytes) -> Result<Messa
 }
 
 /// The fields of a header; all of it has to be used.
-fn fields<T: DeserializeOwned>(message: &'static str, header: &[u8]) -> Result<T, WireError> {
+pub(super) fn fields<T: DeserializeOwned>(message: &'static str, header: &[u8]) -> Result<T, WireError> {
     // Holds one field name at a time.
     let mut scratch = [0; 128];
     let mut rest = header;

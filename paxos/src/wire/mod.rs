@@ -14,6 +14,7 @@
 //! one skips; what an older one cannot understand gets a new kind, which the older one refuses. Large values are
 //! neither copied when a frame is encoded nor when it is decoded.
 
+mod beat;
 mod body;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use alloc::{string::String, sync::Arc, vec::Vec};
 
 use bytes::{Buf, Bytes};
 
+pub use self::beat::{decode_beat, is_beat};
 use crate::{
     core::Message,
     types::{ClusterId, GroupId, NodeId, StorageId},
@@ -138,7 +140,20 @@ impl Outgoing {
     pub fn encode(envelope: &Envelope) -> Result<Self, WireError> {
         let mut writer = FrameWriter::new(body::size_hint(&envelope.message));
         let kind = body::encode(&envelope.message, &mut writer);
-        writer.finish(envelope, kind)
+        let prefix = Prefix {
+            kind,
+            cluster: envelope.cluster,
+            from: envelope.from,
+            storage: envelope.storage,
+            group: envelope.group,
+            header_bytes: 0,
+        };
+        let lane = if envelope.message.is_bulk() {
+            Lane::Bulk
+        } else {
+            Lane::Control
+        };
+        writer.finish(&prefix, lane)
     }
 
     /// Which connection to use.
@@ -301,7 +316,8 @@ impl FrameWriter {
         }
     }
 
-    fn finish(mut self, envelope: &Envelope, kind: u8) -> Result<Outgoing, WireError> {
+    /// Puts the prefix in front; its `header_bytes` are filled in here.
+    fn finish(mut self, prefix: &Prefix, lane: Lane) -> Result<Outgoing, WireError> {
         let bytes = self.buffer.len() + self.large.iter().map(|(_, value)| value.len()).sum::<usize>();
         if bytes > MAX_FRAME_BYTES {
             return Err(WireError::TooLarge {
@@ -309,27 +325,23 @@ impl FrameWriter {
                 max: MAX_FRAME_BYTES,
             });
         }
-        let mut prefix = Vec::with_capacity(PREFIX_BYTES);
-        prefix.extend_from_slice(&MAGIC);
-        prefix.extend_from_slice(&[VERSION, kind]);
-        prefix.extend_from_slice(&(bytes as u32).to_le_bytes());
-        prefix.extend_from_slice(&[0; 4]);
-        prefix.extend_from_slice(&((self.header_end - PREFIX_BYTES) as u32).to_le_bytes());
-        prefix.extend_from_slice(&envelope.cluster.0.to_le_bytes());
-        prefix.extend_from_slice(&envelope.from.0.to_le_bytes());
-        prefix.extend_from_slice(&envelope.storage.0.to_le_bytes());
-        prefix.extend_from_slice(&envelope.group.0.to_le_bytes());
-        self.buffer[..PREFIX_BYTES].copy_from_slice(&prefix);
+        let mut start = Vec::with_capacity(PREFIX_BYTES);
+        start.extend_from_slice(&MAGIC);
+        start.extend_from_slice(&[VERSION, prefix.kind]);
+        start.extend_from_slice(&(bytes as u32).to_le_bytes());
+        start.extend_from_slice(&[0; 4]);
+        start.extend_from_slice(&((self.header_end - PREFIX_BYTES) as u32).to_le_bytes());
+        start.extend_from_slice(&prefix.cluster.0.to_le_bytes());
+        start.extend_from_slice(&prefix.from.0.to_le_bytes());
+        start.extend_from_slice(&prefix.storage.0.to_le_bytes());
+        start.extend_from_slice(&prefix.group.0.to_le_bytes());
+        self.buffer[..PREFIX_BYTES].copy_from_slice(&start);
 
         let first_cut = self.large.first().map_or(self.buffer.len(), |(at, _)| *at);
         let checksum = checksum(&self.buffer[..first_cut], self.pieces_from(first_cut));
         self.buffer[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
         Ok(Outgoing {
-            lane: if envelope.message.is_bulk() {
-                Lane::Bulk
-            } else {
-                Lane::Control
-            },
+            lane,
             parts: self.into_parts(),
             bytes,
         })

@@ -31,6 +31,7 @@ struct DiskState {
     incarnation: Incarnation,
     groups: BTreeMap<GroupId, DiskGroup>,
     damaged: BTreeMap<GroupId, Vec<Slot>>,
+    rotten: BTreeSet<(GroupId, Slot)>,
     fault: Option<Fault>,
     write_takes: Duration,
     byte_takes: Duration,
@@ -91,6 +92,11 @@ impl Disk {
         let mut disk = lock(&self.0);
         disk.groups.entry(group).or_default().entries.remove(&slot);
         disk.damaged.entry(group).or_default().push(slot);
+    }
+
+    /// From now on reads of this slot find damage that nobody has noticed yet.
+    pub(crate) fn rot(&self, group: GroupId, slot: Slot) {
+        lock(&self.0).rotten.insert((group, slot));
     }
 
     pub(crate) fn syncs(&self) -> u64 {
@@ -200,6 +206,15 @@ impl Storage for Disk {
         max_bytes: usize,
     ) -> Result<Vec<(Slot, Accepted)>, StorageError> {
         let disk = lock(&self.0);
+        if let Some((_, slot)) = disk
+            .rotten
+            .iter()
+            .find(|(of, slot)| *of == group && slots.contains(slot))
+        {
+            return Err(StorageError::Corrupt(format!(
+                "the record of slot {slot} fails its checksum"
+            )));
+        }
         let Some(group) = disk.groups.get(&group) else {
             return Ok(Vec::new());
         };
@@ -228,6 +243,7 @@ pub(crate) struct Network(Arc<Mutex<NetworkState>>);
 struct NetworkState {
     inboxes: BTreeMap<NodeId, tokio::sync::mpsc::UnboundedSender<Incoming>>,
     cut: BTreeSet<NodeId>,
+    messages: u64,
 }
 
 impl Network {
@@ -245,6 +261,11 @@ impl Network {
 
     pub(crate) fn reconnect(&self, node: u64) {
         lock(&self.0).cut.remove(&NodeId(node));
+    }
+
+    /// How many messages of replicas have been sent.
+    pub(crate) fn messages(&self) -> u64 {
+        lock(&self.0).messages
     }
 
     /// Delivers bytes to a node as if a peer had sent them.
@@ -279,7 +300,8 @@ impl Transport for Port {
     }
 
     fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError> {
-        let network = lock(&self.network.0);
+        let mut network = lock(&self.network.0);
+        network.messages += u64::from(!paxos::wire::is_beat(&message.to_bytes()));
         let from = lock(&self.node).ok_or(SendError::Closed)?;
         if network.cut.contains(&from) || network.cut.contains(&to) {
             return Ok(());

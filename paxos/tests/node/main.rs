@@ -6,6 +6,7 @@
 mod cluster;
 mod doubles;
 mod failures;
+mod groups;
 mod leadership;
 mod overload;
 mod proposals;

@@ -27,7 +27,7 @@ impl Task {
             self.taken_events.push(event);
         }
         let mut room = 0;
-        let mut stop = false;
+        let mut stop = None;
         let mut taken_events = mem::take(&mut self.taken_events);
         for event in taken_events.drain(..) {
             let input = match event {
@@ -45,8 +45,8 @@ impl Task {
                     }
                 }
                 Event::Disconnected(peer) => Input::Disconnected(peer),
+                Event::Peer(change) => change.into(),
                 Event::Persisted(id) => Input::Persisted(id),
-                Event::Loaded { from, entries } => Input::Loaded { from, entries },
                 Event::Status(reply) => {
                     self.shared.queue.controls.ended(Weight { count: 1, bytes: 0 });
                     let _ = reply.send(self.status(now));
@@ -56,8 +56,20 @@ impl Task {
                     let token = self.waiting.add(Waiter::Transfer(reply), None);
                     Input::TransferLeadership { token, to }
                 }
-                Event::Stop => {
-                    stop = true;
+                Event::Loaded {
+                    from,
+                    entries: Ok(entries),
+                } => Input::Loaded { from, entries },
+                Event::Loaded {
+                    from,
+                    entries: Err(why),
+                } => {
+                    self.shared.metrics.damaged_reads.increment();
+                    tracing::error!(group = %self.shared.id, node = %self.shared.node, slot = %from, why, "damaged read");
+                    Input::LoadFailed { from }
+                }
+                Event::Stop(why) => {
+                    stop = Some(why);
                     continue;
                 }
             };
@@ -68,11 +80,7 @@ impl Task {
         if room > 0 {
             self.room.give_back(room);
         }
-        if stop {
-            Err(End::Stopped("the node was shut down".into()))
-        } else {
-            Ok(())
-        }
+        stop.map_or(Ok(()), |why| Err(End::Stopped(why.into())))
     }
 
     /// Takes in so many requests that the turn stays short: a burst counts for all of its commands.

@@ -77,7 +77,8 @@ pub(super) struct Task {
     refused: BTreeSet<NodeId>,
     /// The last turn left something that is ready to be done.
     has_more: bool,
-    refreshed: Option<Time>,
+    /// When gauges and status followed the replica last, and whether it rested then.
+    refreshed: Option<(Time, bool)>,
 }
 
 /// What a task is made of.

@@ -78,7 +78,7 @@ impl Task {
                 self.note_alarm(&alarm);
                 let why = match alarm {
                     Alarm::Missing { slot } => {
-                        format!("the store no longer holds the chosen entry at slot {slot}")
+                        format!("the store does not give back the chosen entry at slot {slot}")
                     }
                     Alarm::LifeReused { slot } => format!(
                         "slot {slot} holds a command of this very life that was never proposed in it: the store has \

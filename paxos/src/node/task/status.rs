@@ -43,13 +43,15 @@ impl Task {
     }
 
     pub(super) fn refresh(&mut self, now: Time) {
+        // A replica that falls asleep may have no turn for hours.
+        let rests = self.replica.is_resting();
         if self
             .refreshed
-            .is_some_and(|refreshed| now.since(refreshed) < REFRESH)
+            .is_some_and(|(at, rested)| now.since(at) < REFRESH && rested == rests)
         {
             return;
         }
-        self.refreshed = Some(now);
+        self.refreshed = Some((now, rests));
         // A digest may be costly: it is for those who ask for the status.
         let status = GroupStatus {
             replica: self.replica.status(now),

@@ -37,6 +37,9 @@ impl<W: Workload> Cluster<'_, W> {
         if !self.clients_active || self.clients[client].waits_for.is_some() {
             return;
         }
+        if self.is_lulled(client) {
+            return;
+        }
         let hint = self.clients[client].hint.take();
         let node = hint.unwrap_or_else(|| self.random.index(self.nodes.len()));
         if self.nodes[node].life.is_none() {
@@ -90,6 +93,24 @@ impl<W: Workload> Cluster<'_, W> {
         if let Some(script) = place.and_then(|place| self.scripts.get_mut(place)) {
             script.ended(&mut self.random, reply);
         }
+    }
+
+    /// Now and then all clients fall silent for a while, but for a request here and there.
+    fn is_lulled(&mut self, client: usize) -> bool {
+        if !self.plan.faults.has(Fault::Lull) {
+            return false;
+        }
+        if self.now >= self.lull_until && self.random.chance(6) {
+            let election = self.plan.config.election_timeout.as_micros() as u64;
+            self.lull_until = self.now + self.random.between(1, 6) * election;
+        }
+        if self.now >= self.lull_until || self.random.chance(100) {
+            return false;
+        }
+        let delay = self.random.below(2 * (self.lull_until - self.now))
+            + self.random.exponential(self.plan.think_mean);
+        self.after(delay, Event::Client(client));
+        true
     }
 
     pub(super) fn command(&mut self) -> Bytes {

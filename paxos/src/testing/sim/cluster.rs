@@ -26,7 +26,7 @@ use super::{
     trace,
 };
 use crate::{
-    core::{Input, Message, Phase, Status, Token},
+    core::{Input, Message, Phase, Status, Token, peers::Beat},
     types::{ClusterId, Incarnation, Member, Membership, NodeId, Slot, Time},
 };
 
@@ -68,6 +68,17 @@ pub(super) enum Event {
         node: usize,
         group: usize,
         input: Input,
+    },
+    /// A node's beats to all others are due.
+    Watch {
+        node: usize,
+        life: u64,
+    },
+    /// A node's beat arrives.
+    Heard {
+        to: usize,
+        from: usize,
+        beat: Beat,
     },
     Client(usize),
     Impatient(Token),
@@ -146,6 +157,8 @@ pub(super) struct Cluster<'a, W: Workload> {
     pub(super) clients_active: bool,
     /// Of each client one for each group, if the workload has them.
     pub(super) scripts: Vec<Box<dyn Script>>,
+    /// Clients ask little before this time.
+    pub(super) lull_until: u64,
     pub(super) last_token: u64,
     pub(super) epoch: u64,
     pub(super) coverage: Coverage,
@@ -198,6 +211,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
             membership,
             nodes,
             clients_active: false,
+            lull_until: 0,
             last_token: 0,
             epoch: 0,
             coverage: Coverage::default(),
@@ -292,6 +306,8 @@ impl<'a, W: Workload> Cluster<'a, W> {
                 max_bytes,
             } if self.lives(node, life) => return self.loaded(node, group, (from, upto), max_bytes),
             Event::Hint { node, group, input } => self.input(node, group, input),
+            Event::Watch { node, life } if self.lives(node, life) => self.watch(node),
+            Event::Heard { to, from, beat } => self.heard(to, from, beat),
             Event::Client(client) => self.client_acts(client),
             Event::Impatient(token) => self.client_gives_up(token),
             Event::Fault => return self.next_fault(),
@@ -379,8 +395,15 @@ impl<'a, W: Workload> Cluster<'a, W> {
             let ticked = matches!(input, Input::Tick);
             stepped[group] = Some(ticked || stepped[group] == Some(true));
             self.observe_input(node, group, &input);
-            if let Some(seat) = self.nodes[node].seat_mut(group) {
-                seat.replica.step(now, input);
+            let Some(seat) = self.nodes[node].seat_mut(group) else {
+                continue;
+            };
+            let waker = seat.replica.is_resting().then(|| waker(&input)).flatten();
+            seat.replica.step(now, input);
+            if let Some(waker) = waker
+                && !seat.replica.is_resting()
+            {
+                self.coverage.meet(waker);
             }
         }
         for (group, ticked) in stepped.into_iter().enumerate() {
@@ -518,6 +541,10 @@ impl<'a, W: Workload> Cluster<'a, W> {
             Sometimes::LeaderWithPendingSlots,
         );
         coverage.meet_if(led && !leads, Sometimes::LeaderSteppedDown);
+        let rests = leads && now.resting && !before.resting;
+        coverage.meet_if(rests, Sometimes::GroupRested);
+        let alone = now.peers.values().any(|peer| !peer.alive);
+        coverage.meet_if(rests && alone, Sometimes::RestedWithoutPeer);
         coverage.meet_if(leads && now.window_entries > 1, Sometimes::WindowOfMany);
         let full = now.window_entries == self.plan.config.max_window_entries;
         coverage.meet_if(leads && full, Sometimes::WindowFull);
@@ -545,5 +572,23 @@ impl<'a, W: Workload> Cluster<'a, W> {
     pub(super) fn outcome(&self, token: Token) -> Option<Outcome> {
         let operation = self.operation(token)?;
         (operation.outcome != Outcome::Open).then_some(operation.outcome)
+    }
+}
+
+/// What it shows of a replica that rests if this input wakes it.
+const fn waker(input: &Input) -> Option<Sometimes> {
+    match input {
+        Input::Propose { .. } | Input::Read { .. } => Some(Sometimes::WokenByRequest),
+        Input::Message {
+            message: Message::Canvass { .. },
+            ..
+        } => Some(Sometimes::WokenByCanvass),
+        Input::Message {
+            message: Message::Forward { .. } | Message::ReadIndex { .. } | Message::Learn { .. },
+            ..
+        } => Some(Sometimes::WokenByMessage),
+        Input::PeerSilent(_) => Some(Sometimes::WokenBySilence),
+        Input::PeerAlive(_) => Some(Sometimes::WokenByReturn),
+        _ => None,
     }
 }

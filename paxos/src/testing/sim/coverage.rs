@@ -80,6 +80,13 @@ events! {
     TransferTimedOut = "a transfer of leadership was given up",
     ToldToTakeOver = "a node was told to take over",
     LateTakeOver = "a node was told to take over by a leader that it did not follow any more",
+    GroupRested = "a leader rested with its group",
+    WokenByRequest = "a replica that rested was woken by a proposal or a read",
+    WokenByMessage = "a leader that rested was woken by a peer's request",
+    WokenByCanvass = "a replica that rested was woken by a canvass",
+    WokenBySilence = "a replica that rested was woken by a silent node",
+    WokenByReturn = "a leader that rested was woken by a node that came back",
+    RestedWithoutPeer = "a group rested while a peer was silent",
     SnapshotSwapped = "a machine was replaced by a copy restored from its snapshot",
 }
 

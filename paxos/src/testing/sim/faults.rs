@@ -53,6 +53,7 @@ faults! {
     Overload = "Clients propose in bursts.",
     Oddities = "Clients propose empty and oversized commands, and cancel.",
     Transfer = "Leadership is transferred on request.",
+    Lull = "Clients have nothing to ask for a while, so that groups rest.",
     SnapshotSwap = "Machines are replaced by copies restored from their snapshots.",
 }
 
@@ -192,6 +193,7 @@ fn draw_config(random: &mut Random) -> Config {
     Config {
         heartbeat_interval: Duration::from_millis(heartbeat),
         election_timeout: Duration::from_millis(election),
+        rest_after_heartbeats: random.pick(&[0, 1, 2, 5]),
         max_window_entries: random.pick(&[1, 4, 32, 1_024]),
         max_window_bytes: random.pick(&[4 << 10, 32 << 20]),
         max_batch_commands: random.pick(&[1, 3, 1_024]),

@@ -93,15 +93,81 @@ impl<W: Workload> Cluster<'_, W> {
             self.start(node)?;
         }
         let election = self.plan.config.election_timeout.as_micros() as u64;
-        self.run_for(election * 2)?;
+        if self.random.chance(500) {
+            self.run_for(election * 2)?;
+        }
         self.clients_active = false;
         self.run_for(self.plan.patience + election * 4)?;
+        self.align()?;
+        self.disturb_rest()?;
         self.probe(oracle)?;
         if self.plan.faults.has(Fault::Transfer) {
             self.probe_transfer(oracle)?;
             self.probe(oracle)?;
         }
         self.run_for(election * 2)
+    }
+
+    /// Without anybody asking for anything all replicas come to hold the same, and know it.
+    fn align(&mut self) -> Check {
+        for _ in 0..PROBE_STEPS {
+            if self.is_aligned().is_err() {
+                self.run_for(100 * MS)?;
+            }
+        }
+        self.is_aligned()
+    }
+
+    fn is_aligned(&self) -> Check {
+        for (index, group) in self.groups.iter().enumerate() {
+            let chosen = group.oracle.chosen();
+            for node in self.nodes.iter().filter(|node| !node.damaged) {
+                let applied = node.seat(index).map(|seat| seat.applied);
+                ensure!(
+                    applied == Some(chosen),
+                    "L2",
+                    "{} has applied {applied:?} of group {} after a while without faults and requests, chosen is {chosen}",
+                    node.id,
+                    index + 1
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A leader that rests is given something to do while it cannot reach one peer, for less than an election timeout and
+    /// with or without hearing it: that peer must not be forgotten when the group rests again.
+    fn disturb_rest(&mut self) -> Check {
+        let group = self.random.index(self.groups.len());
+        let rests = |node: &usize| {
+            self.nodes[*node]
+                .seat(group)
+                .is_some_and(|seat| seat.status.resting)
+        };
+        let leader = (0..self.nodes.len()).find(|node| self.nodes[*node].leads(group) && rests(node));
+        let Some(leader) = leader.filter(|_| self.plan.faults.has(Fault::Lull)) else {
+            return Ok(());
+        };
+        let peer = self.random.index(self.nodes.len());
+        let election = self.plan.config.election_timeout.as_micros() as u64;
+        self.say(|| {
+            format!(
+                "-- n{} cannot reach n{}, and has something to do",
+                leader + 1,
+                peer + 1
+            )
+        });
+        if self.random.chance(500) {
+            self.network.cut(peer, leader);
+            self.run_for(2 * election)?;
+        }
+        self.network.cut(leader, peer);
+        let command = self.command();
+        self.request(leader, group, Request::Write(command));
+        self.run_for(election * 6 / 10)?;
+        self.network.mend_all();
+        self.run_for(2 * election)?;
+        self.align()
     }
 
     /// A write and a read of each group at each node.
@@ -150,18 +216,8 @@ impl<W: Workload> Cluster<'_, W> {
 
     /// At the end everybody holds and has applied the same, and nothing is open.
     fn converge(&mut self) -> Check {
-        for (index, group) in self.groups.iter().enumerate() {
-            let chosen = group.oracle.chosen();
-            for node in self.nodes.iter().filter(|node| !node.damaged) {
-                let applied = node.seat(index).map(|seat| seat.applied);
-                ensure!(
-                    applied == Some(chosen),
-                    "L2",
-                    "{} has applied {applied:?} of group {} at the end, chosen is {chosen}",
-                    node.id,
-                    index + 1
-                );
-            }
+        self.is_aligned()?;
+        for group in &self.groups {
             let open = group.history.any_open();
             ensure!(
                 open.is_none(),

@@ -7,13 +7,17 @@ use super::{
     cluster::{CLUSTER, Cluster, Event},
     coverage::Event as Sometimes,
     disk::Disk,
-    faults::{Fault, SECOND},
+    faults::{Fault, MS, SECOND},
     machine::Workload,
+    network::{Arrival, Fate},
     oracle::{Violation, ensure},
     store::Store,
 };
 use crate::{
-    core::{Input, Phase, Replica, Start, Status, Token},
+    core::{
+        Config, Input, Phase, Replica, Start, Status, Token,
+        peers::{Beat, Change, Peers},
+    },
     types::{GroupId, Identity, Incarnation, NodeId, Slot, StorageId, Time},
 };
 
@@ -35,6 +39,8 @@ pub(super) struct Life<M> {
     /// What waits, each for the group with this index.
     pub(super) inbox: VecDeque<(usize, Input)>,
     pub(super) round_due: bool,
+    /// What it knows of the other nodes.
+    pub(super) peers: Peers,
 }
 
 pub(super) struct Node<M> {
@@ -143,11 +149,13 @@ impl<W: Workload> Cluster<'_, W> {
             seats,
             inbox,
             round_due: true,
+            peers: self.peers(node, incarnation),
         });
         self.say(|| format!("n{id} starts, life {}", incarnation.0));
         let delay = self.random.below(1_000);
         let life = incarnation.0;
         self.after(delay, Event::Round { node, life });
+        self.after(delay, Event::Watch { node, life });
         Ok(())
     }
 
@@ -277,6 +285,79 @@ impl<W: Workload> Cluster<'_, W> {
             for group in 0..self.groups.len() {
                 let input = Input::Disconnected(self.nodes[gone].id);
                 self.after(delay, Event::Hint { node, group, input });
+            }
+        }
+    }
+
+    fn peers(&self, node: usize, incarnation: Incarnation) -> Peers {
+        let now = self.nodes[node].clock(self.now);
+        let Config {
+            heartbeat_interval,
+            election_timeout,
+            ..
+        } = self.plan.config;
+        let mut peers = Peers::new(incarnation, heartbeat_interval, election_timeout, now);
+        let others = self.nodes.iter().map(|other| other.id);
+        peers.watch(others.filter(|other| *other != self.nodes[node].id), now);
+        peers
+    }
+
+    /// A node tells the others that it lives, and looks who has fallen silent.
+    pub(super) fn watch(&mut self, node: usize) {
+        let now = self.nodes[node].clock(self.now);
+        let paused = self.nodes[node].paused;
+        let Some(life) = &mut self.nodes[node].life else {
+            return;
+        };
+        let number = life.number;
+        if !paused {
+            let (beats, changes) = life.peers.tick(now);
+            for (to, beat) in beats {
+                self.beat(node, to.0 as usize - 1, beat);
+            }
+            self.tell(node, changes);
+        }
+        let Some(life) = &self.nodes[node].life else {
+            return;
+        };
+        let next = self.nodes[node].when(life.peers.deadline());
+        let late = self.random.below(self.plan.tick_lateness);
+        let watch = Event::Watch { node, life: number };
+        self.at(next.max(self.now + MS) + late, watch);
+    }
+
+    fn beat(&mut self, from: usize, to: usize, beat: Beat) {
+        let fate = self
+            .network
+            .fate(&self.plan, &mut self.random, self.now, from, to);
+        if let Fate::Delivered(arrivals) = fate {
+            for arrival in arrivals {
+                let (Arrival::At(at) | Arrival::Replay(at)) = arrival;
+                self.at(at, Event::Heard { to, from, beat });
+            }
+        }
+    }
+
+    /// A beat has arrived; at a node that stands still it waits.
+    pub(super) fn heard(&mut self, to: usize, from: usize, beat: Beat) {
+        let (now, id) = (self.nodes[to].clock(self.now), self.nodes[from].id);
+        if self.network.is_cut(from, to) {
+            return;
+        }
+        if self.nodes[to].paused {
+            return self.after(10 * MS, Event::Heard { to, from, beat });
+        }
+        if let Some(life) = &mut self.nodes[to].life {
+            let changes = life.peers.heard(id, beat, now);
+            self.tell(to, changes);
+        }
+    }
+
+    /// Tells all replicas of a node what it has found out about its peers.
+    fn tell(&mut self, node: usize, changes: Vec<Change>) {
+        for change in changes {
+            for group in 0..self.groups.len() {
+                self.input(node, group, change.into());
             }
         }
     }

@@ -385,6 +385,12 @@ impl Oracle {
                 start,
                 chosen,
             }
+            | Message::Rest {
+                ballot,
+                start,
+                chosen,
+                ..
+            }
             | Message::Chosen {
                 ballot,
                 start,

@@ -84,6 +84,12 @@ pub fn message(message: &Message) -> String {
             start,
             chosen,
             round,
+        }
+        | Message::Rest {
+            ballot,
+            start,
+            chosen,
+            round,
         } => format!("{name} {ballot} round {round} (start {start}) chosen {chosen}"),
         Message::HeartbeatReply {
             ballot,
@@ -144,6 +150,7 @@ pub fn message(message: &Message) -> String {
         },
         Message::TransferLeadership { request, to } => format!("{name} #{request} to n{to}"),
         Message::TransferRefused { request, reason } => format!("{name} #{request}: {reason}"),
+        Message::Rests { ballot, round } => format!("{name} {ballot} round {round}"),
     }
 }
 
@@ -174,8 +181,11 @@ pub fn input(input: &Input) -> String {
         } => format!("loaded for n{to} {}", piece(*upto, *total, *offset, data.len())),
         Input::ChunkStored { upto, next_offset } => format!("stored of {upto} up to byte {next_offset}"),
         Input::SnapshotReceived(header) => format!("snapshot {} is received", header.upto),
+        Input::LoadFailed { from } => format!("damaged from {from}"),
         Input::Disconnected(peer) => format!("disconnected from n{peer}"),
         Input::SendRefused(peer) => format!("send refused to n{peer}"),
+        Input::PeerAlive(peer) => format!("n{peer} is alive"),
+        Input::PeerSilent(peer) => format!("n{peer} is silent"),
     }
 }
 

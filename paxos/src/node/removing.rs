@@ -1,0 +1,150 @@
+//! Removing a group at run time, and what keeps adding and removing the same group apart.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    format, mem,
+    ops::Deref,
+    sync::{Arc, Mutex},
+    vec,
+};
+
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    Environment, Halt, Node, NodeError,
+    event::{Event, EventSender},
+    lock, storage,
+};
+use crate::{
+    core::PersistId,
+    storage::RecoveredGroup,
+    types::{GroupId, WriteOp},
+};
+
+/// Marks a group that is being added or removed, so that nobody else does either meanwhile.
+pub(super) struct Changing {
+    groups: Arc<Mutex<BTreeSet<GroupId>>>,
+    group: GroupId,
+}
+
+impl Changing {
+    pub(super) fn begin(groups: &Arc<Mutex<BTreeSet<GroupId>>>, group: GroupId) -> Result<Self, NodeError> {
+        if !lock(groups).insert(group) {
+            return Err(NodeError::Configuration(format!(
+                "group {group} is being added or removed right now; wait for that call to end"
+            )));
+        }
+        Ok(Self {
+            groups: groups.clone(),
+            group,
+        })
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        lock(&self.groups).remove(&self.group);
+    }
+}
+
+/// What the store held for a group; put back where it came from unless it is [kept](Self::keep).
+pub(super) struct Taken<'a> {
+    from: &'a Mutex<BTreeMap<GroupId, RecoveredGroup>>,
+    group: GroupId,
+    recovered: Option<RecoveredGroup>,
+    nothing: RecoveredGroup,
+}
+
+impl<'a> Taken<'a> {
+    pub(super) fn of(from: &'a Mutex<BTreeMap<GroupId, RecoveredGroup>>, group: GroupId) -> Self {
+        Self {
+            from,
+            group,
+            recovered: lock(from).remove(&group),
+            nothing: RecoveredGroup::default(),
+        }
+    }
+
+    /// It is used, and not needed again.
+    pub(super) fn keep(mut self) {
+        self.recovered = None;
+    }
+}
+
+impl Deref for Taken<'_> {
+    type Target = RecoveredGroup;
+
+    fn deref(&self) -> &RecoveredGroup {
+        self.recovered.as_ref().unwrap_or(&self.nothing)
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(recovered) = mem::take(&mut self.recovered) {
+            lock(self.from).insert(self.group, recovered);
+        }
+    }
+}
+
+impl Node {
+    /// Ends a group on this node and deletes all that the store holds of it, whether it was added or not. Its handles
+    /// answer that it was removed; open proposals end as truly as can be known; messages for it are dropped. On return
+    /// the removal is durable, and the group may be added again: as a fresh one, that remembers nothing. A crash on the
+    /// way leaves the group as it was, or removed.
+    ///
+    /// The other members are not told: each node removes its own replica. While they keep the group, this node is to them
+    /// a member that does not answer. If it is a voter there, make it none *first*, and do not add it again with the
+    /// same membership: a voter that has forgotten its promises can break the group.
+    ///
+    /// Once begun it is carried through, also if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the group is being added or removed by another call, or if the node has stopped: then the group may or may not
+    /// be removed.
+    pub async fn remove_group(&self, group: GroupId) -> Result<(), NodeError> {
+        if let Some(why) = &*self.halt.reason.borrow() {
+            return Err(NodeError::Stopped(why.clone()));
+        }
+        let changing = Changing::begin(&self.changing, group)?;
+        lock(&self.recovered).remove(&group);
+        self.router.remove(group);
+        let task = lock(&self.groups).remove(&group).map(|(_, task)| task);
+        let removal = remove(self.environment.clone(), self.halt.clone(), group, task, changing);
+        let removed = tokio::spawn(removal).await;
+        removed.unwrap_or_else(|_| Err(NodeError::Stopped(self.stop_reason())))
+    }
+}
+
+async fn remove(
+    environment: Arc<Environment>,
+    halt: Halt,
+    group: GroupId,
+    task: Option<JoinHandle<()>>,
+    changing: Changing,
+) -> Result<(), NodeError> {
+    if let Some(task) = task {
+        // A task catches its panics, and answers everybody.
+        let _ = task.await;
+    }
+    let (done, mut events) = mpsc::unbounded_channel();
+    // All writes of the group's task are in front of this one.
+    environment.storage.write(storage::Write {
+        group,
+        id: PersistId(0),
+        ops: vec![WriteOp::RemoveGroup { group }],
+        sync: true,
+        done: EventSender(done),
+    });
+    let Some(Event::Persisted(_)) = events.recv().await else {
+        let why = halt.reason.borrow().clone();
+        return Err(NodeError::Stopped(
+            why.unwrap_or_else(|| "the store is closed".into()),
+        ));
+    };
+    environment.forget_membership(group);
+    tracing::info!(%group, node = %environment.identity.node, "group removed");
+    drop(changing);
+    Ok(())
+}
