@@ -13,9 +13,12 @@ use super::{Session, Shared, pipeline::Pipeline};
 use crate::resp::{Parser, write};
 
 /// What a connection reads at once at first, and at the most, in bytes.
-const READ_BYTES: std::ops::RangeInclusive<usize> = (8 << 10)..=(256 << 10);
+const READ_BYTES: std::ops::RangeInclusive<usize> = (8 << 10)..=(64 << 10);
 /// Replies are written before there are more of them than this, in bytes.
 const MAX_UNWRITTEN_BYTES: usize = 1 << 20;
+/// So many commands of one connection are read before the groups and the other connections have a turn: on one thread
+/// hundreds of busy connections would otherwise keep the groups' heartbeats waiting.
+const COMMANDS_PER_TURN: usize = 64;
 /// A connection that has nothing to do keeps buffers of this many bytes at the most.
 const MAX_IDLE_BUFFER_BYTES: usize = 256 << 10;
 
@@ -56,6 +59,9 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
         let parsed = parser.parse(&mut buffer);
         pipeline.begin();
         for index in 0..parser.len() {
+            if index > 0 && index.is_multiple_of(COMMANDS_PER_TURN) {
+                tokio::task::yield_now().await;
+            }
             pipeline
                 .take(parser.command(index, &buffer), shared, session, &mut out)
                 .await;
