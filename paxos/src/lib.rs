@@ -70,6 +70,7 @@
 //! | [`router`] | several state machines in one group, by machine id |
 //! | [`metrics`] | what is counted and timed, and Prometheus' text |
 //! | [`storage`], [`transport`], [`StateMachine`] | the plug-in traits, with their contracts |
+//! | [`snapshot`] | states of machines, on disks and between nodes |
 //! | [`wire`], [`record`] | frames between nodes, and records on disks |
 //! | [`core`](mod@core) | the protocol, pure: no IO, clock, thread or randomness of its own; `no_std` |
 //! | [`testing`] | conformance suites for the traits, and a seeded simulator of whole clusters (feature `testing`) |
@@ -96,7 +97,7 @@ mod membership;
 pub mod planted;
 #[cfg(not(paxos_planted))]
 mod planted;
-mod snapshot;
+pub mod snapshot;
 mod types;
 
 #[cfg(feature = "runtime")]
@@ -126,9 +127,14 @@ pub mod wire;
 
 #[cfg(feature = "runtime")]
 pub use self::node::{Group, Node, NodeError, Read};
-pub use self::{error::*, snapshot::*, types::*};
+pub use self::{
+    error::*,
+    snapshot::{MalformedHeader, Origins, SnapshotHeader},
+    types::*,
+};
 #[cfg(feature = "std")]
 pub use self::{
+    snapshot::{FileSnapshots, MemorySnapshots, SnapshotError, SnapshotStore},
     state_machine::*,
     storage::{Storage, StorageError},
     transport::{Transport, TransportError},

@@ -1,9 +1,24 @@
-//! Snapshots: what stands beside the machine's state in them.
+//! Snapshots: what stands beside the machine's state in them, and where they are kept.
+
+#[cfg(feature = "std")]
+mod files;
+#[cfg(feature = "std")]
+mod format;
+#[cfg(feature = "std")]
+mod memory;
+#[cfg(feature = "std")]
+mod store;
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "std")]
+pub use self::{
+    files::FileSnapshots,
+    memory::MemorySnapshots,
+    store::{Chunk, Found, Received, SnapshotError, SnapshotStore},
+};
 use crate::types::{ChosenMembership, GroupId, Incarnation, NodeId, ProposalId, Slot};
 
 /// Everything beside the machine's state that a replica needs in order to go on from a snapshot: the state as of a slot,

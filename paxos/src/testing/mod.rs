@@ -2,6 +2,7 @@
 
 pub mod linearizability;
 pub mod sim;
+pub mod snapshots;
 pub mod state_machine;
 pub mod storage;
 pub mod transport;

@@ -1,0 +1,92 @@
+//! What is done to files and directories, step by step, so that tests can make any step fail.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+/// Everything that changes the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    CreateDirectory,
+    Create,
+    Write,
+    Sync,
+    Rename,
+    SyncDirectory,
+    Remove,
+}
+
+type Faults = dyn Fn(Step) -> io::Result<()> + Send + Sync;
+
+#[derive(Default)]
+pub(super) struct Disk {
+    /// Asked before each step; none in production.
+    pub(super) faults: Option<std::boxed::Box<Faults>>,
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Disk")
+    }
+}
+
+impl Disk {
+    fn before(&self, step: Step) -> io::Result<()> {
+        self.faults.as_ref().map_or(Ok(()), |fails| fails(step))
+    }
+
+    /// Creates the directory, durably, unless it is there.
+    pub(super) fn create_directory(&self, path: &Path) -> io::Result<()> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        self.before(Step::CreateDirectory)?;
+        fs::create_dir_all(path)?;
+        match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => self.sync_directory(parent),
+            _ => self.sync_directory(Path::new(".")),
+        }
+    }
+
+    /// An empty file, whatever was there.
+    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
+        self.before(Step::Create)?;
+        File::create(path)
+    }
+
+    pub(super) fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.before(Step::Write) {
+            // As a full disk or a crash would: some of it is there.
+            file.write_all(bytes.get(..bytes.len() / 2).unwrap_or_default())?;
+            return Err(error);
+        }
+        file.write_all(bytes)
+    }
+
+    pub(super) fn sync(&self, file: &File) -> io::Result<()> {
+        self.before(Step::Sync)?;
+        file.sync_all()
+    }
+
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before(Step::Rename)?;
+        fs::rename(from, to)
+    }
+
+    pub(super) fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.before(Step::SyncDirectory)?;
+        // Elsewhere directories cannot be opened, and a rename is as durable as it gets.
+        if cfg!(unix) {
+            File::open(path)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
+        self.before(Step::Remove)?;
+        fs::remove_file(path)
+    }
+}

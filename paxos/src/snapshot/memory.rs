@@ -1,0 +1,226 @@
+//! Snapshots in memory.
+
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+    sync::Arc,
+    vec::Vec,
+};
+use std::{
+    io::{self, Cursor},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Chunk, Found, Received, SnapshotError, SnapshotHeader, SnapshotStore,
+    files::KEEP,
+    format::{self as encoding, Decoder},
+};
+use crate::{
+    state_machine::SnapshotSource,
+    types::{GroupId, Slot},
+};
+
+/// Snapshots in memory, for tests and for stores in memory: they survive a crash of the node as long as a clone of this
+/// lives, and no longer. Clones are the same store.
+#[derive(Clone, Debug)]
+pub struct MemorySnapshots {
+    groups: Arc<Mutex<BTreeMap<GroupId, Held>>>,
+    keep: usize,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    whole: BTreeMap<Slot, Bytes>,
+    /// As for files: those of which a piece was read since some were last dropped.
+    read: BTreeSet<Slot>,
+    partial: Option<Partial>,
+}
+
+#[derive(Debug)]
+struct Partial {
+    upto: Slot,
+    total: u64,
+    bytes: Vec<u8>,
+}
+
+impl Default for MemorySnapshots {
+    fn default() -> Self {
+        Self {
+            groups: Arc::default(),
+            keep: KEEP,
+        }
+    }
+}
+
+impl MemorySnapshots {
+    /// A store without any snapshots.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps so many snapshots of each group (at least 1; 2 unless told otherwise).
+    #[must_use]
+    pub fn keep(mut self, count: usize) -> Self {
+        self.keep = count.max(1);
+        self
+    }
+
+    fn groups(&self) -> MutexGuard<'_, BTreeMap<GroupId, Held>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn whole(&self, group: GroupId, upto: Slot) -> Result<Bytes, SnapshotError> {
+        let groups = self.groups();
+        let bytes = groups.get(&group).and_then(|held| held.whole.get(&upto));
+        bytes.cloned().ok_or(SnapshotError::Missing { group, upto })
+    }
+}
+
+impl Held {
+    fn add(&mut self, upto: Slot, bytes: Bytes, keep: usize) {
+        self.whole.insert(upto, bytes);
+        let old = self.whole.len().saturating_sub(keep);
+        let old: Vec<Slot> = self.whole.keys().take(old).copied().collect();
+        let read = core::mem::take(&mut self.read);
+        for upto in old {
+            if !read.contains(&upto) {
+                self.whole.remove(&upto);
+            }
+        }
+    }
+
+    fn store(
+        &mut self,
+        group: GroupId,
+        upto: Slot,
+        offset: u64,
+        chunk: &Chunk,
+    ) -> Result<Option<SnapshotHeader>, String> {
+        let is_of = |partial: &Partial| (partial.upto, partial.total) == (upto, chunk.total);
+        if !self.partial.as_ref().is_some_and(is_of) && offset == 0 {
+            self.partial = Some(Partial {
+                upto,
+                total: chunk.total,
+                bytes: Vec::new(),
+            });
+        }
+        let Some(partial) = self.partial.as_mut().filter(|partial| is_of(partial)) else {
+            return Ok(None);
+        };
+        if offset == partial.bytes.len() as u64 {
+            if offset + chunk.data.len() as u64 > chunk.total {
+                return Err(format!("a peer sent more than its {} bytes", chunk.total));
+            }
+            partial.bytes.extend_from_slice(&chunk.data);
+        }
+        if (partial.bytes.len() as u64) < partial.total {
+            return Ok(None);
+        }
+        let header = encoding::verify(&*partial.bytes, group, upto);
+        header.map(Some).map_err(|error| encoding::describe(&error))
+    }
+}
+
+fn unreadable(group: GroupId, upto: Slot, error: &io::Error) -> SnapshotError {
+    SnapshotError::Damaged {
+        group,
+        upto,
+        detail: encoding::describe(error),
+    }
+}
+
+impl SnapshotStore for MemorySnapshots {
+    fn newest(&self, group: GroupId) -> Result<Found, SnapshotError> {
+        let newest = {
+            let groups = self.groups();
+            let held = groups.get(&group).and_then(|held| held.whole.last_key_value());
+            held.map(|(upto, bytes)| (*upto, bytes.clone()))
+        };
+        let newest = newest.map(|(upto, bytes)| {
+            encoding::verify(&*bytes, group, upto).map_err(|error| unreadable(group, upto, &error))
+        });
+        Ok(Found {
+            newest: newest.transpose()?,
+            damaged: Vec::new(),
+        })
+    }
+
+    fn save(&self, header: &SnapshotHeader, source: Box<dyn SnapshotSource>) -> Result<(), SnapshotError> {
+        let mut bytes = Vec::new();
+        encoding::encode(header, source, &mut bytes)
+            .map_err(|error| error.when(|| "writing to memory".into()))?;
+        let mut groups = self.groups();
+        let held = groups.entry(header.group).or_default();
+        held.add(header.upto, bytes.into(), self.keep);
+        Ok(())
+    }
+
+    fn open(&self, group: GroupId, upto: Slot) -> Result<Box<dyn io::Read + Send>, SnapshotError> {
+        let bytes = self.whole(group, upto)?;
+        let opened = Decoder::open(Cursor::new(bytes), group, upto);
+        let (decoder, _) = opened.map_err(|error| unreadable(group, upto, &error))?;
+        Ok(Box::new(decoder))
+    }
+
+    fn read_chunk(
+        &self,
+        group: GroupId,
+        upto: Slot,
+        offset: u64,
+        max_bytes: usize,
+    ) -> Result<Chunk, SnapshotError> {
+        let bytes = self.whole(group, upto)?;
+        if let Some(held) = self.groups().get_mut(&group) {
+            held.read.insert(upto);
+        }
+        let first = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let last = first.saturating_add(max_bytes).min(bytes.len());
+        Ok(Chunk {
+            total: bytes.len() as u64,
+            data: bytes.slice(first..last),
+        })
+    }
+
+    fn store_chunk(
+        &self,
+        group: GroupId,
+        upto: Slot,
+        offset: u64,
+        chunk: Chunk,
+    ) -> Result<Received, SnapshotError> {
+        let mut groups = self.groups();
+        let held = groups.entry(group).or_default();
+        match held.store(group, upto, offset, &chunk) {
+            Ok(Some(header)) => {
+                let bytes = held
+                    .partial
+                    .take()
+                    .map(|partial| partial.bytes)
+                    .unwrap_or_default();
+                held.add(upto, bytes.into(), self.keep);
+                Ok(Received::Whole(Box::new(header)))
+            }
+            Ok(None) => {
+                let partial = held.partial.as_ref();
+                let partial = partial.filter(|partial| (partial.upto, partial.total) == (upto, chunk.total));
+                Ok(Received::UpTo(
+                    partial.map_or(0, |partial| partial.bytes.len() as u64),
+                ))
+            }
+            Err(detail) => {
+                held.partial = None;
+                Err(SnapshotError::Damaged { group, upto, detail })
+            }
+        }
+    }
+
+    fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {
+        self.groups().remove(&group);
+        Ok(())
+    }
+}
