@@ -224,6 +224,18 @@ pub struct GroupMetrics {
     pub read_index_duration: Histogram,
     /// Commands in each applied entry that held any.
     pub batch_entries: Histogram,
+    /// As of which slot the newest durable snapshot is.
+    pub snapshot_index: Gauge,
+    /// From freezing the state machine to a durable snapshot.
+    pub snapshot_save_duration: Histogram,
+    /// Restoring the state machine from a peer's snapshot.
+    pub snapshot_install_duration: Histogram,
+    /// Bytes of snapshots sent to peers.
+    pub snapshot_sent_bytes: Counter,
+    /// Bytes of snapshots received from peers.
+    pub snapshot_received_bytes: Counter,
+    /// Snapshots that could not be saved, read, or stored, or were found damaged.
+    pub snapshot_failures: Counter,
     /// Messages of peers that were dropped because the group did not keep up with them.
     pub dropped_messages: Counter,
     /// Messages that the transport refused to send.
@@ -260,6 +272,12 @@ impl Default for GroupMetrics {
             apply_duration: Histogram::of_durations(),
             read_index_duration: Histogram::of_durations(),
             batch_entries: Histogram::of_counts(),
+            snapshot_index: Gauge::default(),
+            snapshot_save_duration: Histogram::of_durations(),
+            snapshot_install_duration: Histogram::of_durations(),
+            snapshot_sent_bytes: Counter::default(),
+            snapshot_received_bytes: Counter::default(),
+            snapshot_failures: Counter::default(),
             dropped_messages: Counter::default(),
             refused_sends: Counter::default(),
             damaged_reads: Counter::default(),
@@ -562,6 +580,30 @@ const NUMBERS: &[Number] = &[
         |m| m.log_last_index.get(),
     ),
     (
+        "paxos_snapshot_index",
+        Kind::Gauge,
+        "Slot of the newest durable snapshot",
+        |m| m.snapshot_index.get(),
+    ),
+    (
+        "paxos_snapshot_sent_bytes_total",
+        Kind::Counter,
+        "Bytes of snapshots sent to peers",
+        |m| m.snapshot_sent_bytes.get(),
+    ),
+    (
+        "paxos_snapshot_received_bytes_total",
+        Kind::Counter,
+        "Bytes of snapshots received from peers",
+        |m| m.snapshot_received_bytes.get(),
+    ),
+    (
+        "paxos_snapshot_failures_total",
+        Kind::Counter,
+        "Snapshots that could not be saved, read or stored, or were damaged",
+        |m| m.snapshot_failures.get(),
+    ),
+    (
         "paxos_dropped_messages_total",
         Kind::Counter,
         "Messages of peers dropped by a busy group",
@@ -615,6 +657,16 @@ const HISTOGRAMS: &[NamedHistogram] = &[
         "paxos_read_index_duration_seconds",
         "From a linearizable read's call to its answer",
         |m| &m.read_index_duration,
+    ),
+    (
+        "paxos_snapshot_save_duration_seconds",
+        "From freezing the state machine to a durable snapshot",
+        |m| &m.snapshot_save_duration,
+    ),
+    (
+        "paxos_snapshot_install_duration_seconds",
+        "Restoring the state machine from a peer's snapshot",
+        |m| &m.snapshot_install_duration,
     ),
     ("paxos_batch_entries", "Commands in each applied entry", |m| {
         &m.batch_entries

@@ -114,6 +114,9 @@ pub enum Input {
         /// As of which slot it would have been.
         upto: Slot,
     },
+    /// The machine cannot apply for the time being, because it is being restored (true), or can again (false). Meanwhile
+    /// no [`Output::Apply`] comes out, beyond those on their way already, and this replica does not stand for election.
+    HoldApply(bool),
     /// A user wants the log to be trimmed no more (true), or again (false).
     PauseTrimming(bool),
     /// Answers [`Output::LoadChunk`].

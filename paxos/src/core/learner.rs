@@ -46,6 +46,8 @@ pub(super) struct Learner {
     serving: VecDeque<(NodeId, Slot, Slot)>,
     /// The store does not give back what it must hold; nothing more is applied.
     pub(super) stuck: bool,
+    /// The machine is away.
+    pub(super) held: bool,
 }
 
 impl Learner {
@@ -61,7 +63,12 @@ impl Learner {
             load: None,
             serving: VecDeque::new(),
             stuck: false,
+            held: false,
         }
+    }
+
+    const fn may_apply(&self) -> bool {
+        !self.stuck && !self.held
     }
 
     /// Goes on from a snapshot.
@@ -228,7 +235,7 @@ impl Replica {
     }
 
     fn apply_chosen(&mut self) {
-        while self.learner.applied < self.chosen && !self.learner.stuck {
+        while self.learner.applied < self.chosen && self.learner.may_apply() {
             let slot = self.learner.applied.next();
             let Some(accepted) = self.window.get(slot).cloned() else {
                 return;
@@ -294,9 +301,9 @@ impl Replica {
         }
     }
 
-    /// Whether old entries are still on their way from the store to the state machine, or will never come.
+    /// Whether the state machine is away, or old entries are still on their way to it from the store, or will never come.
     pub(super) const fn is_replaying(&self) -> bool {
-        self.learner.stuck || matches!(self.learner.load, Some((_, Purpose::Apply)))
+        !self.learner.may_apply() || matches!(self.learner.load, Some((_, Purpose::Apply)))
     }
 
     /// The duplicate filter as it will be when everything up to `upto` is applied; `None` while part of that is not in
@@ -381,7 +388,7 @@ impl Replica {
         let max_bytes = self.config.max_message_bytes;
         let below_window = self.window.first().previous();
         let next = self.learner.applied.next();
-        if self.learner.applied < self.chosen && next < self.window.first() && !self.learner.stuck {
+        if self.learner.applied < self.chosen && next < self.window.first() && self.learner.may_apply() {
             self.learner.load = Some((next, Purpose::Apply));
             let upto = self.chosen.min(below_window);
             self.outputs.push_back(Output::Load {
@@ -453,7 +460,8 @@ impl Replica {
             }
             Purpose::Apply => {
                 for (slot, accepted) in run {
-                    if slot == self.learner.applied.next() && slot <= self.chosen {
+                    let is_next = slot == self.learner.applied.next() && slot <= self.chosen;
+                    if is_next && self.learner.may_apply() {
                         self.apply(slot, &accepted);
                     }
                 }

@@ -257,6 +257,7 @@ impl Replica {
             Input::TakeSnapshot => self.on_take_snapshot(),
             Input::SnapshotTaken { upto } => self.on_snapshot_taken(upto),
             Input::SnapshotFailed { upto } => self.on_snapshot_failed(upto),
+            Input::HoldApply(held) => self.learner.held = held,
             Input::PauseTrimming(paused) => self.on_pause_trimming(paused),
             Input::ChunkLoaded {
                 to,

@@ -1,15 +1,17 @@
 //! Puts a node together.
 
+use std::{fmt, sync::Arc};
+
 use super::{Config, Node, NodeError};
-use crate::{storage::Storage, transport::Transport};
+use crate::{snapshot::SnapshotStore, storage::Storage, transport::Transport};
 
 /// A node that is being put together; made by [`Node::builder`], ends in [`spawn`](Self::spawn).
 #[must_use = "a builder does nothing before `spawn`"]
-#[derive(Debug)]
 pub struct NodeBuilder<S, T> {
     pub(super) storage: S,
     pub(super) transport: T,
     pub(super) config: Config,
+    pub(super) snapshots: Option<Arc<dyn SnapshotStore>>,
 }
 
 impl<S: Storage, T: Transport> NodeBuilder<S, T> {
@@ -18,12 +20,21 @@ impl<S: Storage, T: Transport> NodeBuilder<S, T> {
             storage,
             transport,
             config: Config::default(),
+            snapshots: None,
         }
     }
 
     /// How the node runs; without this, [`Config::default`].
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Where the groups' snapshots are kept. They are taken as [`Config::replica`](Config::replica) says
+    /// ([`snapshot_entries`](crate::core::Config::snapshot_entries) and what follows it), the log is trimmed behind them,
+    /// and whoever lacks what is trimmed is sent one. Without a store none are taken, and the log keeps everything.
+    pub fn snapshots(mut self, store: impl SnapshotStore) -> Self {
+        self.snapshots = Some(Arc::new(store));
         self
     }
 
@@ -34,5 +45,14 @@ impl<S: Storage, T: Transport> NodeBuilder<S, T> {
     /// Nothing runs then, and nothing has changed but the store's incarnation.
     pub async fn spawn(self) -> Result<Node, NodeError> {
         Node::start(self).await
+    }
+}
+
+impl<S, T> fmt::Debug for NodeBuilder<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeBuilder")
+            .field("config", &self.config)
+            .field("snapshots", &self.snapshots.is_some())
+            .finish_non_exhaustive()
     }
 }

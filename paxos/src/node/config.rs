@@ -39,8 +39,10 @@ pub struct Config {
     pub slow_sync: Duration,
     /// Whether the store has a thread of its own (the default). Without one it runs as a task of the node's runtime, and
     /// each of its calls that blocks stops everything else there: for stores in memory, and for tests whose clock is
-    /// paused.
+    /// paused. The same goes for work on snapshots, which otherwise is done on the runtime's threads for blocking calls.
     pub storage_thread: bool,
+    /// How many bytes of snapshots the node sends to its peers in a second, over all groups and peers; 0 for no bound.
+    pub max_snapshot_bytes_per_second: u64,
     /// Seeds the randomness of all replicas (election timeouts); `None` draws a seed.
     pub seed: Option<u64>,
 }
@@ -59,6 +61,7 @@ impl Default for Config {
             max_hand_over: Duration::from_secs(1),
             slow_sync: Duration::from_secs(1),
             storage_thread: true,
+            max_snapshot_bytes_per_second: 64 << 20,
             seed: None,
         }
     }
@@ -77,6 +80,16 @@ impl Config {
         if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
             return Err(format!(
                 "{name} is 0: nothing could ever be done; set it to at least 1"
+            ));
+        }
+        let (rate, chunk) = (
+            self.max_snapshot_bytes_per_second,
+            self.replica.snapshot_chunk_bytes,
+        );
+        if rate != 0 && rate < chunk as u64 {
+            return Err(format!(
+                "max_snapshot_bytes_per_second is {rate}, less than one chunk (replica.snapshot_chunk_bytes, {chunk}): \
+                 whoever waits for it would think that this node is gone; raise it, or set it to 0 for no bound"
             ));
         }
         Ok(())

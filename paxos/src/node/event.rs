@@ -15,10 +15,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::GroupStatus;
+use super::{GroupStatus, snapshots::SnapshotEvent};
 use crate::{
     core::{Message, PersistId, peers::Change},
     error::TransferError,
+    snapshot::SnapshotError,
     types::{Accepted, NodeId, Slot, StorageId},
 };
 
@@ -49,6 +50,12 @@ pub(super) enum Event {
         to: Option<NodeId>,
         reply: oneshot::Sender<Result<NodeId, TransferError>>,
     },
+    /// Somebody wants a snapshot of what is applied now.
+    SaveSnapshot(oneshot::Sender<Result<Slot, SnapshotError>>),
+    /// Somebody wants the log to be trimmed no more, or again.
+    PauseTrimming(bool),
+    /// Work on snapshots has come to something.
+    Snapshot(SnapshotEvent),
     /// The group is to end, for this reason.
     Stop(&'static str),
 }

@@ -26,6 +26,7 @@ use crate::{
     core::Status,
     error::{ProposeError, ReadError, TransferError},
     metrics::GroupMetrics,
+    snapshot::SnapshotError,
     types::{Ballot, GroupId, NodeId, Slot, Time},
 };
 
@@ -63,6 +64,11 @@ pub struct GroupStatus {
     pub applied: Slot,
     /// The state machine's digest at `applied`, if it has one.
     pub digest: Option<u64>,
+    /// The snapshot, by its slot, that the state machine is being restored from. Applying and reading wait for it; voting
+    /// does not.
+    pub restoring: Option<Slot>,
+    /// Why the group takes no snapshots any more: the state machine gave none. Its log grows without bound.
+    pub snapshots_off: Option<String>,
     /// Why the group stopped or halted, if it did; then the rest tells of the last moment before.
     pub halted: Option<String>,
 }
@@ -413,6 +419,23 @@ impl Group {
         let (reply, status) = oneshot::channel();
         self.0.events.send(Event::Status(reply));
         status.await.unwrap_or_else(|_| self.0.last_status())
+    }
+
+    /// Saves a snapshot of what is applied on this node now, or later, and returns as of which slot it is; at once if the
+    /// newest one is as new as that. Snapshots are taken automatically too: see
+    /// [`snapshot_entries`](crate::core::Config::snapshot_entries).
+    pub async fn save_snapshot(&self) -> Result<Slot, SnapshotError> {
+        let (reply, saved) = oneshot::channel();
+        self.0.events.send(Event::SaveSnapshot(reply));
+        saved
+            .await
+            .unwrap_or_else(|_| Err(SnapshotError::Stopped(self.0.stop_reason())))
+    }
+
+    /// Stops dropping old entries of the log on this node (true), say while it is being copied, or goes on with it
+    /// (false). Counts until the node stops.
+    pub fn pause_trimming(&self, paused: bool) {
+        self.0.events.send(Event::PauseTrimming(paused));
     }
 
     /// The leader's ballot as this node knows it; changes only when it changes. `ballot.node` leads, and the ballot is

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use super::caught;
 use crate::{
     core::{ChosenEntry, Token},
-    state_machine::{ApplyCommand, Chosen, MachineError, StateMachine},
+    state_machine::{ApplyCommand, Chosen, MachineError, SnapshotSource, StateMachine},
     types::Slot,
 };
 
 pub(super) struct Machine {
-    inner: Box<dyn StateMachine>,
+    /// `None` while it is away to be restored.
+    inner: Option<Box<dyn StateMachine>>,
     applied: Slot,
     /// The run that is being gathered.
     upto: Slot,
@@ -28,7 +29,7 @@ impl Machine {
     pub(super) fn new(machine: Box<dyn StateMachine>) -> Self {
         let applied = machine.applied();
         Self {
-            inner: machine,
+            inner: Some(machine),
             applied,
             upto: applied,
             commands: Vec::new(),
@@ -61,7 +62,29 @@ impl Machine {
 
     /// Whether there is anything to apply.
     pub(super) fn has_run(&self) -> bool {
-        self.upto > self.applied
+        self.upto > self.applied && !self.is_away()
+    }
+
+    pub(super) const fn is_away(&self) -> bool {
+        self.inner.is_none()
+    }
+
+    /// Gives the machine away to be restored; what is pushed meanwhile waits.
+    pub(super) fn send_away(&mut self) -> Option<Box<dyn StateMachine>> {
+        self.inner.take()
+    }
+
+    /// Takes the machine back, at the slot where it is now.
+    pub(super) fn come_back(&mut self, machine: Box<dyn StateMachine>) {
+        self.applied = machine.applied();
+        self.upto = self.upto.max(self.applied);
+        self.inner = Some(machine);
+    }
+
+    /// Freezes the state; an error or a panic says that the machine has no snapshots to give.
+    pub(super) fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, String> {
+        let machine = self.inner.as_ref().ok_or("it is being restored")?;
+        caught("snapshot panicked", || machine.snapshot())?.map_err(|error| error.0)
     }
 
     /// Applies the run. After an error the machine must not be used any more.
@@ -70,7 +93,10 @@ impl Machine {
             upto: self.upto,
             commands: &self.commands,
         };
-        let (machine, replies) = (&mut self.inner, &mut self.replies);
+        let replies = &mut self.replies;
+        let Some(machine) = &mut self.inner else {
+            return Err(MachineError::new("it was to apply while it is being restored"));
+        };
         replies.reserve(chosen.commands.len());
         caught("apply panicked", || machine.apply(chosen, replies)).map_err(MachineError)??;
         if self.replies.len() != self.commands.len() {
@@ -80,7 +106,7 @@ impl Machine {
                 self.commands.len()
             )));
         }
-        let applied = self.inner.applied();
+        let applied = machine.applied();
         if applied != self.upto {
             return Err(MachineError(format!(
                 "applied() is {applied} after a run up to slot {}; it must be that slot",
@@ -94,15 +120,17 @@ impl Machine {
 
     /// Answers a read. A panic is the answer to that read only: a query cannot change the state.
     pub(super) fn query(&self, query: Bytes) -> Result<Bytes, String> {
-        caught("query panicked", || self.inner.query(query))
+        let machine = self.inner.as_ref().ok_or("it is being restored")?;
+        caught("query panicked", || machine.query(query))
     }
 
-    /// `None` also while a run is unfinished: after a failed one the state is nobody's.
+    /// `None` also while it is away, or a run is unfinished: after a failed one the state is nobody's.
     pub(super) fn digest(&self) -> Option<u64> {
         if self.has_run() {
             return None;
         }
-        caught("digest panicked", || self.inner.digest()).ok().flatten()
+        let machine = self.inner.as_ref()?;
+        caught("digest panicked", || machine.digest()).ok().flatten()
     }
 }
 
@@ -113,7 +141,6 @@ mod tests {
     use super::*;
     use crate::{
         core::{ChosenCommand, Command},
-        state_machine::SnapshotSource,
         types::{Ballot, ProposalId},
     };
 

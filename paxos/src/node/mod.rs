@@ -19,6 +19,7 @@ mod liveness;
 mod machine;
 mod removing;
 mod router;
+mod snapshots;
 mod starting;
 mod storage;
 mod task;
@@ -49,6 +50,7 @@ pub use self::{
 use self::{liveness::Liveness, router::Router};
 use crate::{
     metrics::{Exposition, Kind, NodeMetrics, expose},
+    snapshot::SnapshotError,
     state_machine::MachineError,
     storage::{Finding, RecoveredGroup, Storage, StorageError},
     transport::{Peer, Transport, TransportError},
@@ -87,6 +89,9 @@ pub enum NodeError {
     /// The transport could not be started.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The snapshots could not be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The state machine failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -105,6 +110,8 @@ struct Environment {
     clock: Clock,
     transport: Arc<dyn Transport>,
     storage: storage::Handle,
+    /// Without a store no snapshots are taken, and nothing is trimmed.
+    snapshots: Option<snapshots::Snapshots>,
     memberships: Mutex<BTreeMap<GroupId, Membership>>,
     liveness: Arc<Liveness>,
 }

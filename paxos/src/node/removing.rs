@@ -91,7 +91,8 @@ impl Node {
     /// Ends a group on this node and deletes all that the store holds of it, whether it was added or not. Its handles
     /// answer that it was removed; open proposals end as truly as can be known; messages for it are dropped. On return
     /// the removal is durable, and the group may be added again: as a fresh one, that remembers nothing. A crash on the
-    /// way leaves the group as it was, or removed.
+    /// way leaves the group as it was, or removed, or without its snapshots: then it cannot be added before it is removed
+    /// once more.
     ///
     /// The other members are not told: each node removes its own replica. While they keep the group, this node is to them
     /// a member that does not answer. If it is a voter there, make it none *first*, and do not add it again with the
@@ -101,8 +102,8 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// If the group is being added or removed by another call, or if the node has stopped: then the group may or may not
-    /// be removed.
+    /// If the group is being added or removed by another call; if its snapshots cannot be removed, or the node has
+    /// stopped: then the group may or may not be removed, and is served no more.
     pub async fn remove_group(&self, group: GroupId) -> Result<(), NodeError> {
         if let Some(why) = &*self.halt.reason.borrow() {
             return Err(NodeError::Stopped(why.clone()));
@@ -127,6 +128,10 @@ async fn remove(
     if let Some(task) = task {
         // A task catches its panics, and answers everybody.
         let _ = task.await;
+    }
+    // First: a snapshot without its log would be believed.
+    if let Some(snapshots) = &environment.snapshots {
+        snapshots.remove(group).await?;
     }
     let (done, mut events) = mpsc::unbounded_channel();
     // All writes of the group's task are in front of this one.

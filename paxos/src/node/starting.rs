@@ -3,6 +3,7 @@
 use std::{
     boxed::Box,
     format,
+    string::ToString,
     sync::{Arc, Mutex, atomic::AtomicBool},
     vec::Vec,
 };
@@ -23,17 +24,27 @@ use super::{
     machine::Machine,
     removing::{Changing, Taken},
     router::{Route, Router},
+    snapshots::Snapshots,
     storage,
     task::{Parts, Task},
 };
 use crate::{
     core::{Replica, Start},
     metrics::{GroupMetrics, NodeMetrics},
+    snapshot::{Found, SnapshotHeader},
     state_machine::{MachineError, StateMachine},
     storage::{RecoveredGroup, Storage, StorageError},
     transport::{self, Transport},
     types::{Accepted, ChosenMembership, GroupId, Membership, Slot},
 };
+
+/// A machine that has been brought up to the newest snapshot.
+struct Restored {
+    machine: Box<dyn StateMachine>,
+    snapshot: Option<SnapshotHeader>,
+    /// How many newer ones were damaged.
+    damaged: usize,
+}
 
 impl Node {
     pub(super) async fn start<S: Storage, T: Transport>(
@@ -42,14 +53,16 @@ impl Node {
         let NodeBuilder {
             storage,
             transport,
-            config,
+            mut config,
+            snapshots,
         } = builder;
+        config.replica.snapshots = snapshots.is_some();
         config.check().map_err(NodeError::Configuration)?;
         let frame = config.replica.max_frame_bytes().saturating_add(FRAME_HEADROOM);
         if frame > transport.max_frame_bytes() {
             return Err(NodeError::Configuration(format!(
-                "the transport takes frames of up to {} bytes, but the replica's max_command_bytes, max_batch_bytes and \
-                 max_message_bytes make frames of up to {frame}; lower those or raise the transport's bound",
+                "the transport takes frames of up to {} bytes, but the replica's max_command_bytes, max_batch_bytes, \
+                 max_message_bytes and snapshot_chunk_bytes make frames of up to {frame}; lower those or raise the transport's bound",
                 transport.max_frame_bytes()
             )));
         }
@@ -78,12 +91,14 @@ impl Node {
             node = %identity.node, cluster = %identity.cluster, storage = %identity.storage,
             incarnation = recovered.incarnation.0, "node started"
         );
+        let snapshots = snapshots.map(|store| Snapshots::new(store, &config));
         let environment = Environment {
             config,
             identity,
             clock,
             transport,
             storage,
+            snapshots,
             memberships: Mutex::default(),
             liveness,
         };
@@ -104,7 +119,7 @@ impl Node {
         })
     }
 
-    /// Begins to serve a group: brings its machine up to date from the store, then takes part. `membership` is the
+    /// Begins to serve a group: restores its machine from the newest snapshot if it is behind that, then takes part. `membership` is the
     /// group's first membership, the same on every node. Groups may be added in any order and at any time; until then
     /// peers' messages for the group are dropped.
     ///
@@ -114,14 +129,14 @@ impl Node {
     /// # Errors
     ///
     /// The group is not added, and nothing has changed, if it exists already, if the store reports damage in it, if
-    /// `membership` has no voter, or if the log no longer reaches back to what the machine holds.
+    /// `membership` has no voter, or if the log no longer reaches back to what the machine and the newest whole snapshot
+    /// hold.
     pub async fn add_group<M: StateMachine>(
         &self,
         group: GroupId,
         membership: Membership,
         machine: M,
     ) -> Result<Group, NodeError> {
-        let machine = Machine::new(Box::new(machine));
         if let Some(why) = &*self.halt.reason.borrow() {
             return Err(NodeError::Stopped(why.clone()));
         }
@@ -131,19 +146,26 @@ impl Node {
         }
         // Put back unless the group is started.
         let recovered = Taken::of(&self.recovered, group);
-        self.check_group(group, &membership, &machine, &recovered)?;
-        let in_force = self.load_membership(group, membership, &recovered).await?;
-        let tail = self.load_tail(group, &recovered).await?;
+        self.check_group(group, &membership, &recovered)?;
+        let restored = self.restore_group(group, &recovered, Box::new(machine)).await?;
+        let newest = restored.snapshot.as_ref();
+        let in_force = self
+            .load_membership(group, membership, &recovered, newest)
+            .await?;
+        let newest = newest.map_or(Slot::ZERO, |header| header.upto);
+        let tail = self
+            .load_tail(group, &recovered, recovered.hard_state.chosen.max(newest))
+            .await?;
         let start = Start {
             group,
             identity: self.environment.identity,
             incarnation: self.incarnation,
             seed: self.seed(group),
-            membership: in_force.clone(),
+            membership: in_force,
             hard_state: recovered.hard_state,
             trimmed: recovered.trimmed,
             tail,
-            snapshot: None,
+            snapshot: restored.snapshot.clone(),
         };
         let now = self.environment.clock.now();
         let config = self.environment.config.replica.clone();
@@ -152,8 +174,9 @@ impl Node {
         })
         .map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?;
         recovered.keep();
-        self.environment.set_membership(group, in_force.membership);
-        let (handle, task) = self.start_task(group, replica, machine);
+        let in_force = replica.status(now).membership;
+        self.environment.set_membership(group, in_force);
+        let (handle, task) = self.start_task(group, replica, restored);
         lock(&self.groups).insert(group, (handle.clone(), task));
         drop(changing);
         Ok(handle)
@@ -163,7 +186,6 @@ impl Node {
         &self,
         group: GroupId,
         membership: &Membership,
-        machine: &Machine,
         recovered: &RecoveredGroup,
     ) -> Result<(), NodeError> {
         if membership.voters().next().is_none() {
@@ -181,14 +203,69 @@ impl Node {
                 recovered.damaged.iter().map(|slot| slot.0).collect::<Vec<_>>()
             ))));
         }
-        if machine.applied() < recovered.trimmed {
-            return Err(NodeError::Machine(MachineError(format!(
-                "the log of group {group} begins after slot {}, but the state machine holds nothing beyond slot {}",
-                recovered.trimmed,
-                machine.applied()
-            ))));
-        }
         Ok(())
+    }
+
+    /// Brings a machine that is behind the newest whole snapshot up to it.
+    async fn restore_group(
+        &self,
+        group: GroupId,
+        recovered: &RecoveredGroup,
+        mut machine: Box<dyn StateMachine>,
+    ) -> Result<Restored, NodeError> {
+        let node = self.environment.identity.node;
+        let found = match &self.environment.snapshots {
+            Some(snapshots) => snapshots.newest(group).await?,
+            None => Found::default(),
+        };
+        for (upto, detail) in &found.damaged {
+            tracing::error!(%group, %node, %upto, detail, "a snapshot is damaged and was set aside");
+        }
+        let newest = found.newest.as_ref().map_or(Slot::ZERO, |header| header.upto);
+        if newest < recovered.trimmed {
+            return Err(self.no_way_to_the_log(group, recovered.trimmed, newest, &found));
+        }
+        if let Some(snapshots) = &self.environment.snapshots
+            && machine.applied() < newest
+        {
+            let began = Instant::now();
+            machine = snapshots.restore(group, newest, machine).await.map_err(|why| {
+                NodeError::Machine(MachineError(format!(
+                    "group {group} could not be restored from its snapshot as of slot {newest}: {why}"
+                )))
+            })?;
+            tracing::info!(
+                %group, %node, upto = %newest, millis = began.elapsed().as_millis() as u64,
+                "the state machine is restored from a snapshot"
+            );
+        }
+        Ok(Restored {
+            machine,
+            snapshot: found.newest,
+            damaged: found.damaged.len(),
+        })
+    }
+
+    fn no_way_to_the_log(&self, group: GroupId, trimmed: Slot, newest: Slot, found: &Found) -> NodeError {
+        let mut why = format!("the log of group {group} begins after slot {trimmed}, ");
+        why += &match (&self.environment.snapshots, &found.newest) {
+            (None, _) => "and the node has no snapshot store; start it with the one that it had \
+                          (Node::builder(..).snapshots(..))"
+                .to_string(),
+            (Some(_), None) => {
+                "and there is no whole snapshot; start the node with the snapshots that it had, or move \
+                                its data directory away and let the node join anew"
+                    .to_string()
+            }
+            (Some(_), Some(_)) => format!(
+                "but the newest whole snapshot is as of slot {newest}; move the node's data directory away and let the \
+                 node join anew"
+            ),
+        };
+        for (upto, detail) in &found.damaged {
+            why += &format!("; the snapshot as of slot {upto} is damaged: {detail}");
+        }
+        NodeError::Storage(StorageError::Corrupt(why))
     }
 
     /// Differs between the nodes and groups of one seed, or they would all stand for election at the same moment.
@@ -198,16 +275,21 @@ impl Node {
         seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// The membership in force at the stored watermark: `first` if the log holds none.
+    /// The membership in force at the stored watermark: `first` if the log has had none, that of the snapshot if the
+    /// entry is trimmed.
     async fn load_membership(
         &self,
         group: GroupId,
         first: Membership,
         recovered: &RecoveredGroup,
+        snapshot: Option<&SnapshotHeader>,
     ) -> Result<ChosenMembership, NodeError> {
         let at = recovered.hard_state.membership;
         if at == Slot::ZERO {
             return Ok(ChosenMembership::first(first));
+        }
+        if let Some(header) = snapshot.filter(|_| at <= recovered.trimmed) {
+            return Ok(header.membership.clone());
         }
         let entries = self.load(group, at, at).await?;
         let found = entries.first().filter(|(slot, _)| *slot == at);
@@ -244,13 +326,14 @@ impl Node {
         Ok(loaded.map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?)
     }
 
-    /// The entries above the stored watermark.
+    /// The entries above the watermark.
     async fn load_tail(
         &self,
         group: GroupId,
         recovered: &RecoveredGroup,
+        chosen: Slot,
     ) -> Result<Vec<(Slot, Accepted)>, NodeError> {
-        let first = recovered.hard_state.chosen.next();
+        let first = chosen.next();
         let expected = recovered.index.range(first..).count();
         let Some(last) = recovered.index.keys().next_back().copied() else {
             return Ok(Vec::new());
@@ -262,7 +345,7 @@ impl Node {
             if entries.is_empty() {
                 return Err(NodeError::Storage(StorageError::Corrupt(format!(
                     "group {group}: the store's index names {expected} entries above slot {}, but it gave back {}",
-                    recovered.hard_state.chosen,
+                    chosen,
                     tail.len()
                 ))));
             }
@@ -271,17 +354,21 @@ impl Node {
         Ok(tail)
     }
 
-    fn start_task(&self, id: GroupId, replica: Replica, machine: Machine) -> (Group, JoinHandle<()>) {
+    fn start_task(&self, id: GroupId, replica: Replica, restored: Restored) -> (Group, JoinHandle<()>) {
         let config = &self.environment.config;
         let (event_sender, events) = mpsc::unbounded_channel();
         let event_sender = EventSender(event_sender);
         let (queue, requests) = Queue::new(config);
         let room = Room::new(config.max_inbox_bytes);
         let metrics = Arc::new(GroupMetrics::default());
+        metrics.snapshot_failures.add(restored.damaged as u64);
+        let machine = Machine::new(restored.machine);
         let status = GroupStatus {
             replica: replica.status(self.environment.clock.now()),
             applied: machine.applied(),
             digest: None,
+            restoring: None,
+            snapshots_off: None,
             halted: None,
         };
         let shared = Arc::new(Shared {
@@ -309,6 +396,7 @@ impl Node {
             shared: shared.clone(),
             replica,
             machine,
+            newest_snapshot: restored.snapshot.map_or(Slot::ZERO, |header| header.upto),
             event_sender,
             events,
             requests,

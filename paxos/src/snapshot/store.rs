@@ -153,6 +153,15 @@ pub enum SnapshotError {
     /// The group takes no snapshots: there is no store, or the state machine has none to give.
     #[error("the group takes no snapshots: {0}")]
     Off(String),
+    /// The state machine cannot be frozen at that slot now: it is being restored, or was ahead of the log when it was
+    /// started.
+    #[error(
+        "the state machine is not at slot {upto}: it is being restored, or still ahead of the log; try again later"
+    )]
+    Unready {
+        /// As of which slot the snapshot would have been.
+        upto: Slot,
+    },
     /// The group has stopped.
     #[error("the group has stopped: {0}")]
     Stopped(String),

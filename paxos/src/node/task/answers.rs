@@ -64,6 +64,7 @@ impl Task {
         let mut fastest = Duration::MAX;
         while let Some(&(slot, token)) = self.parked.first()
             && slot <= self.machine.applied()
+            && !self.machine.is_away()
         {
             if began.elapsed() > READS_PER_TURN {
                 self.has_more = true;

@@ -44,6 +44,7 @@ impl Task {
                     .unwrap_or_else(PoisonError::into_inner) = status;
             }
         }
+        self.snapshots.end(&self.shared.stop_reason()).await;
         self.shared.metrics.has_leader.set(0);
         self.shared.metrics.is_leader.set(0);
         for token in self.waiting.tokens() {

@@ -31,6 +31,10 @@ impl Task {
         let mut taken_events = mem::take(&mut self.taken_events);
         for event in taken_events.drain(..) {
             let input = match event {
+                Event::Snapshot(event) => {
+                    self.take_snapshot_event(now, event)?;
+                    continue;
+                }
                 Event::Message {
                     from,
                     storage,
@@ -56,6 +60,11 @@ impl Task {
                     let token = self.waiting.add(Waiter::Transfer(reply), None);
                     Input::TransferLeadership { token, to }
                 }
+                Event::SaveSnapshot(reply) => {
+                    self.want_snapshot(now, reply);
+                    continue;
+                }
+                Event::PauseTrimming(paused) => Input::PauseTrimming(paused),
                 Event::Loaded {
                     from,
                     entries: Ok(entries),

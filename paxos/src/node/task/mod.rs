@@ -4,9 +4,12 @@ mod answers;
 mod ending;
 mod intake;
 mod outputs;
+mod snapshots;
 mod status;
 
 use std::{collections::BTreeSet, mem, pin::Pin, string::String, sync::Arc, time::Duration, vec::Vec};
+
+use self::snapshots::Work;
 
 use tokio::{
     sync::{mpsc, watch},
@@ -63,6 +66,7 @@ pub(super) struct Task {
     waiting: Waiting,
     command_limiter: Limiter,
     read_limiter: Limiter,
+    snapshots: Work,
     /// Reads that wait until their slot is applied.
     parked: BTreeSet<(Slot, Token)>,
     event_sender: EventSender,
@@ -87,6 +91,8 @@ pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
     pub(super) replica: Replica,
     pub(super) machine: Machine,
+    /// As of which slot the newest snapshot is.
+    pub(super) newest_snapshot: Slot,
     pub(super) event_sender: EventSender,
     pub(super) events: mpsc::UnboundedReceiver<Event>,
     pub(super) requests: mpsc::UnboundedReceiver<Request>,
@@ -107,6 +113,7 @@ impl Task {
             replica: parts.replica,
             machine: parts.machine,
             waiting: Waiting::default(),
+            snapshots: Work::new(parts.newest_snapshot),
             parked: BTreeSet::new(),
             event_sender: parts.event_sender,
             events: parts.events,

@@ -7,7 +7,7 @@ use super::{
     End, PendingWrite, Task,
 };
 use crate::{
-    core::{Alarm, Input, Message, Output},
+    core::{Alarm, Message, Output},
     error::TransferError,
     types::NodeId,
     wire::{Envelope, Outgoing},
@@ -48,14 +48,20 @@ impl Task {
                     }),
                 });
             }
-            Output::TakeSnapshot(header) => {
-                let now = self.shared.clock.now();
-                self.replica
-                    .step(now, Input::SnapshotFailed { upto: header.upto });
-            }
-            Output::LoadChunk { .. } | Output::StoreChunk { .. } | Output::InstallSnapshot { .. } => {
-                return Err(End::Halted("this node keeps no snapshots".into()));
-            }
+            Output::TakeSnapshot(header) => self.take_snapshot(header)?,
+            Output::InstallSnapshot { upto } => self.install_snapshot(upto)?,
+            Output::LoadChunk {
+                to,
+                upto,
+                offset,
+                max_bytes,
+            } => self.load_chunk(to, upto, offset, max_bytes),
+            Output::StoreChunk {
+                upto,
+                total,
+                offset,
+                data,
+            } => self.store_chunk(upto, total, offset, data),
             Output::ReadReady { token, slot: ready } => {
                 if let Some(Waiter::Read { slot, .. }) = self.waiting.get_mut(token) {
                     *slot = Some(ready);

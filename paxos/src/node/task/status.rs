@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     core::Alarm,
-    types::{Ballot, Time},
+    types::{Ballot, Slot, Time},
 };
 
 impl Task {
@@ -33,11 +33,17 @@ impl Task {
         tracing::error!(group = %self.shared.id, node = %self.shared.node, ?alarm, "alarm");
     }
 
+    fn restoring(&self) -> Option<Slot> {
+        self.snapshots.restoring.map(|(upto, _)| upto)
+    }
+
     pub(super) fn status(&self, now: Time) -> GroupStatus {
         GroupStatus {
             replica: self.replica.status(now),
             applied: self.machine.applied(),
             digest: self.machine.digest(),
+            restoring: self.restoring(),
+            snapshots_off: self.snapshots.off.clone(),
             halted: self.shared.stopped.get().cloned(),
         }
     }
@@ -57,6 +63,8 @@ impl Task {
             replica: self.replica.status(now),
             applied: self.machine.applied(),
             digest: None,
+            restoring: self.restoring(),
+            snapshots_off: self.snapshots.off.clone(),
             halted: None,
         };
         set_gauges(&self.shared, &status);
@@ -79,6 +87,7 @@ fn set_gauges(shared: &Shared, status: &GroupStatus) {
     metrics.inflight_bytes.set(replica.pending_bytes as u64);
     metrics.commit_index.set(replica.chosen.0);
     metrics.applied_index.set(status.applied.0);
+    metrics.snapshot_index.set(replica.snapshot.0);
     metrics.log_first_index.set(replica.trimmed.next().0);
     metrics.log_last_index.set(replica.last.0);
     metrics.set_peers(replica.peers.clone());

@@ -171,6 +171,7 @@ pub fn input(input: &Input) -> String {
         Input::TakeSnapshot => String::from("take a snapshot"),
         Input::SnapshotTaken { upto } => format!("snapshot {upto} is durable"),
         Input::SnapshotFailed { upto } => format!("snapshot {upto} failed"),
+        Input::HoldApply(held) => format!("hold apply: {held}"),
         Input::PauseTrimming(paused) => format!("pause trimming: {paused}"),
         Input::ChunkLoaded {
             to,
