@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use paxos::{Group, GroupId, Member, Membership, Node, NodeError, NodeId, Read, node::Config};
 
-use crate::doubles::{Disk, List, Network};
+use crate::doubles::{Disk, List, Network, Snapshots};
 
 pub(crate) const GROUP: GroupId = GroupId(1);
 
@@ -30,6 +30,8 @@ pub(crate) struct Cluster {
     pub(crate) disks: BTreeMap<u64, Disk>,
     pub(crate) nodes: BTreeMap<u64, Node>,
     pub(crate) config: Config,
+    /// Snapshots are taken when there are stores for them.
+    pub(crate) snapshots: BTreeMap<u64, Snapshots>,
 }
 
 impl Cluster {
@@ -38,12 +40,23 @@ impl Cluster {
     }
 
     pub(crate) async fn start_with(config: Config) -> Self {
+        Self::start_on(config, BTreeMap::new()).await
+    }
+
+    /// With a snapshot store for each node.
+    pub(crate) async fn start_with_snapshots(config: Config) -> Self {
+        let snapshots = (1..=3).map(|node| (node, Snapshots::default())).collect();
+        Self::start_on(config, snapshots).await
+    }
+
+    async fn start_on(config: Config, snapshots: BTreeMap<u64, Snapshots>) -> Self {
         let disks = (1..=3).map(|node| (node, Disk::new(node))).collect();
         let mut cluster = Self {
             network: Network::default(),
             disks,
             nodes: BTreeMap::new(),
             config,
+            snapshots,
         };
         for node in 1..=3 {
             cluster.start_node(node).await;
@@ -61,12 +74,12 @@ impl Cluster {
     }
 
     pub(crate) async fn spawn_node(&self, node: u64) -> Result<Node, NodeError> {
-        Node::spawn(
-            self.config.clone(),
-            self.disks[&node].clone(),
-            self.network.transport(),
-        )
-        .await
+        let builder =
+            Node::builder(self.disks[&node].clone(), self.network.transport()).config(self.config.clone());
+        match self.snapshots.get(&node) {
+            Some(snapshots) => builder.snapshots(snapshots.clone()).spawn().await,
+            None => builder.spawn().await,
+        }
     }
 
     /// As `kill -9`: nothing is closed.

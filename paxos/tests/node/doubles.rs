@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -13,6 +16,7 @@ use paxos::{
     Accepted, ApplyCommand, Chosen, ClusterId, GroupId, HardState, Identity, Incarnation, MachineError,
     NodeId, Slot, SnapshotSource, StateMachine, Storage, StorageError, StorageId, Transport, TransportError,
     WriteBatch, WriteOp,
+    snapshot::{Chunk, Found, MemorySnapshots, Received, SnapshotError, SnapshotHeader, SnapshotStore},
     storage::{IndexEntry, Recovered, RecoveredGroup},
     transport::{Inbox, Incoming, Outgoing, Peer, SendError},
 };
@@ -324,6 +328,82 @@ impl Transport for Port {
     }
 }
 
+/// One command a line.
+struct Frozen(Vec<Bytes>);
+
+impl SnapshotSource for Frozen {
+    fn write_to(self: Box<Self>, to: &mut dyn std::io::Write) -> std::io::Result<()> {
+        for command in self.0 {
+            to.write_all(&command)?;
+            to.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+}
+
+/// A snapshot store in memory that fails when it is told to. Clones are the same store.
+#[derive(Clone, Default)]
+pub(crate) struct Snapshots {
+    inner: MemorySnapshots,
+    fails: Arc<AtomicBool>,
+}
+
+impl Snapshots {
+    /// From now on nothing can be written, or again.
+    pub(crate) fn fail(&self, fails: bool) {
+        self.fails.store(fails, Relaxed);
+    }
+
+    fn check(&self) -> Result<(), SnapshotError> {
+        if self.fails.load(Relaxed) {
+            let full = std::io::ErrorKind::StorageFull.into();
+            return Err(SnapshotError::io("writing a snapshot", full));
+        }
+        Ok(())
+    }
+}
+
+impl SnapshotStore for Snapshots {
+    fn newest(&self, group: GroupId) -> Result<Found, SnapshotError> {
+        self.inner.newest(group)
+    }
+
+    fn save(&self, header: &SnapshotHeader, source: Box<dyn SnapshotSource>) -> Result<(), SnapshotError> {
+        self.check()?;
+        self.inner.save(header, source)
+    }
+
+    fn open(&self, group: GroupId, upto: Slot) -> Result<Box<dyn std::io::Read + Send>, SnapshotError> {
+        self.inner.open(group, upto)
+    }
+
+    fn read_chunk(
+        &self,
+        group: GroupId,
+        upto: Slot,
+        offset: u64,
+        max: usize,
+    ) -> Result<Chunk, SnapshotError> {
+        self.check()?;
+        self.inner.read_chunk(group, upto, offset, max)
+    }
+
+    fn store_chunk(
+        &self,
+        group: GroupId,
+        upto: Slot,
+        offset: u64,
+        chunk: Chunk,
+    ) -> Result<Received, SnapshotError> {
+        self.check()?;
+        self.inner.store_chunk(group, upto, offset, chunk)
+    }
+
+    fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {
+        self.inner.remove_group(group)
+    }
+}
+
 /// A list of all commands in their order; replies with the position of the command. Obeys some commands.
 #[derive(Default)]
 pub(crate) struct List {
@@ -363,11 +443,19 @@ impl StateMachine for List {
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
-        Err(MachineError::new("no snapshots"))
+        Ok(Box::new(Frozen(self.commands.clone())))
     }
 
-    fn restore(&mut self, _: Slot, _: &mut dyn std::io::Read) -> Result<(), MachineError> {
-        Err(MachineError::new("no snapshots"))
+    fn restore(&mut self, upto: Slot, from: &mut dyn std::io::Read) -> Result<(), MachineError> {
+        let mut text = String::new();
+        from.read_to_string(&mut text)
+            .map_err(|error| MachineError::new(error.to_string()))?;
+        self.commands = text
+            .lines()
+            .map(|line| Bytes::copy_from_slice(line.as_bytes()))
+            .collect();
+        self.applied = upto;
+        Ok(())
     }
 
     fn digest(&self) -> Option<u64> {

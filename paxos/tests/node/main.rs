@@ -11,4 +11,5 @@ mod leadership;
 mod overload;
 mod proposals;
 mod running;
+mod snapshots;
 mod storm;
