@@ -3,7 +3,7 @@
 use std::{
     boxed::Box,
     format,
-    string::ToString,
+    string::String,
     sync::{Arc, Mutex, atomic::AtomicBool},
     vec::Vec,
 };
@@ -247,24 +247,25 @@ impl Node {
     }
 
     fn no_way_to_the_log(&self, group: GroupId, trimmed: Slot, newest: Slot, found: &Found) -> NodeError {
-        let mut why = format!("the log of group {group} begins after slot {trimmed}, ");
-        why += &match (&self.environment.snapshots, &found.newest) {
-            (None, _) => "and the node has no snapshot store; start it with the one that it had \
-                          (Node::builder(..).snapshots(..))"
-                .to_string(),
-            (Some(_), None) => {
-                "and there is no whole snapshot; start the node with the snapshots that it had, or move \
-                                its data directory away and let the node join anew"
-                    .to_string()
-            }
+        let what = match (&self.environment.snapshots, &found.newest) {
+            (None, _) => String::from(
+                "and the node has no snapshot store; start it with the one that it had (Node::builder(..).snapshots(..))",
+            ),
+            (Some(_), None) => String::from(
+                "and there is no whole snapshot; start the node with the snapshots that it had, or move its data \
+                 directory away and let the node join anew",
+            ),
             (Some(_), Some(_)) => format!(
                 "but the newest whole snapshot is as of slot {newest}; move the node's data directory away and let the \
                  node join anew"
             ),
         };
-        for (upto, detail) in &found.damaged {
-            why += &format!("; the snapshot as of slot {upto} is damaged: {detail}");
-        }
+        let damaged = found
+            .damaged
+            .iter()
+            .map(|(upto, detail)| format!("; the snapshot as of slot {upto} is damaged: {detail}"));
+        let damaged: String = damaged.collect();
+        let why = format!("the log of group {group} begins after slot {trimmed}, {what}{damaged}");
         NodeError::Storage(StorageError::Corrupt(why))
     }
 

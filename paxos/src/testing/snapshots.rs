@@ -153,7 +153,7 @@ struct Failing;
 
 impl SnapshotSource for Failing {
     fn write_to(self: Box<Self>, to: &mut dyn io::Write) -> io::Result<()> {
-        to.write_all(&[7; 100_000])?;
+        to.write_all(&vec![7; 100_000])?;
         Err(io::Error::other("told to fail"))
     }
 }

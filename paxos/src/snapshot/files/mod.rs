@@ -252,31 +252,6 @@ impl FileSnapshots {
         Ok(header)
     }
 
-    /// What is stored of this snapshot, also by an earlier life.
-    fn find_partial(&self, shelf: &Shelf, upto: Slot, total: u64) -> Result<Option<Partial>, SnapshotError> {
-        let name = Name::partial(upto, total);
-        if !shelf.names()?.contains(&name) {
-            return Ok(None);
-        }
-        let path = shelf.path(name);
-        let reading = failed("reading", &path);
-        let open = || {
-            let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
-            // After a power failure anything may be in it; what is good is kept.
-            let bytes = encoding::verified_bytes(BufReader::new(&file)).min(total);
-            file.set_len(bytes)?;
-            file.seek(SeekFrom::Start(bytes))?;
-            Ok((file, bytes))
-        };
-        let (file, bytes) = open().map_err(reading)?;
-        Ok(Some(Partial {
-            upto,
-            total,
-            file,
-            bytes,
-        }))
-    }
-
     fn begin_partial(&self, shelf: &Shelf, upto: Slot, total: u64) -> Result<Partial, SnapshotError> {
         self.disk
             .create_directory(&shelf.directory)
@@ -312,7 +287,7 @@ impl FileSnapshots {
     ) -> Result<Received, SnapshotError> {
         let is_of = |partial: &Partial| (partial.upto, partial.total) == (upto, chunk.total);
         if !stored.as_ref().is_some_and(is_of) {
-            match self.find_partial(shelf, upto, chunk.total)? {
+            match shelf.find_partial(upto, chunk.total)? {
                 Some(partial) => *stored = Some(partial),
                 None if offset == 0 => *stored = Some(self.begin_partial(shelf, upto, chunk.total)?),
                 None => return Ok(Received::UpTo(0)),
@@ -473,6 +448,31 @@ impl Shelf {
         let file = File::open(path).map_err(failed("opening", path))?;
         encoding::verify(BufReader::new(file), self.group, upto)
             .map_err(|error| self.unreadable(path, upto, error))
+    }
+
+    /// What is stored of this snapshot, also by an earlier life.
+    fn find_partial(&self, upto: Slot, total: u64) -> Result<Option<Partial>, SnapshotError> {
+        let name = Name::partial(upto, total);
+        if !self.names()?.contains(&name) {
+            return Ok(None);
+        }
+        let path = self.path(name);
+        let reading = failed("reading", &path);
+        let open = || {
+            let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
+            // After a power failure anything may be in it; what is good is kept.
+            let bytes = encoding::verified_bytes(BufReader::new(&file)).min(total);
+            file.set_len(bytes)?;
+            file.seek(SeekFrom::Start(bytes))?;
+            Ok((file, bytes))
+        };
+        let (file, bytes) = open().map_err(reading)?;
+        Ok(Some(Partial {
+            upto,
+            total,
+            file,
+            bytes,
+        }))
     }
 
     /// Damage, or the system's refusal.
