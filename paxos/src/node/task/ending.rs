@@ -44,7 +44,6 @@ impl Task {
                     .unwrap_or_else(PoisonError::into_inner) = status;
             }
         }
-        self.snapshots.end(&self.shared.stop_reason()).await;
         self.shared.metrics.has_leader.set(0);
         self.shared.metrics.is_leader.set(0);
         for token in self.waiting.tokens() {
@@ -69,6 +68,8 @@ impl Task {
         while let Some(request) = self.requests.recv().await {
             self.shared.refuse_stopped(request);
         }
+        // Everybody is answered: what is still being written or restored may take its time to notice.
+        self.snapshots.end(&self.shared.stop_reason()).await;
     }
 
     /// Asks the replica which open proposals certainly did not happen. Nothing else that it says is carried out.
