@@ -51,6 +51,34 @@ fn happened(rig: &Rig, token: Token) -> bool {
     matches!(rig.ending(token), Some(Ending::Applied(_)))
 }
 
+mod restoring {
+    use super::*;
+
+    #[test]
+    fn a_replica_whose_machine_is_away_votes_and_applies_later() {
+        let mut rig = led_by(1, 3);
+        rig.isolate(3);
+        rig.step(2, Input::HoldApply(true));
+        let token = rig.propose(1, b"a");
+        rig.settle();
+        assert!(happened(&rig, token), "chosen with the vote of 2");
+        rig.pass_for(&[1, 2], 500);
+        assert_eq!(rig.applied(2), Vec::<&str>::new());
+        rig.step(2, Input::HoldApply(false));
+        rig.settle();
+        assert_eq!(rig.applied(2), ["a"]);
+    }
+
+    #[test]
+    fn a_replica_whose_machine_is_away_does_not_stand_for_election() {
+        let mut rig = led_by(1, 3);
+        rig.step(2, Input::HoldApply(true));
+        rig.crash(1);
+        rig.pass_for(&[2, 3], 5_000);
+        assert_eq!(rig.leader(), Some(3));
+    }
+}
+
 mod durability {
     use super::*;
 

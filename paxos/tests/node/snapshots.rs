@@ -528,3 +528,30 @@ async fn a_pace_slower_than_a_chunk_a_second_is_refused() {
         .unwrap_err();
     assert!(refused.to_string().contains("less than one chunk"), "{refused}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_group_leaves_no_snapshot_behind() {
+    let node = Node::builder(Disk::new(1), Network::default().transport())
+        .config(eager())
+        .snapshots(MemorySnapshots::new())
+        .spawn()
+        .await
+        .unwrap();
+    let group = node
+        .add_group(GROUP, members([1]), List::default())
+        .await
+        .unwrap();
+    write(&group, 0..100).await;
+    group.save_snapshot().await.unwrap();
+    node.remove_group(GROUP).await.unwrap();
+    assert!(matches!(
+        group.save_snapshot().await,
+        Err(SnapshotError::Stopped(_))
+    ));
+    let group = node
+        .add_group(GROUP, members([1]), List::default())
+        .await
+        .unwrap();
+    assert_eq!(group.propose(text("first")).await.unwrap(), "1");
+    assert_eq!(group.status().await.replica.snapshot, Slot::ZERO);
+}

@@ -9,13 +9,23 @@ use crate::{
     doubles::Fault,
 };
 
-/// Crashes, cuts and failing disks at random, three proposing users; returns what they were told.
-async fn storm(seed: u64) {
-    let mut cluster = Cluster::start_with(Config {
+/// Crashes, cuts and failing disks at random, three proposing users; returns how many snapshots were installed by
+/// the nodes that are left.
+async fn storm(seed: u64) -> u64 {
+    let mut config = Config {
         seed: Some(seed),
         ..config()
-    })
-    .await;
+    };
+    // Half of the storms rage over nodes that take snapshots all the time.
+    config.replica.snapshot_entries = 5;
+    config.replica.keep_entries = 2;
+    config.replica.max_laggard_entries = 5;
+    config.replica.snapshot_chunk_bytes = 64;
+    config.replica.max_cache_bytes = 100;
+    let mut cluster = match seed % 2 {
+        0 => Cluster::start_with(config).await,
+        _ => Cluster::start_with_snapshots(config).await,
+    };
     let mut random = Random(seed);
     let mut open = Vec::new();
     for round in 0..30 {
@@ -26,7 +36,7 @@ async fn storm(seed: u64) {
             open.push((command, proposal));
         }
         let node = 1 + random.below(3);
-        match random.below(8) {
+        match random.below(10) {
             0 => {
                 cluster.crash(node).await;
                 cluster.start_node(node).await;
@@ -41,11 +51,20 @@ async fn storm(seed: u64) {
                 cluster.start_node(node).await;
             }
             4 => cluster.disks[&node].write_takes(Duration::from_millis(random.below(50))),
+            5 | 6 => {
+                if let Some(snapshots) = cluster.snapshots.get(&node) {
+                    snapshots.fail(random.below(2) == 0);
+                }
+            }
             _ => {}
         }
         tokio::time::sleep(Duration::from_millis(random.below(400))).await;
     }
     (1..=3).for_each(|node| cluster.network.reconnect(node));
+    cluster
+        .snapshots
+        .values()
+        .for_each(|snapshots| snapshots.fail(false));
     let mut outcomes = Vec::new();
     for (command, proposal) in open {
         outcomes.push((command, proposal.await));
@@ -82,6 +101,10 @@ async fn storm(seed: u64) {
             ),
         }
     }
+    let groups = (1..=3).map(|node| cluster.group(node));
+    groups
+        .map(|group| group.metrics().snapshot_install_duration.snapshot().count)
+        .sum()
 }
 
 /// A small generator of random numbers (splitmix64).
@@ -102,7 +125,12 @@ async fn in_a_storm_every_user_is_told_the_truth() {
         .ok()
         .and_then(|seeds| seeds.parse().ok())
         .unwrap_or(20);
+    let mut installed = 0;
     for seed in 0..seeds {
-        storm(seed).await;
+        installed += storm(seed).await;
     }
+    assert!(
+        seeds < 20 || installed > 0,
+        "in no storm a peer's snapshot was installed"
+    );
 }
