@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use paxos::{GroupId, Member, Membership, Node, NodeId, storage::Owner};
+use paxos::{GroupId, Member, Membership, Node, NodeId, sessions::Sessions, storage::Owner};
 use paxos_backends::Backend;
 use paxos_transports::tcp::{Tcp, TcpConfig};
 use tokio::{
@@ -175,9 +175,9 @@ async fn add_groups(plan: &Plan, node: &Node) -> Result<Vec<paxos::node::Group>,
     let membership = Membership::new(members);
     let mut groups = Vec::with_capacity(usize::from(plan.groups));
     for group in 0..u32::from(plan.groups) {
-        let added = node
-            .add_group(GroupId(group), membership.clone(), Machine::default())
-            .await;
+        // One process's writes are told apart by its session.
+        let machine = Sessions::with_limits(Machine::default(), server::session_limits());
+        let added = node.add_group(GroupId(group), membership.clone(), machine).await;
         groups.push(added.map_err(|error| Failure::error(format!("group {group} cannot start: {error}")))?);
     }
     Ok(groups)

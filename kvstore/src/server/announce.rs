@@ -3,15 +3,14 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
 use paxos::{Slot, node::Read};
 
-use super::{Shared, wide};
+use super::{Shared, wide, writer::Draft};
 use crate::{
-    command::codec,
     machine::{NodeAddresses, operations as op},
     resp::Value,
 };
@@ -69,19 +68,17 @@ async fn directory(shared: &Shared) -> Option<BTreeMap<u64, NodeAddresses>> {
 
 /// Writes this node's entry; false if that should be tried again.
 async fn propose(shared: &Shared) -> bool {
-    let mut command = BytesMut::new();
     let node = shared.settings.node.to_string();
     let NodeAddresses { resp, http } = &shared.settings.addresses;
-    codec::encode(
-        &mut command,
+    let draft = Draft::encode(
+        &mut BytesMut::new(),
         op::ANNOUNCE.code,
         [node.as_bytes(), resp.as_bytes(), http.as_bytes()],
     );
-    let outcome = shared.groups[0]
-        .propose_within(command.freeze(), shared.settings.request_timeout)
-        .await;
+    let deadline = Instant::now() + shared.settings.request_timeout;
+    let outcome = shared.writers[0].write_one(draft, deadline).await;
     if let Err(error) = &outcome {
-        tracing::debug!(%error, "could not announce this node's addresses yet");
+        tracing::debug!(?error, "could not announce this node's addresses yet");
     }
     outcome.is_ok()
 }

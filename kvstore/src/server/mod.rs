@@ -10,6 +10,7 @@ mod pipeline;
 mod routing;
 mod status;
 mod wide;
+mod writer;
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,7 @@ pub use self::{
     routing::Route,
     status::{GroupReport, Report, obstacles},
     wide::Wide,
+    writer::limits as session_limits,
 };
 use crate::{machine::NodeAddresses, resp::Limits, shards::Shards};
 
@@ -63,6 +65,8 @@ pub struct Shared {
     pub shards: Shards,
     /// The groups, by index.
     pub groups: Vec<Group>,
+    /// What writes to each of them.
+    writers: Vec<writer::Writer>,
     /// What the server has counted.
     pub metrics: Metrics,
     /// The connected clients.
@@ -78,6 +82,7 @@ impl Shared {
         Arc::new(Self {
             shards: Shards::new(u16::try_from(groups.len()).unwrap_or(Shards::MAX_GROUPS)),
             leaders: groups.iter().map(Group::leader).collect(),
+            writers: groups.iter().cloned().map(writer::Writer::new).collect(),
             groups,
             metrics: Metrics::default(),
             clients: clients::Clients::default(),

@@ -3,18 +3,16 @@
 //! Consecutive writes become one burst of proposals for each group, consecutive reads one burst of queries. A read
 //! waits for the writes before it and a write for the reads before it, so a client sees its commands done in order.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use paxos::{
-    ProposeError,
-    node::{Group, Read},
-};
+use paxos::node::Read;
 
 use super::{
     Session, Shared,
     local::{MAX_SHOWN_BYTES, shown},
     wide,
+    writer::Draft,
 };
 use crate::{
     command::{Command, Run, codec, table},
@@ -30,9 +28,6 @@ const MAX_BURST_COMMANDS: usize = 1024;
 const BURST_READS: std::ops::RangeInclusive<usize> = 16..=256;
 /// How many bytes the replies to the reads that are under way should have at the most, by what came before.
 const MAX_BURST_REPLY_BYTES: usize = 1 << 20;
-
-/// How long refused commands wait at the most, give or take half, before they are proposed again.
-const MAX_RETRY_WAIT: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -53,8 +48,10 @@ enum Answer {
 #[derive(Debug)]
 pub(super) struct Pipeline {
     kind: Kind,
-    /// For each group, what it is asked for.
-    requests: Vec<Vec<Bytes>>,
+    /// For each group, what is to be read from it.
+    queries: Vec<Vec<Bytes>>,
+    /// For each group, what is to be written to it.
+    drafts: Vec<Vec<Draft>>,
     /// In the order of the commands.
     answers: Vec<Answer>,
     /// How many keys the commands name.
@@ -71,7 +68,8 @@ impl Pipeline {
     pub(super) fn new(groups: usize) -> Self {
         Self {
             kind: Kind::Reads,
-            requests: vec![Vec::new(); groups],
+            queries: vec![Vec::new(); groups],
+            drafts: (0..groups).map(|_| Vec::new()).collect(),
             answers: Vec::new(),
             keys: 0,
             max_read_keys: *BURST_READS.start(),
@@ -160,8 +158,16 @@ impl Pipeline {
         if self.scratch.capacity() < 128 {
             self.scratch.reserve(ENCODE_CHUNK_BYTES);
         }
-        codec::encode(&mut self.scratch, code, args.from(1));
-        self.requests[group].push(self.scratch.split().freeze());
+        match self.kind {
+            Kind::Reads => {
+                codec::encode(&mut self.scratch, code, args.from(1));
+                self.queries[group].push(self.scratch.split().freeze());
+            }
+            Kind::Writes => {
+                let draft = Draft::encode(&mut self.scratch, code, args.from(1));
+                self.drafts[group].push(draft);
+            }
+        }
         self.answers.push(Answer::Group(group, index));
     }
 
@@ -178,7 +184,7 @@ impl Pipeline {
             return;
         }
         let mut replies = match self.kind {
-            Kind::Writes => self.propose(shared).await,
+            Kind::Writes => self.write(shared).await,
             Kind::Reads => self.query(shared).await,
         };
         let elapsed = self.started.elapsed();
@@ -212,34 +218,32 @@ impl Pipeline {
         self.keys = 0;
     }
 
-    async fn propose(&mut self, shared: &Shared) -> Vec<Replies> {
-        // Proposals take their places at the call, so all groups work at once.
+    async fn write(&mut self, shared: &Shared) -> Vec<Replies> {
+        // Writes take their places at the call, so all groups work at once.
         let deadline = Instant::now() + shared.settings.request_timeout;
-        let mut asked = Vec::with_capacity(self.requests.len());
-        for (group, requests) in shared.groups.iter().zip(&mut self.requests) {
-            let requests = std::mem::take(requests);
-            shared.count_forwarded(group, requests.len());
-            let outcomes = (!requests.is_empty()).then(|| propose_until(group, requests.clone(), deadline));
-            asked.push((group, requests, outcomes));
+        let mut asked = Vec::with_capacity(self.drafts.len());
+        for ((group, writer), drafts) in shared.groups.iter().zip(&shared.writers).zip(&mut self.drafts) {
+            let drafts = std::mem::take(drafts);
+            shared.count_forwarded(group, drafts.len());
+            asked.push((!drafts.is_empty()).then(|| writer.write(drafts, deadline)));
         }
         let mut replies = Vec::with_capacity(asked.len());
-        for (group, requests, outcomes) in asked {
-            let outcomes = match outcomes {
-                Some(outcomes) => finish_refused(group, requests, outcomes.await, deadline).await,
+        for written in asked {
+            let written = match written {
+                Some(written) => written.await,
                 None => Vec::new(),
             };
-            let outcomes: Vec<_> = outcomes
+            let told = written
                 .into_iter()
-                .map(|outcome| outcome.map_err(|error| shared.propose_error(&error)))
-                .collect();
-            replies.push(outcomes.into_iter());
+                .map(|written| written.map_err(|error| shared.write_error(&error)));
+            replies.push(told.collect::<Vec<_>>().into_iter());
         }
         replies
     }
 
     async fn query(&mut self, shared: &Shared) -> Vec<Replies> {
-        let mut asked = Vec::with_capacity(self.requests.len());
-        for (group, requests) in shared.groups.iter().zip(&mut self.requests) {
+        let mut asked = Vec::with_capacity(self.queries.len());
+        for (group, requests) in shared.groups.iter().zip(&mut self.queries) {
             let requests = std::mem::take(requests);
             let count = requests.len();
             shared.count_forwarded(group, count);
@@ -258,56 +262,6 @@ impl Pipeline {
         }
         replies
     }
-}
-
-type Outcome = Result<Bytes, ProposeError>;
-
-fn propose_until(
-    group: &Group,
-    requests: Vec<Bytes>,
-    deadline: Instant,
-) -> impl Future<Output = Vec<Outcome>> + use<> {
-    group.propose_all(requests, Some(deadline.saturating_duration_since(Instant::now())))
-}
-
-/// Proposes again, in order, what an overloaded group has refused, for half of the time that is left at first: a client
-/// whose commands find no room among those of others is slowed down, and hears of it only if that lasts. Only the end of
-/// a burst is tried again: all that comes after the last command that did not certainly not happen, so that nothing is
-/// done out of order.
-async fn finish_refused(
-    group: &Group,
-    requests: Vec<Bytes>,
-    mut outcomes: Vec<Outcome>,
-    deadline: Instant,
-) -> Vec<Outcome> {
-    let started = Instant::now();
-    let patience = deadline.saturating_duration_since(started) / 2;
-    while let Some((first, wait)) = refused_end(&outcomes) {
-        // All who were refused at once should not come back at once.
-        let wait = wait.min(MAX_RETRY_WAIT).mul_f64(0.5 + fastrand::f64());
-        if started.elapsed() + wait >= patience {
-            break;
-        }
-        tokio::time::sleep(wait).await;
-        let rest = requests.get(first..).unwrap_or_default().to_vec();
-        outcomes.truncate(first);
-        outcomes.extend(propose_until(group, rest, deadline).await);
-    }
-    outcomes
-}
-
-/// Where the commands at the end of a burst begin that were all refused by an overloaded group, and how long to wait
-/// before they are proposed again.
-fn refused_end(outcomes: &[Outcome]) -> Option<(usize, Duration)> {
-    let Some(Err(ProposeError::Overloaded { retry_after })) = outcomes.last() else {
-        return None;
-    };
-    let is_refused = |outcome: &Outcome| matches!(outcome, Err(ProposeError::Overloaded { .. }));
-    let first = outcomes.iter().rposition(|outcome| !is_refused(outcome));
-    Some((
-        first.map_or(0, |last| last + 1),
-        (*retry_after).max(Duration::from_millis(1)),
-    ))
 }
 
 /// How many keys the next reads of a connection may name at once, after reads of which one had a reply of so many bytes.
@@ -363,24 +317,6 @@ mod tests {
         assert_eq!(read_keys_after(16, 16 << 20), 1);
         assert_eq!(read_keys_after(1, 100), 4);
         assert_eq!(read_keys_after(4, 0), 16);
-    }
-
-    #[test]
-    fn the_refused_end_of_a_burst_is_tried_again() {
-        let wait = Duration::from_millis(7);
-        let done = || Ok(Bytes::new());
-        let refused = || Err(ProposeError::Overloaded { retry_after: wait });
-        let unknown = || Err(ProposeError::Unknown);
-        for (outcomes, expected) in [
-            (vec![], None),
-            (vec![done()], None),
-            (vec![refused(), done()], None),
-            (vec![refused(), refused()], Some((0, wait))),
-            (vec![done(), refused(), refused()], Some((1, wait))),
-            (vec![refused(), unknown(), refused()], Some((2, wait))),
-        ] {
-            assert_eq!(refused_end(&outcomes), expected, "{outcomes:?}");
-        }
     }
 
     #[test]

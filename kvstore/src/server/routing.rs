@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use paxos::{ProposeError, ReadError};
 
-use super::Shared;
+use super::{Shared, writer::WriteError};
 use crate::{command::Keys, resp::Args, shards::hash_slot};
 
 /// What is done with commands for a group that another node leads.
@@ -36,8 +36,23 @@ impl Shared {
         Ok(group)
     }
 
+    /// What the client is told of a write that has no reply.
+    pub(super) fn write_error(&self, error: &WriteError) -> String {
+        match error {
+            WriteError::Proposal(error) => self.propose_error(error),
+            WriteError::ReplyLost => {
+                "UNKNOWN the command was carried out, but its reply is lost: it was too large to be kept".into()
+            }
+            WriteError::Misfit => {
+                "ERR the group does not take this node's commands: the nodes run different versions; the command did \
+                 not happen"
+                    .into()
+            }
+        }
+    }
+
     /// What the client is told of a command that was not carried out, or may not have been.
-    pub(super) fn propose_error(&self, error: &ProposeError) -> String {
+    fn propose_error(&self, error: &ProposeError) -> String {
         match error {
             ProposeError::Overloaded { retry_after } => busy(*retry_after),
             ProposeError::Unknown => {

@@ -1,9 +1,14 @@
 //! Commands that ask every group, or the node itself, and not one key's group.
 
-use bytes::{Bytes, BytesMut};
-use paxos::{ProposeError, node::Read};
+use std::time::Instant;
 
-use super::{Session, Shared, info};
+use bytes::{Bytes, BytesMut};
+use paxos::node::Read;
+
+use super::{
+    Session, Shared, info,
+    writer::{Draft, WriteError},
+};
 use crate::{
     command::codec,
     machine::operations::{self as op, Operation},
@@ -211,31 +216,31 @@ async fn keys(shared: &Shared, pattern: &[u8]) -> Result<Vec<Bytes>, String> {
 
 /// Atomic in each group, not over several: every outcome counts for what the client is told.
 async fn flush(shared: &Shared) -> Result<(), String> {
-    let command = encoded(op::FLUSH, &[]);
-    let timeout = shared.settings.request_timeout;
+    let deadline = Instant::now() + shared.settings.request_timeout;
+    let flush = || Draft::encode(&mut BytesMut::new(), op::FLUSH.code, []);
     let asked: Vec<_> = shared
-        .groups
+        .writers
         .iter()
-        .map(|group| group.propose_within(command.clone(), timeout))
+        .map(|writer| writer.write(vec![flush()], deadline))
         .collect();
     let mut outcomes = Vec::with_capacity(asked.len());
     for outcome in asked {
-        outcomes.push(outcome.await);
+        outcomes.extend(outcome.await);
     }
-    flushed(outcomes, |error| shared.propose_error(error))
+    flushed(outcomes, |error| shared.write_error(error))
 }
 
 /// What the client is told of the outcomes of all groups.
 fn flushed(
-    outcomes: Vec<Result<Bytes, ProposeError>>,
-    told: impl FnOnce(&ProposeError) -> String,
+    outcomes: Vec<Result<Bytes, WriteError>>,
+    told: impl FnOnce(&WriteError) -> String,
 ) -> Result<(), String> {
     let count = outcomes.len();
-    let errors: Vec<ProposeError> = outcomes.into_iter().filter_map(Result::err).collect();
+    let errors: Vec<WriteError> = outcomes.into_iter().filter_map(Result::err).collect();
     match errors.first() {
         None => Ok(()),
         Some(error) if count == 1 => Err(told(error)),
-        Some(error) if errors.len() == count && errors.iter().all(ProposeError::is_definite) => {
+        Some(error) if errors.len() == count && errors.iter().all(WriteError::is_definite) => {
             Err(told(error))
         }
         Some(_) => Err("UNKNOWN part of it may have happened; do it again to be sure".into()),
@@ -245,12 +250,16 @@ fn flushed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use paxos::ProposeError;
 
     #[test]
     fn what_happened_in_some_groups_only_is_not_called_undone() {
-        let told = |outcomes| flushed(outcomes, |error| format!("told: {error}"));
+        let told = |outcomes| flushed(outcomes, |error| format!("told: {error:?}"));
         let done = || Ok(Bytes::from_static(b"+OK\r\n"));
-        let (undone, unknown) = (|| Err(ProposeError::Expired), || Err(ProposeError::Unknown));
+        let (undone, unknown) = (
+            || Err(WriteError::Proposal(ProposeError::Expired)),
+            || Err(WriteError::Proposal(ProposeError::Unknown)),
+        );
         assert_eq!(told(vec![done(), done()]), Ok(()));
         for definite in [vec![undone()], vec![undone(), undone()], vec![unknown()]] {
             assert!(told(definite).unwrap_err().starts_with("told: "));
