@@ -14,7 +14,7 @@ use paxos::{
     transport::{Deliver, Inbox, InboxClosed, Incoming, Outgoing, Peer, SendError},
     wire::{self, Envelope},
 };
-use paxos_transports::tcp::{Tcp, TcpConfig};
+use paxos_transports::tcp::{self, Tcp, TcpConfig};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -252,6 +252,25 @@ async fn garbage_damage_and_foreign_names_end_the_connection_that_brings_them_an
         two.has_refused(count as u64 + 1).await;
         undisturbed(&mut one, &mut two).await;
     }
+}
+
+#[tokio::test]
+async fn anybody_may_ask_who_listens() {
+    let (mut one, mut two) = two_nodes(|config| config.introduction = "groups=3".into()).await;
+    let told = tcp::introduction(&two.address(), PATIENCE).await.unwrap();
+    let expected = tcp::Introduction {
+        cluster: CLUSTER,
+        node: NodeId(2),
+        text: "groups=3".into(),
+    };
+    assert_eq!(told, expected);
+    two.has_refused(0).await;
+    undisturbed(&mut one, &mut two).await;
+
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    let unanswered = tcp::introduction(&address, Duration::from_millis(50)).await;
+    assert_eq!(unanswered.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin;
 mod bench;
 mod demo;
 mod node;
@@ -134,6 +135,8 @@ enum Verb {
         #[command(flatten)]
         client: ClientOptions,
     },
+    /// Show who leads, or make another node lead
+    Leader(admin::LeaderOptions),
     /// Measure a running cluster, or a plain Redis
     #[command(args_conflicts_with_subcommands = true)]
     Bench(Box<bench::BenchCommand>),
@@ -221,6 +224,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
             client,
         } => block_on(verbs::cas(&client, &key, &old, &new)),
         Verb::Status { watch, client } => block_on(status::run(&client, watch)),
+        Verb::Leader(options) => block_on(admin::leader(&options)),
         Verb::Bench(command) => block_on(bench::run(*command)),
         Verb::Version => {
             let built_in: Vec<_> = paxos_backends::Backend::built_in()

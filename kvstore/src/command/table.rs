@@ -108,6 +108,12 @@ pub const COMMANDS: &[Command] = &[
     wide("info", -1, Wide::Info, "Returns facts about this node"),
     wide("keys", 2, Wide::Keys, "Returns the keys that match a pattern"),
     wide(
+        "kv.leader",
+        -1,
+        Wide::Leader,
+        "Tells who leads each group; TRANSFER makes another node lead",
+    ),
+    wide(
         "kv.status",
         1,
         Wide::Status,

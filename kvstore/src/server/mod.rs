@@ -1,5 +1,6 @@
 //! The server: speaks the Redis protocol with clients and takes their commands to the groups.
 
+mod admin;
 mod announce;
 mod clients;
 mod connection;
@@ -25,6 +26,7 @@ use tokio::{
 };
 
 pub use self::{
+    admin::{Outcome, Reason},
     announce::announce,
     clients::Session,
     metrics::{Metrics, Sizes},

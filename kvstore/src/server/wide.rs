@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use paxos::node::Read;
 
 use super::{
-    Session, Shared, info,
+    Session, Shared, admin, info,
     writer::{Draft, WriteError},
 };
 use crate::{
@@ -31,6 +31,8 @@ pub enum Wide {
     Info,
     /// `KV.STATUS`
     Status,
+    /// `KV.LEADER`
+    Leader,
 }
 
 /// Carries the command out and writes its reply, or returns the error for the client.
@@ -71,12 +73,15 @@ pub(super) async fn run(
             let text = info::text(shared, args, session).await;
             write::bulk(reply, text.as_bytes());
         }
-        Wide::Status => {
-            let report = shared.report().await;
-            let text = serde_json::to_vec(&report).map_err(|error| format!("ERR {error}"))?;
-            write::bulk(reply, &text);
-        }
+        Wide::Status => json(&shared.report().await, reply)?,
+        Wide::Leader => json(&admin::leader(shared, args).await?, reply)?,
     }
+    Ok(())
+}
+
+fn json(value: &impl serde::Serialize, reply: &mut BytesMut) -> Result<(), String> {
+    let text = serde_json::to_vec(value).map_err(|error| format!("ERR {error}"))?;
+    write::bulk(reply, &text);
     Ok(())
 }
 

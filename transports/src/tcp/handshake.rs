@@ -4,9 +4,13 @@
 //! hello   = "PxHi", lowest version u8, highest version u8, lane u8, 0, cluster u64, from u64, storage u64, to u64
 //! welcome = "PxOk", version u8, 0, 0, 0, cluster u64, node u64
 //! refusal = "PxNo", length u16, text
+//!
+//! question = "PxWh"
+//! answer   = "PxMe", cluster u64, node u64, length u16, text
 //! ```
 //!
-//! Integers are little-endian. `to` is the node that the caller wants, so that a wrong address is noticed.
+//! Integers are little-endian. `to` is the node that the caller wants, so that a wrong address is noticed. The question
+//! is asked in place of a hello, by somebody who does not know the cluster yet, and nothing follows the answer.
 
 use std::io;
 
@@ -18,7 +22,22 @@ use tokio::net::TcpStream;
 const HELLO: &[u8; 4] = b"PxHi";
 const WELCOME: &[u8; 4] = b"PxOk";
 const REFUSAL: &[u8; 4] = b"PxNo";
+const QUESTION: &[u8; 4] = b"PxWh";
+const ANSWER: &[u8; 4] = b"PxMe";
 const MAX_REFUSAL_BYTES: usize = 512;
+/// How long the text may be that a node tells anybody of itself, in bytes.
+pub(super) const MAX_INTRODUCTION_BYTES: usize = 4 << 10;
+
+/// What a node tells anybody who asks; see [`introduction`](super::introduction).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Introduction {
+    /// The node's cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// Its [`TcpConfig::introduction`](super::TcpConfig::introduction).
+    pub text: String,
+}
 
 /// Who has called, once it is known to be no stranger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,17 +127,64 @@ pub(super) async fn call(
     Ok(())
 }
 
-/// The called side. A caller that is refused is told why.
-pub(super) async fn answer(stream: &mut TcpStream, me: Identity) -> Result<Caller, HandshakeError> {
+/// Asks who listens at the other end.
+pub(super) async fn ask(stream: &mut TcpStream) -> io::Result<Introduction> {
+    stream.write_all(QUESTION).await?;
+    let mut magic = [0; 4];
+    stream.read_exact(&mut magic).await?;
+    if magic != *ANSWER {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "no node answered, but something that says {:?}",
+                printable(&magic)
+            ),
+        ));
+    }
+    let cluster = ClusterId(stream.read_u64_le().await?);
+    let node = NodeId(stream.read_u64_le().await?);
+    let length = usize::from(stream.read_u16_le().await?);
+    let mut text = vec![0; length.min(MAX_INTRODUCTION_BYTES)];
+    stream.read_exact(&mut text).await?;
+    Ok(Introduction {
+        cluster,
+        node,
+        text: String::from_utf8_lossy(&text).into_owned(),
+    })
+}
+
+async fn introduce(stream: &mut TcpStream, me: Identity, text: &str) -> io::Result<()> {
+    let text = text.as_bytes();
+    let text = &text[..text.len().min(MAX_INTRODUCTION_BYTES)];
+    let mut answer = Vec::with_capacity(22 + text.len());
+    answer.put_slice(ANSWER);
+    answer.put_u64_le(me.cluster.0);
+    answer.put_u64_le(me.node.0);
+    answer.put_u16_le(text.len() as u16);
+    answer.put_slice(text);
+    stream.write_all(&answer).await?;
+    stream.shutdown().await
+}
+
+/// The called side. A caller that is refused is told why; one that asks is told who this is, and that is all: `None`.
+pub(super) async fn answer(
+    stream: &mut TcpStream,
+    me: Identity,
+    introduction: &str,
+) -> Result<Option<Caller>, HandshakeError> {
     match hear(stream, me).await {
-        Ok(caller) => {
+        Ok(None) => {
+            introduce(stream, me, introduction).await?;
+            Ok(None)
+        }
+        Ok(Some(caller)) => {
             let mut welcome = Vec::with_capacity(24);
             welcome.put_slice(WELCOME);
             welcome.put_slice(&[wire::VERSION, 0, 0, 0]);
             welcome.put_u64_le(me.cluster.0);
             welcome.put_u64_le(me.node.0);
             stream.write_all(&welcome).await?;
-            Ok(caller)
+            Ok(Some(caller))
         }
         Err(HandshakeError::Refused(why)) => {
             let mut refusal = Vec::new();
@@ -135,9 +201,12 @@ pub(super) async fn answer(stream: &mut TcpStream, me: Identity) -> Result<Calle
     }
 }
 
-async fn hear(stream: &mut TcpStream, me: Identity) -> Result<Caller, HandshakeError> {
+async fn hear(stream: &mut TcpStream, me: Identity) -> Result<Option<Caller>, HandshakeError> {
     let mut magic = [0; 4];
     stream.read_exact(&mut magic).await?;
+    if magic == *QUESTION {
+        return Ok(None);
+    }
     if magic != *HELLO {
         return refused(format!("the caller is no node, it says {:?}", printable(&magic)));
     }
@@ -179,12 +248,12 @@ async fn hear(stream: &mut TcpStream, me: Identity) -> Result<Caller, HandshakeE
             "the caller wants lane {lane}, which this node does not know"
         ));
     };
-    Ok(Caller {
+    Ok(Some(Caller {
         cluster,
         node,
         storage,
         lane,
-    })
+    }))
 }
 
 /// What somebody else sent, fit for a log.

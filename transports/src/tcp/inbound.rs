@@ -78,9 +78,10 @@ async fn serve(
 ) {
     // Both only make things faster.
     let _ = stream.set_nodelay(true);
-    let greeting = handshake::answer(&mut stream, inbox.identity);
+    let greeting = handshake::answer(&mut stream, inbox.identity, &shared.config.introduction);
     let caller = match timeout(shared.config.handshake_timeout, greeting).await {
-        Ok(Ok(caller)) => caller,
+        Ok(Ok(Some(caller))) => caller,
+        Ok(Ok(None)) => return,
         Ok(Err(HandshakeError::Refused(why))) => return shared.refuse_stranger(remote, &why),
         Ok(Err(HandshakeError::Io(error))) => {
             return shared.refuse_stranger(remote, &format!("it broke off the handshake: {error}"));

@@ -36,6 +36,7 @@ use paxos::{
     wire,
 };
 
+pub use self::handshake::Introduction;
 use self::shared::Shared;
 
 /// How a [`Tcp`] transport behaves. Start from [`TcpConfig::new`].
@@ -60,6 +61,9 @@ pub struct TcpConfig {
     pub min_backoff: Duration,
     /// The longest wait between two attempts.
     pub max_backoff: Duration,
+    /// What anybody who [asks](introduction) is told beside the cluster and the node, in a form of yours: what a node
+    /// that wants to join must know. At most 4 096 bytes. Nothing secret.
+    pub introduction: String,
 }
 
 impl TcpConfig {
@@ -75,6 +79,7 @@ impl TcpConfig {
             silence_timeout: Duration::from_secs(4),
             min_backoff: Duration::from_millis(20),
             max_backoff: Duration::from_secs(1),
+            introduction: String::new(),
         }
     }
 
@@ -99,10 +104,31 @@ impl TcpConfig {
             Err(zero_time.into())
         } else if self.max_inbound_connections < 2 {
             Err("max_inbound_connections must be at least 2: each peer needs two".into())
+        } else if self.introduction.len() > handshake::MAX_INTRODUCTION_BYTES {
+            Err(format!(
+                "introduction has {} bytes, at most {} are possible",
+                self.introduction.len(),
+                handshake::MAX_INTRODUCTION_BYTES
+            ))
         } else {
             Ok(())
         }
     }
+}
+
+/// Asks the node that listens at `address` who it is, and to which cluster it belongs; `timeout` is for all of it. For
+/// nodes that want to join a cluster and know no more of it than one address.
+///
+/// # Errors
+///
+/// Nothing listens there, or it does not answer in time, or it is no node.
+pub async fn introduction(address: &str, timeout: Duration) -> std::io::Result<Introduction> {
+    let asked = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        handshake::ask(&mut stream).await
+    };
+    let answered = tokio::time::timeout(timeout, asked).await;
+    answered.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// The TCP transport of one node. Dropping it ends all its connections, without waiting.

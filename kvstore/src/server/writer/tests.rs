@@ -182,6 +182,7 @@ async fn the_refused_end_of_a_burst_is_tried_again_and_nothing_out_of_order() {
         Spoil::Refuse,
         Spoil::Refuse,
         Spoil::Refuse,
+        Spoil::Refuse,
     ];
     let written = append_all(&group, &writer, &plan, &["a", "b", "c", "d"]).await;
     assert_eq!(value(&group), "-bcd");
@@ -226,5 +227,6 @@ async fn a_burst_under_way_holds_the_numbers_above_it_open() {
     group.0.lock().unwrap().apply(slow);
     assert_eq!(value(&group), "-abslow");
     drop(places);
-    assert_eq!(writer.state().acked(), writer.state().next);
+    let state = writer.state();
+    assert_eq!(state.acked(), state.next);
 }
