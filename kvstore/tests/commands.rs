@@ -221,7 +221,10 @@ fn http_tells_of_the_node(cluster: &Cluster) {
     );
     assert_eq!(
         fields(&status["groups"][0]),
-        expected("group is_leader leader ballot chosen applied first_slot last_slot digest members")
+        expected(
+            "group is_leader leader ballot in_sync chosen applied lag snapshot first_slot last_slot digest \
+             membership_version members"
+        )
     );
     assert_eq!(
         fields(&status["groups"][0]["members"][0]),

@@ -2,6 +2,14 @@
 
 mod common;
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+};
+
 use common::{Cluster, eventually, run};
 
 /// Runs a verb at one node; its exit code and what it printed on both outputs.
@@ -72,4 +80,111 @@ fn a_transfer_that_cannot_be_says_why() {
     assert!(told.contains("no such group"), "{told}");
     let (code, told) = verb(&cluster, leader, &["leader", "transfer", "nobody"]);
     assert_eq!(code, 2, "{told}");
+}
+
+/// The status of a node's only group.
+fn group(cluster: &Cluster, node: usize) -> serde_json::Value {
+    let status = cluster.status(node);
+    status.map_or(serde_json::Value::Null, |status| status["groups"][0].clone())
+}
+
+/// Waits until a node is in step, and holds the same as the leader.
+fn in_step(cluster: &Cluster, node: usize) -> serde_json::Value {
+    eventually(&format!("node {node} is in step"), || {
+        let (own, leaders) = (group(cluster, node), group(cluster, cluster.leader()));
+        let same = ["applied", "digest"]
+            .iter()
+            .all(|field| own[field] == leaders[field]);
+        let well = own["in_sync"] == true;
+        if same && well {
+            Ok(own)
+        } else {
+            Err((own, leaders))
+        }
+    })
+}
+
+/// A client that writes one key after the other, and notes what it is told.
+struct Load {
+    stop: Arc<AtomicBool>,
+    writer: JoinHandle<(u64, Vec<String>)>,
+}
+
+impl Load {
+    /// Writes at a node that stays.
+    fn at(cluster: &Cluster, node: usize) -> Self {
+        let mut client = cluster.connect(node);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let writer = std::thread::spawn(move || {
+            let (mut written, mut errors) = (0, Vec::new());
+            while !stopped.load(Relaxed) {
+                let set = redis::cmd("SET")
+                    .arg(format!("key-{written}"))
+                    .arg(written)
+                    .exec(&mut client);
+                match set {
+                    Ok(()) => written += 1,
+                    Err(error) => errors.push(error.to_string()),
+                }
+            }
+            (written, errors)
+        });
+        Self { stop, writer }
+    }
+
+    /// Every key is there at this node, and nothing failed but what certainly did not happen.
+    fn finish(self, cluster: &Cluster, node: usize) {
+        self.stop.store(true, Relaxed);
+        let (written, errors) = self.writer.join().expect("the writer does not panic");
+        assert!(written > 0);
+        for error in &errors {
+            assert!(error.contains("LOADING") || error.contains("BUSY"), "{error}");
+        }
+        let mut client = cluster.connect(node);
+        for key in 0..written {
+            let value: Option<u64> = redis::cmd("GET")
+                .arg(format!("key-{key}"))
+                .query(&mut client)
+                .expect("a value");
+            assert_eq!(value, Some(key));
+        }
+        println!("{written} writes, {} refused", errors.len());
+    }
+}
+
+#[test]
+fn a_node_that_missed_more_than_the_log_holds_comes_back_by_a_snapshot() {
+    let flags = ["--snapshot-entries", "200", "--snapshot-tail", "20"];
+    let mut cluster = Cluster::start(3, &flags);
+    let away = cluster.leader() % 3 + 1;
+    let missed = group(&cluster, away)["chosen"].as_u64().expect("a slot");
+    cluster.kill(away);
+    let load = Load::at(&cluster, cluster.leader());
+    eventually("the log is trimmed beyond what the node has", || {
+        let group = group(&cluster, cluster.leader());
+        if group["first_slot"].as_u64() > Some(missed + 100) {
+            Ok(())
+        } else {
+            Err(group)
+        }
+    });
+    cluster.start_node(away);
+    eventually("the node has a snapshot", || {
+        let group = group(&cluster, away);
+        if group["applied"].as_u64() > Some(missed + 100) {
+            Ok(())
+        } else {
+            Err(group)
+        }
+    });
+    load.finish(&cluster, away);
+    in_step(&cluster, away);
+
+    let saved = json(&cluster, away, &["snapshot", "save"]);
+    let upto = saved[0]["groups"][0]["snapshot"].as_u64();
+    assert!(
+        upto.is_some() && upto == group(&cluster, away)["snapshot"].as_u64(),
+        "{saved}"
+    );
 }

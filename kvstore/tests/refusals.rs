@@ -204,10 +204,10 @@ mod directories {
         };
         here()
             .with("--cluster", format!("1=127.0.0.1:{}", free_ports(1)[0]))
-            .refused(1, &["belongs to cluster", "data directory"]);
+            .refused(1, &["belongs to cluster", "data directory", "--peer"]);
         here()
             .with("--cluster-id", "another")
-            .refused(1, &["belongs to cluster"]);
+            .refused(1, &["cluster id (none), not another", "data directory"]);
         here()
             .with(
                 "--cluster",
@@ -217,6 +217,13 @@ mod directories {
                 1,
                 &["was made for a cluster of the nodes 1, not 1, 2", "--cluster"],
             );
+        here()
+            .with("--id", "2")
+            .with(
+                "--cluster",
+                format!("1=127.0.0.1:1,2=127.0.0.1:{}", free_ports(1)[0]),
+            )
+            .refused(1, &["was made with id 1, not 2", "--id 1"]);
         here()
             .with("--groups", "3")
             .refused(1, &["was made with groups 2, not 3", "--groups 2"]);

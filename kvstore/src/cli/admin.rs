@@ -1,8 +1,9 @@
-//! `leader`: what operators ask of a running cluster.
+//! `leader`, `snapshot`: what operators ask of a running cluster.
 
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::{
     ClientOptions, Exit, Failure, Output,
@@ -135,6 +136,51 @@ pub(super) async fn leader(leader: &LeaderOptions) -> Result<Exit, Failure> {
         }
         table
     })
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum SnapshotVerb {
+    /// Take a snapshot on every node of --endpoints now, and trim the logs behind them
+    Save {
+        #[command(flatten)]
+        options: GroupOptions,
+    },
+}
+
+pub(super) async fn snapshot(verb: &SnapshotVerb) -> Result<Exit, Failure> {
+    let SnapshotVerb::Save { options } = verb;
+    let mut table = Table::new(&["ENDPOINT", "GROUP", "SNAPSHOT"]);
+    let mut list = Vec::new();
+    let mut exit = Ok(Exit::Ok);
+    for endpoint in &options.client.endpoints {
+        let mut here = options.clone();
+        here.client.endpoints = vec![endpoint.clone()];
+        let saved = here.ask(&["KV.SNAPSHOT", "SAVE"]).await;
+        let failed = |text: String| Failure::error(format!("{endpoint}: {text}"));
+        match saved {
+            Ok(outcomes) => {
+                for outcome in &outcomes {
+                    let cells = [
+                        endpoint.clone(),
+                        outcome.group.to_string(),
+                        or_dash(outcome.snapshot),
+                    ];
+                    table.row(cells.to_vec());
+                }
+                exit = exit.and_then(|_| end(&outcomes).map_err(|failure| failed(failure.text)));
+                list.push(json!({"endpoint": endpoint, "groups": outcomes}));
+            }
+            Err(failure) => {
+                list.push(json!({"endpoint": endpoint, "error": failure.text}));
+                exit = exit.and(Err(failed(failure.text)));
+            }
+        }
+    }
+    match options.client.output {
+        Output::Table => print(format_args!("{}", table.render())),
+        Output::Json => say!("{}", serde_json::Value::Array(list)),
+    }
+    exit
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod demo;
+mod directory;
 mod node;
 mod serve;
 mod status;
@@ -135,6 +136,9 @@ enum Verb {
         #[command(flatten)]
         client: ClientOptions,
     },
+    /// Take snapshots
+    #[command(subcommand)]
+    Snapshot(admin::SnapshotVerb),
     /// Show who leads, or make another node lead
     Leader(admin::LeaderOptions),
     /// Measure a running cluster, or a plain Redis
@@ -224,6 +228,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
             client,
         } => block_on(verbs::cas(&client, &key, &old, &new)),
         Verb::Status { watch, client } => block_on(status::run(&client, watch)),
+        Verb::Snapshot(verb) => block_on(admin::snapshot(&verb)),
         Verb::Leader(options) => block_on(admin::leader(&options)),
         Verb::Bench(command) => block_on(bench::run(*command)),
         Verb::Version => {

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use paxos::{GroupId, Member, Membership, Node, NodeId, sessions::Sessions, storage::Owner};
+use paxos::{
+    FileSnapshots, GroupId, Member, Membership, MemorySnapshots, Node, NodeId, sessions::Sessions,
+    storage::Owner,
+};
 use paxos_backends::Backend;
 use paxos_transports::tcp::{Tcp, TcpConfig};
 use tokio::{
@@ -18,7 +21,8 @@ use tokio::{
 
 use super::{
     Exit, Failure,
-    serve::{Plan, prepare_directory},
+    directory::{self, Facts},
+    serve::Plan,
 };
 use crate::{
     http,
@@ -34,37 +38,43 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     let mut stopping = Stopping::new(plan.exit_with_stdin)?;
     allow_open_files(plan.max_clients);
     // The address first: a node that is running already should be the reason given, and not its locked directory.
-    let address = plan.members.get(&plan.id).cloned().unwrap_or_default();
-    let transport = Tcp::bind(TcpConfig::new(address)).map_err(|error| {
-        let advice = "stop what uses the address that --cluster gives this node, or change it there";
+    let (facts, is_new) = directory::settle(&plan)?;
+    let failed = |error: std::io::Error| Failure::error(format!("cannot serve: {error}"));
+    let address =
+        |listener: &std::net::TcpListener| listener.local_addr().map(|bound| reachable(bound, &facts.peer));
+    let addresses = NodeAddresses {
+        resp: address(&plan.resp).map_err(failed)?,
+        http: address(&plan.http).map_err(failed)?,
+    };
+    let transport = Tcp::bind(TcpConfig::new(facts.peer.clone())).map_err(|error| {
+        let advice =
+            "stop what uses the address that --cluster or --peer gives this node, or change it there";
         Failure::error(format!("{error}; {advice}"))
     })?;
-    prepare_directory(&plan)?;
+    directory::create(&plan)?;
     let request_timeout = 2 * plan.election_timeout + Duration::from_secs(1);
-    let (node, cluster) = open(&plan, transport, request_timeout).await?;
-    let node = Arc::new(node);
-    let groups = add_groups(&plan, &node).await?;
+    let node = Arc::new(open(&plan, &facts, transport, request_timeout).await?);
+    if is_new {
+        directory::write(&plan, &facts)?;
+    }
+    let groups = add_groups(&facts, &node).await?;
 
-    let failed = |error: std::io::Error| Failure::error(format!("cannot serve: {error}"));
     let (resp, http) = (TcpListener::from_std(plan.resp), TcpListener::from_std(plan.http));
     let (resp, http) = (resp.map_err(failed)?, http.map_err(failed)?);
-    let peer_address = plan.members.get(&plan.id).map_or("", String::as_str);
-    let address = |listener: &TcpListener| listener.local_addr().map(|bound| reachable(bound, peer_address));
-    let addresses = NodeAddresses {
-        resp: address(&resp).map_err(failed)?,
-        http: address(&http).map_err(failed)?,
-    };
     tracing::info!(
         node = plan.id,
         resp = addresses.resp,
         http = addresses.http,
         storage = plan.backend.name(),
-        groups = plan.groups,
+        groups = facts.groups,
         "serving"
     );
     let settings = Settings {
         node: NodeId(plan.id),
-        cluster,
+        cluster: facts
+            .name
+            .clone()
+            .unwrap_or_else(|| node.identity().cluster.to_string()),
         storage: plan.backend.name().to_owned(),
         addresses,
         route: plan.route,
@@ -144,37 +154,50 @@ fn allow_open_files(max_clients: usize) {
     }
 }
 
-/// Opens the store and starts the node on it; returns the cluster's name for people too.
-async fn open(plan: &Plan, transport: Tcp, request_timeout: Duration) -> Result<(Node, String), Failure> {
+/// Opens the stores and starts the node on them.
+async fn open(
+    plan: &Plan,
+    facts: &Facts,
+    transport: Tcp,
+    request_timeout: Duration,
+) -> Result<Node, Failure> {
     let owner = Owner {
-        cluster: plan.cluster,
+        cluster: facts.cluster()?,
         node: NodeId(plan.id),
     };
-    let cluster = plan
-        .cluster_name
-        .clone()
-        .unwrap_or_else(|| plan.cluster.to_string());
     if plan.backend == Backend::Memory {
         tracing::warn!("storage is memory: everything on this node is lost when it stops");
     }
-    let storage = paxos_backends::open(plan.backend, &plan.data_dir, owner)
-        .map_err(|error| Failure::error(error.to_string()))?;
+    let failed = |error: &dyn std::fmt::Display| Failure::error(error.to_string());
+    let storage =
+        paxos_backends::open(plan.backend, &plan.data_dir, owner).map_err(|error| failed(&error))?;
     let mut config = paxos::node::Config::default();
     config.replica.election_timeout = plan.election_timeout;
     config.replica.heartbeat_interval = plan.heartbeat_interval;
+    config.replica.snapshot_entries = plan.snapshots.entries;
+    config.replica.snapshot_bytes = plan.snapshots.bytes;
+    config.replica.keep_entries = plan.snapshots.tail;
     config.read_timeout = request_timeout;
-    let node = Node::spawn(config, storage, transport).await;
-    Ok((node.map_err(|error| Failure::error(error.to_string()))?, cluster))
+    let keep = usize::from(plan.snapshots.keep);
+    let node = Node::builder(storage, transport).config(config);
+    let node = if plan.backend == Backend::Memory {
+        node.snapshots(MemorySnapshots::new().keep(keep))
+    } else {
+        let snapshots =
+            FileSnapshots::open(plan.data_dir.join("snapshots")).map_err(|error| failed(&error))?;
+        node.snapshots(snapshots.keep(keep))
+    };
+    node.spawn().await.map_err(|error| failed(&error))
 }
 
-async fn add_groups(plan: &Plan, node: &Node) -> Result<Vec<paxos::node::Group>, Failure> {
-    let members = plan
+async fn add_groups(facts: &Facts, node: &Node) -> Result<Vec<paxos::node::Group>, Failure> {
+    let members = facts
         .members
         .iter()
         .map(|(id, address)| Member::voter(NodeId(*id), address.clone()));
     let membership = Membership::new(members);
-    let mut groups = Vec::with_capacity(usize::from(plan.groups));
-    for group in 0..u32::from(plan.groups) {
+    let mut groups = Vec::with_capacity(usize::from(facts.groups));
+    for group in 0..u32::from(facts.groups) {
         // One process's writes are told apart by its session.
         let machine = Sessions::with_limits(Machine::default(), server::session_limits());
         let added = node.add_group(GroupId(group), membership.clone(), machine).await;

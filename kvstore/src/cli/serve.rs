@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener, ToSocketAddrs},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use paxos::ClusterId;
 use paxos_backends::Backend;
 use tracing_subscriber::EnvFilter;
 
-use super::{Exit, Failure, node};
+use super::{Exit, Failure, directory, node};
 use crate::{server::Route, shards::Shards};
 
 /// The flags of `serve`.
@@ -21,9 +21,13 @@ pub(super) struct ServeOptions {
     /// This node's id in the cluster
     #[arg(long, env = "KVSTORE_ID", value_parser = clap::value_parser!(u64).range(1..))]
     id: u64,
-    /// All nodes of the cluster: 1=host:port,2=host:port,... where they talk to each other; the same on every node
+    /// Found a cluster of these nodes: 1=host:port,2=host:port,... where they talk to each other; the same on each of
+    /// them. Not needed any more once the data directory is made
     #[arg(long, env = "KVSTORE_CLUSTER")]
-    cluster: String,
+    cluster: Option<String>,
+    /// Where this node talks to the others, host:port, if not as --cluster says
+    #[arg(long, env = "KVSTORE_PEER")]
+    peer: Option<String>,
     /// Where to serve Redis clients
     #[arg(long, env = "KVSTORE_RESP", default_value = "127.0.0.1:6379")]
     resp: String,
@@ -36,9 +40,9 @@ pub(super) struct ServeOptions {
     /// The storage engine (wal, leveldb, sqlite, memory); the fastest durable one that is built in if not given
     #[arg(long, env = "KVSTORE_STORAGE")]
     storage: Option<String>,
-    /// Among how many groups (independent logs) the keys are dealt out; the same on every node, for ever
-    #[arg(long, env = "KVSTORE_GROUPS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(Shards::MAX_GROUPS)))]
-    groups: u16,
+    /// Among how many groups (independent logs) the keys are dealt out; the same on every node, for ever [default: 1]
+    #[arg(long, env = "KVSTORE_GROUPS", value_parser = clap::value_parser!(u16).range(1..=i64::from(Shards::MAX_GROUPS)))]
+    groups: Option<u16>,
     /// What to do with commands that another node must lead
     #[arg(long, env = "KVSTORE_ROUTE", value_enum, default_value_t)]
     route: Route,
@@ -54,6 +58,8 @@ pub(super) struct ServeOptions {
     /// How often a leader gives signs of life
     #[arg(long, env = "KVSTORE_HEARTBEAT_INTERVAL", value_parser = super::duration, default_value = "100ms")]
     heartbeat_interval: Duration,
+    #[command(flatten)]
+    snapshots: SnapshotOptions,
     /// What to log: error, warn, info, debug, trace, or a filter like info,paxos=debug
     #[arg(long, env = "KVSTORE_LOG", default_value = "info")]
     log: String,
@@ -62,19 +68,45 @@ pub(super) struct ServeOptions {
     exit_with_stdin: bool,
 }
 
+/// When snapshots are taken, and how much of the log is kept behind them.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SnapshotOptions {
+    /// After how many log entries a group's next snapshot is taken and its log trimmed; 0: not by their number
+    #[arg(
+        long = "snapshot-entries",
+        env = "KVSTORE_SNAPSHOT_ENTRIES",
+        default_value_t = 100_000
+    )]
+    pub(super) entries: u64,
+    /// After how many bytes of log entries a group's next snapshot is taken; 0: not by their bytes
+    #[arg(long = "snapshot-bytes", env = "KVSTORE_SNAPSHOT_BYTES", default_value_t = 256 << 20)]
+    pub(super) bytes: u64,
+    /// How many log entries are kept behind a snapshot, for nodes that were away for a short time
+    #[arg(
+        long = "snapshot-tail",
+        env = "KVSTORE_SNAPSHOT_TAIL",
+        default_value_t = 10_000
+    )]
+    pub(super) tail: u64,
+    /// How many snapshots of each group are kept
+    #[arg(long = "snapshot-keep", env = "KVSTORE_SNAPSHOT_KEEP", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) keep: u16,
+}
+
 /// A checked configuration with everything opened that can be taken by others.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) id: u64,
-    /// Node ids and their addresses.
-    pub(super) members: BTreeMap<u64, String>,
+    /// The nodes of the cluster that is to be founded, and their addresses.
+    pub(super) members: Option<BTreeMap<u64, String>>,
+    /// Where this node talks to the others, if that was said apart.
+    pub(super) peer: Option<String>,
     /// The cluster's name, if it was given one.
     pub(super) cluster_name: Option<String>,
-    /// Made of everything that all nodes must agree on: nodes of another id are strangers.
-    pub(super) cluster: ClusterId,
     pub(super) backend: Backend,
     pub(super) data_dir: PathBuf,
-    pub(super) groups: u16,
+    pub(super) groups: Option<u16>,
+    pub(super) snapshots: SnapshotOptions,
     pub(super) route: Route,
     pub(super) max_clients: usize,
     pub(super) election_timeout: Duration,
@@ -97,25 +129,36 @@ pub(super) fn run(options: &ServeOptions) -> Result<Exit, Failure> {
 }
 
 fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
-    let members = members(&options.cluster)?;
-    if !members.contains_key(&options.id) {
+    let members = options.cluster.as_deref().map(members).transpose()?;
+    if let Some(members) = &members
+        && !members.contains_key(&options.id)
+    {
         let ids: Vec<u64> = members.keys().copied().collect();
         return Err(Failure::usage(format!(
             "--id {} is not in --cluster, which has {}; give this node one of those ids or add it to --cluster",
             options.id,
-            listed(&ids)
+            directory::listed(&ids)
         )));
+    }
+    let peer = options.peer.iter().map(|peer| ("--peer", peer));
+    for (flag, address) in peer {
+        if !is_address(address) {
+            return Err(Failure::usage(format!(
+                "{flag} {address} is no address; write host:port, as in 127.0.0.1:7101"
+            )));
+        }
     }
     check_times(options.heartbeat_interval, options.election_timeout)?;
     let backend = backend(options.storage.as_deref())?;
     Ok(Plan {
         id: options.id,
-        cluster: cluster_id(options.cluster_id.as_deref(), &members, options.groups),
         cluster_name: options.cluster_id.clone(),
         members,
+        peer: options.peer.clone(),
         backend,
         data_dir: options.data_dir.clone(),
         groups: options.groups,
+        snapshots: options.snapshots.clone(),
         route: options.route,
         max_clients: options.max_clients as usize,
         election_timeout: options.election_timeout,
@@ -154,7 +197,7 @@ fn check_times(heartbeat_interval: Duration, election_timeout: Duration) -> Resu
 
 /// The id of a cluster: of its name, the ids of its nodes and the number of its groups, so that nodes which were told
 /// different ones do not talk to each other. Without a name the nodes' addresses take its place.
-fn cluster_id(name: Option<&str>, members: &BTreeMap<u64, String>, groups: u16) -> ClusterId {
+pub(super) fn cluster_id(name: Option<&str>, members: &BTreeMap<u64, String>, groups: u16) -> ClusterId {
     let members: Vec<String> = members
         .iter()
         .map(|(id, address)| match name {
@@ -180,8 +223,10 @@ fn members(cluster: &str) -> Result<BTreeMap<u64, String>, Failure> {
             .ok()
             .filter(|id| *id > 0)
             .ok_or_else(|| bad("has no number above 0 as id"))?;
-        let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("has no port"))?;
-        if host.is_empty() || port.parse::<u16>().ok().is_none_or(|port| port == 0) {
+        if !address.contains(':') {
+            return Err(bad("has no port"));
+        }
+        if !is_address(address) {
             return Err(bad("is no address"));
         }
         if members.values().any(|other| other == address) {
@@ -192,6 +237,13 @@ fn members(cluster: &str) -> Result<BTreeMap<u64, String>, Failure> {
         }
     }
     Ok(members)
+}
+
+/// `host:port`.
+pub(super) fn is_address(text: &str) -> bool {
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && is_port(port))
 }
 
 fn listen(flag: &str, address: &str) -> Result<TcpListener, Failure> {
@@ -234,92 +286,6 @@ pub(super) fn backend(name: Option<&str>) -> Result<Backend, Failure> {
         )));
     }
     Ok(backend)
-}
-
-/// What a data directory was made for; must never change.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DirectoryFacts {
-    format: u32,
-    storage: String,
-    groups: u16,
-    /// The ids of the cluster's nodes, ascending.
-    members: Vec<u64>,
-}
-
-const FACTS_FILE: &str = "kvstore.json";
-const FACTS_FORMAT: u32 = 1;
-
-/// Creates the data directory or checks that it was made for this configuration.
-pub(super) fn prepare_directory(plan: &Plan) -> Result<(), Failure> {
-    if plan.backend == Backend::Memory {
-        return Ok(());
-    }
-    let directory = plan.data_dir.display();
-    let io = |doing: &str, error: std::io::Error| {
-        Failure::error(format!(
-            "cannot {doing} the data directory {directory}: {error}; choose a --data-dir that this user may write to"
-        ))
-    };
-    std::fs::create_dir_all(&plan.data_dir).map_err(|error| io("create", error))?;
-    let wanted = DirectoryFacts {
-        format: FACTS_FORMAT,
-        storage: plan.backend.name().to_owned(),
-        groups: plan.groups,
-        members: plan.members.keys().copied().collect(),
-    };
-    let file = plan.data_dir.join(FACTS_FILE);
-    let found = match std::fs::read(&file) {
-        Ok(text) => serde_json::from_slice::<DirectoryFacts>(&text).map_err(|error| {
-            Failure::error(format!(
-                "{} cannot be read: {error}; was it written by another version?",
-                file.display()
-            ))
-        })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return write_facts(&plan.data_dir, &file, &wanted).map_err(|error| io("write to", error));
-        }
-        Err(error) => return Err(io("read", error)),
-    };
-    let differs = |what: &str, flag: &str, found: &dyn std::fmt::Display, given: &dyn std::fmt::Display| {
-        Err(Failure::error(format!(
-            "the data directory {directory} was made with {what} {found}, not {given}; start with {flag} {found} or \
-             choose another --data-dir"
-        )))
-    };
-    if found.format != wanted.format {
-        return differs("format", "a program of format", &found.format, &wanted.format);
-    }
-    if found.storage != wanted.storage {
-        return differs("storage", "--storage", &found.storage, &wanted.storage);
-    }
-    if found.groups != wanted.groups {
-        return differs("groups", "--groups", &found.groups, &wanted.groups);
-    }
-    if found.members != wanted.members {
-        return Err(Failure::error(format!(
-            "the data directory {directory} was made for a cluster of the nodes {}, not {}; give --cluster those nodes \
-             or choose another --data-dir",
-            listed(&found.members),
-            listed(&wanted.members)
-        )));
-    }
-    Ok(())
-}
-
-fn listed(ids: &[u64]) -> String {
-    let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
-    ids.join(", ")
-}
-
-fn write_facts(directory: &Path, file: &Path, facts: &DirectoryFacts) -> std::io::Result<()> {
-    let temporary = file.with_extension("tmp");
-    let mut text = serde_json::to_vec_pretty(facts)?;
-    text.push(b'\n');
-    std::fs::write(&temporary, text)?;
-    std::fs::File::open(&temporary)?.sync_all()?;
-    std::fs::rename(&temporary, file)?;
-    std::fs::File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

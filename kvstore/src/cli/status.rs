@@ -8,7 +8,11 @@ use super::{
     ClientOptions, Exit, Failure, Output,
     terminal::{Table, print, reader_is_gone},
 };
-use crate::{client::Client, resp::Value, server::Report};
+use crate::{
+    client::Client,
+    resp::Value,
+    server::{GroupReport, Report},
+};
 
 /// What one endpoint answered.
 pub(super) type Answer = (String, Result<Report, String>);
@@ -48,8 +52,8 @@ pub(super) async fn ask_all(endpoints: &[String], timeout: Duration) -> Vec<Answ
 /// One row for each group of each node.
 pub(super) fn table(answers: &[Answer]) -> String {
     let mut table = Table::new(&[
-        "NODE", "ENDPOINT", "GROUP", "ROLE", "LEADER", "BALLOT", "CHOSEN", "APPLIED", "DIGEST", "STORAGE",
-        "UPTIME", "READY",
+        "NODE", "ENDPOINT", "GROUP", "ROLE", "LEADER", "BALLOT", "CHOSEN", "APPLIED", "LAG", "LOG",
+        "SNAPSHOT", "DIGEST", "STORAGE", "UPTIME", "IN SYNC",
     ]);
     for (endpoint, answer) in answers {
         let Ok(report) = answer else {
@@ -68,20 +72,46 @@ pub(super) fn table(answers: &[Answer]) -> String {
                 format!("{}.{}", group.ballot.round, group.ballot.node),
                 group.chosen.to_string(),
                 group.applied.to_string(),
+                group.lag.to_string(),
+                format!("{}-{}", group.first_slot, group.last_slot),
+                snapshot(group),
                 group.digest.clone().unwrap_or_else(|| "-".to_owned()),
                 report.storage.clone(),
                 format!("{} s", report.uptime_seconds),
-                if report.ready { "yes" } else { "no" }.to_owned(),
+                if group.in_sync { "yes" } else { "no" }.to_owned(),
             ]);
         }
     }
     let mut text = table.render();
+    for report in answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()) {
+        for group in &report.groups {
+            if let Some(why) = &group.out_of_sync {
+                let _ = writeln!(text, "node {}, group {}: {why}", report.node_id, group.group);
+            }
+        }
+    }
     for (_, answer) in answers {
         for alarm in answer.iter().flat_map(|report| &report.alarms) {
             let _ = writeln!(text, "alarm: {alarm}");
         }
     }
     text
+}
+
+/// As of which slot, or how far it has come from another node.
+fn snapshot(group: &GroupReport) -> String {
+    match group.fetch {
+        Some(fetch) if fetch.total_bytes > 0 => {
+            format!(
+                "{} % of {}",
+                fetch.done_bytes * 100 / fetch.total_bytes,
+                fetch.upto
+            )
+        }
+        Some(_) => "fetching".to_owned(),
+        None if group.snapshot == 0 => "-".to_owned(),
+        None => group.snapshot.to_string(),
+    }
 }
 
 fn json_of(answers: &[Answer]) -> serde_json::Value {

@@ -114,6 +114,12 @@ pub const COMMANDS: &[Command] = &[
         "Tells who leads each group; TRANSFER makes another node lead",
     ),
     wide(
+        "kv.snapshot",
+        -2,
+        Wide::Snapshot,
+        "Takes snapshots on this node: SAVE",
+    ),
+    wide(
         "kv.status",
         1,
         Wide::Status,

@@ -21,12 +21,18 @@ pub struct Record {
 /// The records of one hash slot, in the order of their keys.
 pub(super) type HashSlot = BTreeMap<Bytes, Record>;
 
+/// Neighbouring hash slots.
+type Page = Vec<Arc<HashSlot>>;
+
+/// How many hash slots share a page.
+const PAGE_SLOTS: usize = 128;
+
 /// All records. Ordered by hash slot, then key, so that walking it gives the same order on every replica.
 ///
-/// Cloning freezes it: the hash slots are shared until one side writes to them.
+/// Cloning freezes it, in microseconds: pages, and the hash slots in them, are shared until one side writes to them.
 #[derive(Clone, Debug)]
 pub struct Keyspace {
-    slots: Vec<Arc<HashSlot>>,
+    pages: Vec<Arc<Page>>,
     keys: u64,
     bytes: u64,
     digest: u64,
@@ -40,8 +46,9 @@ const MAX_KEYS_DROPPED_AT_ONCE: u64 = 10_000;
 impl Default for Keyspace {
     fn default() -> Self {
         let empty = Arc::new(HashSlot::new());
+        let empty = Arc::new(vec![empty; PAGE_SLOTS]);
         Self {
-            slots: vec![empty; usize::from(HASH_SLOTS)],
+            pages: vec![empty; usize::from(HASH_SLOTS).div_ceil(PAGE_SLOTS)],
             keys: 0,
             bytes: 0,
             digest: 0,
@@ -78,7 +85,15 @@ impl Keyspace {
 
     /// The records of one hash slot.
     pub fn slot(&self, slot: u16) -> &HashSlot {
-        &self.slots[usize::from(slot % HASH_SLOTS)]
+        let slot = usize::from(slot % HASH_SLOTS);
+        &self.pages[slot / PAGE_SLOTS][slot % PAGE_SLOTS]
+    }
+
+    /// The hash slot of a key, to be written to: no copy that was frozen shares it any more.
+    fn slot_mut(&mut self, key: &[u8]) -> &mut HashSlot {
+        let slot = usize::from(hash_slot(key));
+        let page = Arc::make_mut(&mut self.pages[slot / PAGE_SLOTS]);
+        Arc::make_mut(&mut page[slot % PAGE_SLOTS])
     }
 
     /// Stores a value under a key at the current revision; returns what was there before.
@@ -95,7 +110,7 @@ impl Keyspace {
         };
         self.digest = self.digest.wrapping_add(record.digest);
         self.bytes += record.value.len() as u64;
-        let slot = Arc::make_mut(&mut self.slots[usize::from(hash_slot(key))]);
+        let slot = self.slot_mut(key);
         if let Some(present) = slot.get_mut(key) {
             let before = std::mem::replace(present, record);
             self.digest = self.digest.wrapping_sub(before.digest);
@@ -111,8 +126,10 @@ impl Keyspace {
     /// Replaces the value of a key (an empty one if it is missing) by what `change` makes of it, without copying it;
     /// returns the new value's length.
     pub fn update(&mut self, key: &[u8], change: impl FnOnce(Bytes) -> Bytes) -> usize {
-        let slot = Arc::make_mut(&mut self.slots[usize::from(hash_slot(key))]);
-        let before = slot.get_mut(key).map(|record| std::mem::take(&mut record.value));
+        let before = self
+            .slot_mut(key)
+            .get_mut(key)
+            .map(|record| std::mem::take(&mut record.value));
         // The record's value is away: what it counted for is taken back here, not in `insert`.
         self.bytes -= before.as_ref().map_or(0, |value| value.len() as u64);
         let value = change(before.unwrap_or_default());
@@ -123,11 +140,9 @@ impl Keyspace {
 
     /// Removes a key; returns what was there.
     pub fn remove(&mut self, key: &[u8]) -> Option<Bytes> {
-        let slot = &mut self.slots[usize::from(hash_slot(key))];
-        if !slot.contains_key(key) {
-            return None;
-        }
-        let record = Arc::make_mut(slot).remove(key)?;
+        // Nothing is copied for a key that is not there.
+        self.get(key)?;
+        let record = self.slot_mut(key).remove(key)?;
         self.keys -= 1;
         self.bytes -= (key.len() + record.value.len()) as u64;
         self.digest = self.digest.wrapping_sub(record.digest);
@@ -151,7 +166,8 @@ impl Keyspace {
 
     /// All records, by hash slot, then key.
     pub fn iter(&self) -> impl Iterator<Item = (&Bytes, &Record)> {
-        self.slots.iter().flat_map(|slot| slot.iter())
+        let slots = self.pages.iter().flat_map(|page| page.iter());
+        slots.flat_map(|slot| slot.iter())
     }
 }
 

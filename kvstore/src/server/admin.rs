@@ -1,14 +1,14 @@
-//! `KV.LEADER`, `KV.SNAPSHOT`: what operators ask of a cluster's groups, at any of its nodes.
+//! `KV.LEADER`, `KV.SNAPSHOT`, and what they share with `KV.MEMBER`: what operators ask of a cluster's groups, at any of its nodes.
 //!
 //! Each acts on all groups, or on the one that `GROUP n` names, on all at once; the reply is a JSON list that says for
 //! each group what came out of it.
 
 use std::time::Duration;
 
-use paxos::{NodeId, TransferError, core::TransferRejection, node::Group};
+use paxos::{NodeId, SnapshotError, TransferError, core::TransferRejection, node::Group};
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
+use super::{Shared, status::MemberReport};
 use crate::resp::{Args, parse};
 
 /// What came out for one group. The fields' names are an interface.
@@ -18,6 +18,15 @@ pub struct Outcome {
     pub group: u32,
     /// Whether it is now as it was asked for.
     pub ok: bool,
+    /// Whether it was this request that changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<bool>,
+    /// The membership's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The members, where they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberReport>,
     /// Who leads the group, as far as the node that was asked knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<u64>,
@@ -45,6 +54,8 @@ pub enum Reason {
     NotFound,
     /// The node that is needed does not answer.
     Unreachable,
+    /// The node that is needed has not caught up.
+    Behind,
     /// It will not be done.
     Refused,
     /// It may have been done.
@@ -52,7 +63,7 @@ pub enum Reason {
 }
 
 impl Outcome {
-    fn refused(group: &Group, reason: Reason, error: impl Into<String>) -> Self {
+    pub(super) fn refused(group: &Group, reason: Reason, error: impl Into<String>) -> Self {
         Self {
             reason: Some(reason),
             error: Some(error.into()),
@@ -60,7 +71,7 @@ impl Outcome {
         }
     }
 
-    fn of(group: &Group) -> Self {
+    pub(super) fn of(group: &Group) -> Self {
         Self {
             group: group.id().0,
             leader: group.leader().borrow().map(|ballot| ballot.node.0),
@@ -69,11 +80,11 @@ impl Outcome {
     }
 }
 
-fn is(arg: &[u8], name: &str) -> bool {
+pub(super) fn is(arg: &[u8], name: &str) -> bool {
     arg.eq_ignore_ascii_case(name.as_bytes())
 }
 
-fn node_id(arg: &[u8]) -> Result<NodeId, String> {
+pub(super) fn node_id(arg: &[u8]) -> Result<NodeId, String> {
     let id = parse::integer(arg).and_then(|id| u64::try_from(id).ok());
     id.filter(|id| *id > 0)
         .map(NodeId)
@@ -82,12 +93,13 @@ fn node_id(arg: &[u8]) -> Result<NodeId, String> {
 
 /// What stands behind a request's own arguments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Options {
+pub(super) struct Options {
     group: Option<u32>,
+    pub(super) force: bool,
 }
 
 impl Options {
-    fn parse(args: Args<'_>, first: usize) -> Result<Self, String> {
+    pub(super) fn parse(args: Args<'_>, first: usize) -> Result<Self, String> {
         let mut options = Self::default();
         let mut rest = args.from(first);
         while let Some(option) = rest.next() {
@@ -95,6 +107,8 @@ impl Options {
                 let group = rest.next().and_then(parse::integer);
                 let group = group.and_then(|group| u32::try_from(group).ok());
                 options.group = Some(group.ok_or("ERR GROUP needs a group's number, from 0")?);
+            } else if is(option, "FORCE") {
+                options.force = true;
             } else {
                 return Err("ERR syntax error".into());
             }
@@ -102,7 +116,7 @@ impl Options {
         Ok(options)
     }
 
-    fn groups(self, shared: &Shared) -> Result<Vec<&Group>, String> {
+    pub(super) fn groups(self, shared: &Shared) -> Result<Vec<&Group>, String> {
         let wanted = |group: &&Group| self.group.is_none_or(|wanted| group.id().0 == wanted);
         let groups: Vec<&Group> = shared.groups.iter().filter(wanted).collect();
         if groups.is_empty() {
@@ -116,7 +130,7 @@ impl Options {
 }
 
 /// Waits for all of them at once; the outcomes come in the order of the groups.
-async fn each<F>(groups: Vec<&Group>, act: impl Fn(Group) -> F) -> Vec<Outcome>
+pub(super) async fn each<F>(groups: Vec<&Group>, act: impl Fn(Group) -> F) -> Vec<Outcome>
 where
     F: Future<Output = Outcome> + Send + 'static,
 {
@@ -185,6 +199,30 @@ async fn transfer(group: Group, to: NodeId, patience: Duration) -> Outcome {
         _ => Reason::Refused,
     };
     Outcome::refused(&group, reason, error.to_string())
+}
+
+/// `KV.SNAPSHOT SAVE [GROUP n]`
+pub(super) async fn snapshot(shared: &Shared, args: Args<'_>) -> Result<Vec<Outcome>, String> {
+    if !is(args.get(1), "SAVE") {
+        return Err("ERR unknown subcommand. Try KV.SNAPSHOT SAVE.".into());
+    }
+    let groups = Options::parse(args, 2)?.groups(shared)?;
+    Ok(each(groups, save).await)
+}
+
+async fn save(group: Group) -> Outcome {
+    let (reason, why) = match group.save_snapshot().await {
+        Ok(upto) => {
+            return Outcome {
+                ok: true,
+                snapshot: Some(upto.0),
+                ..Outcome::of(&group)
+            };
+        }
+        Err(error @ SnapshotError::Unready { .. }) => (Reason::Busy, error),
+        Err(error) => (Reason::Refused, error),
+    };
+    Outcome::refused(&group, reason, why.to_string())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What a node says of itself: `KV.STATUS`, `/status`, `/readyz`.
 
 use paxos::{
-    Role,
+    Member, Role,
+    core::Status,
     node::{Group, GroupStatus},
 };
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,7 @@ pub struct Report {
     pub uptime_seconds: u64,
     /// Each group's status.
     pub groups: Vec<GroupReport>,
-    /// Whether every group knows a leader and keeps up with it.
+    /// Whether every group is in sync.
     pub ready: bool,
     /// What an operator should look at; empty as a rule.
     pub alarms: Vec<String>,
@@ -43,18 +44,49 @@ pub struct GroupReport {
     pub leader: Option<u64>,
     /// The leader's ballot, or the highest promised one without a leader.
     pub ballot: BallotReport,
+    /// Whether this node takes part and has about everything.
+    #[serde(default)]
+    pub in_sync: bool,
+    /// Why it is not in sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_sync: Option<String>,
     /// The chosen watermark.
     pub chosen: u64,
     /// The last slot applied.
     pub applied: u64,
+    /// How many chosen slots are not applied yet.
+    #[serde(default)]
+    pub lag: u64,
+    /// As of which slot this node's newest snapshot is; 0 if there is none.
+    #[serde(default)]
+    pub snapshot: u64,
+    /// The snapshot that this node fetches from another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch: Option<FetchReport>,
     /// The first slot that the log still holds.
     pub first_slot: u64,
     /// The last slot that holds an entry.
     pub last_slot: u64,
     /// The digest of the state as of `applied`, in hexadecimal: the same on every replica.
     pub digest: Option<String>,
+    /// The membership's version; 0 if this node has learned of none yet.
+    #[serde(default)]
+    pub membership_version: u64,
     /// The members in force.
     pub members: Vec<MemberReport>,
+}
+
+/// A snapshot on its way to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchReport {
+    /// Who sends it.
+    pub from: u64,
+    /// As of which slot it is; 0 while that is not known.
+    pub upto: u64,
+    /// How many bytes of it are here.
+    pub done_bytes: u64,
+    /// How many it has; 0 while that is not known.
+    pub total_bytes: u64,
 }
 
 /// A ballot.
@@ -67,7 +99,7 @@ pub struct BallotReport {
 }
 
 /// A member of a group.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberReport {
     /// The node.
     pub id: u64,
@@ -111,9 +143,15 @@ impl Shared {
             if let Some(why) = &status.halted {
                 alarms.push(format!("group {} has halted: {why}", status.replica.group));
             }
-            let lag = status.replica.chosen.since(status.applied);
-            ready &= status.replica.leader.is_some() && status.halted.is_none() && lag <= MAX_READY_LAG_SLOTS;
-            groups.push(group_report(group, &status));
+            if let Some(why) = &status.snapshots_off {
+                alarms.push(format!(
+                    "group {} takes no snapshots, its log grows: {why}",
+                    status.replica.group
+                ));
+            }
+            let report = group_report(group, &status);
+            ready &= report.in_sync;
+            groups.push(report);
         }
         Report {
             node_id: self.settings.node.0,
@@ -128,12 +166,11 @@ impl Shared {
     }
 }
 
-fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
-    let replica = &status.replica;
+/// The members in force, and what a leader knows of them.
+pub(super) fn member_reports(group: &Group, replica: &Status) -> Vec<MemberReport> {
     let is_leader = group.is_leader();
     let this = group.node();
-    let ballot = replica.leader.unwrap_or(replica.promised);
-    let members = replica.membership.members.iter().map(|member| {
+    let report = |member: &Member| {
         let peer = replica.peers.get(&member.node);
         let itself = is_leader && member.node == this;
         MemberReport {
@@ -154,21 +191,59 @@ fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
                 peer.map(|peer| peer.alive)
             },
         }
-    });
+    };
+    replica.membership.members.iter().map(report).collect()
+}
+
+fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
+    let replica = &status.replica;
+    let ballot = replica.leader.unwrap_or(replica.promised);
+    let out_of_sync = out_of_sync(status);
     GroupReport {
         group: replica.group.0,
-        is_leader,
+        is_leader: group.is_leader(),
         leader: replica.leader.map(|ballot| ballot.node.0),
         ballot: BallotReport {
             round: ballot.round,
             node: ballot.node.0,
         },
+        in_sync: out_of_sync.is_none(),
+        out_of_sync,
         chosen: replica.chosen.0,
         applied: status.applied.0,
+        lag: replica.chosen.since(status.applied),
+        snapshot: replica.snapshot.0,
+        fetch: replica.fetch.map(|fetch| FetchReport {
+            from: fetch.peer.0,
+            upto: fetch.upto.0,
+            done_bytes: fetch.done_bytes,
+            total_bytes: fetch.total_bytes,
+        }),
         first_slot: replica.trimmed.next().0,
         last_slot: replica.last.0,
         digest: status.digest.map(|digest| format!("{digest:016x}")),
-        members: members.collect(),
+        membership_version: replica.membership.version,
+        members: member_reports(group, replica),
+    }
+}
+
+/// Why this node's replica cannot be counted on now; `None` if it can.
+fn out_of_sync(status: &GroupStatus) -> Option<String> {
+    let replica = &status.replica;
+    let lag = replica.chosen.since(status.applied);
+    if let Some(why) = &status.halted {
+        Some(format!("it has halted: {why}"))
+    } else if let Some(fetch) = &replica.fetch {
+        Some(format!(
+            "it fetches a snapshot from node {}: {} of {} bytes",
+            fetch.peer, fetch.done_bytes, fetch.total_bytes
+        ))
+    } else if let Some(upto) = status.restoring {
+        Some(format!("it restores the snapshot as of slot {upto}"))
+    } else if replica.leader.is_none() {
+        Some("it knows no leader".to_owned())
+    } else {
+        (lag > MAX_READY_LAG_SLOTS).then(|| format!("it has {lag} slots to apply"))
     }
 }
 
@@ -176,15 +251,8 @@ fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
 pub fn obstacles(report: &Report) -> Vec<String> {
     let mut lines = report.alarms.clone();
     for group in &report.groups {
-        if group.leader.is_none() {
-            lines.push(format!("group {} has no leader", group.group));
-        }
-        let lag = group.chosen.saturating_sub(group.applied);
-        if lag > MAX_READY_LAG_SLOTS {
-            lines.push(format!(
-                "group {} lags {lag} slots behind in applying",
-                group.group
-            ));
+        if let Some(why) = &group.out_of_sync {
+            lines.push(format!("group {}: {why}", group.group));
         }
     }
     lines

@@ -33,6 +33,8 @@ pub enum Wide {
     Status,
     /// `KV.LEADER`
     Leader,
+    /// `KV.SNAPSHOT`
+    Snapshot,
 }
 
 /// Carries the command out and writes its reply, or returns the error for the client.
@@ -75,6 +77,7 @@ pub(super) async fn run(
         }
         Wide::Status => json(&shared.report().await, reply)?,
         Wide::Leader => json(&admin::leader(shared, args).await?, reply)?,
+        Wide::Snapshot => json(&admin::snapshot(shared, args).await?, reply)?,
     }
     Ok(())
 }

@@ -63,6 +63,8 @@ pub struct Cluster {
     pub peers: Vec<u16>,
     pub resp: Vec<u16>,
     pub http: Vec<u16>,
+    /// How many nodes founded the cluster; the others have joined.
+    founders: usize,
     nodes: Vec<Option<Child>>,
 }
 
@@ -78,6 +80,7 @@ impl Cluster {
             peers: ports,
             resp,
             http,
+            founders: size,
             nodes: (0..size).map(|_| None).collect(),
         };
         for node in 1..=size {
@@ -94,7 +97,7 @@ impl Cluster {
     }
 
     pub fn members(&self) -> String {
-        let members = self.peers.iter().enumerate();
+        let members = self.peers.iter().take(self.founders).enumerate();
         members
             .map(|(at, port)| format!("{}=127.0.0.1:{port}", at + 1))
             .collect::<Vec<_>>()
@@ -111,8 +114,16 @@ impl Cluster {
 
     /// The arguments that start a node.
     pub fn arguments(&self, node: usize) -> Vec<String> {
-        let mut args: Vec<String> = ["serve", "--id", &node.to_string(), "--cluster", &self.members()]
+        let seeds: Vec<String> = self.running().map(|seed| self.peer(seed)).collect();
+        let (seeds, peer, members) = (seeds.join(","), self.peer(node), self.members());
+        let cluster = if node <= self.founders {
+            vec!["--cluster", &members]
+        } else {
+            vec!["--join", &seeds, "--peer", &peer]
+        };
+        let mut args: Vec<String> = ["serve", "--id", &node.to_string()]
             .into_iter()
+            .chain(cluster)
             .chain(["--resp", &format!("127.0.0.1:{}", self.resp[node - 1])])
             .chain(["--http", &format!("127.0.0.1:{}", self.http[node - 1])])
             .chain(["--data-dir", &self.data_dir(node).display().to_string()])
@@ -120,6 +131,27 @@ impl Cluster {
             .collect();
         args.extend(self.flags.clone());
         args
+    }
+
+    /// Starts a node that joins through the nodes that run; returns its id.
+    pub fn join_node(&mut self) -> usize {
+        let ports = free_ports(3);
+        self.peers.push(ports[0]);
+        self.resp.push(ports[1]);
+        self.http.push(ports[2]);
+        self.nodes.push(None);
+        let node = self.size();
+        self.start_node(node);
+        node
+    }
+
+    /// Where a node talks to the others.
+    pub fn peer(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.peers[node - 1])
+    }
+
+    fn running(&self) -> impl Iterator<Item = usize> + '_ {
+        (1..=self.size()).filter(|node| self.nodes[node - 1].is_some())
     }
 
     pub fn start_node(&mut self, node: usize) {
@@ -191,8 +223,7 @@ impl Cluster {
     /// The node that leads the first group and is running.
     pub fn leader(&self) -> usize {
         eventually("there is a leader", || {
-            let running = (1..=self.size()).filter(|node| self.nodes[node - 1].is_some());
-            let mut leaders = running.filter(|node| {
+            let mut leaders = self.running().filter(|node| {
                 self.status(*node)
                     .is_ok_and(|status| status["groups"][0]["is_leader"] == true)
             });
