@@ -3,7 +3,10 @@
 use alloc::string::String;
 use core::time::Duration;
 
-use crate::{core::TransferRejection, types::NodeId};
+use crate::{
+    core::TransferRejection,
+    types::{ChangeRejection, NodeId},
+};
 
 /// Why a proposal did not end with a reply.
 ///
@@ -93,6 +96,28 @@ pub enum TransferError {
     /// The node is stopping or has halted.
     #[error("the node has stopped: {0}")]
     Stopped(String),
+}
+
+/// Why a membership change did not end well.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// The membership was certainly not changed by this call.
+    #[error(transparent)]
+    Refused(#[from] ChangeRejection),
+    /// Did not happen: too many requests wait.
+    #[error("overloaded, retry after {} ms", retry_after.as_millis())]
+    Overloaded {
+        /// How long to wait before the next try.
+        retry_after: Duration,
+    },
+    /// Did not happen: the node is stopping or has halted.
+    #[error("the node has stopped: {0}")]
+    Stopped(String),
+    /// The change may have happened, or may happen later. The membership's version tells; trying again with the same one
+    /// cannot change anything twice.
+    #[error("the outcome is unknown; look at the membership, and try again with its version")]
+    Unknown,
 }
 
 fn hint(leader: Option<NodeId>) -> String {

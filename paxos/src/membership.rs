@@ -1,11 +1,25 @@
 //! Memberships: who belongs to a group, in which role, with which disk.
 
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use alloc::{
+    collections::BTreeMap,
+    string::{String, ToString},
+    vec::Vec,
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::planted;
 use crate::types::{Ballot, Entry, EntryKind, NodeId, Slot, StorageId};
+
+/// How many removed nodes a membership remembers.
+const MAX_REMOVED: usize = 1_024;
+
+/// How many members a group may have.
+pub const MAX_MEMBERS: usize = 64;
+
+/// The longest address of a member, in bytes.
+pub const MAX_ADDRESS_BYTES: usize = 512;
 
 /// What a member may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,7 +64,7 @@ impl Member {
 
     /// Whether this disk is the one that the member was admitted with.
     pub fn admits(&self, storage: StorageId) -> bool {
-        self.storage.is_none_or(|admitted| admitted == storage)
+        self.storage.is_none_or(|admitted| admitted == storage) || planted::is("visitor_counts")
     }
 }
 
@@ -108,6 +122,110 @@ impl Membership {
         voters.filter(|member| has(member)).count() >= self.quorum()
     }
 
+    /// This membership after some changes, in order; each must be valid after those before it. The rounds of a node that
+    /// was a member before begin at `first_round`.
+    pub(crate) fn changed(&self, changes: &[Change], first_round: u64) -> Result<Self, ChangeRejection> {
+        let mut next = self.clone();
+        next.version += 1;
+        if changes.is_empty() {
+            return Err(ChangeRejection::NothingToChange);
+        }
+        for change in changes {
+            next.apply(change, first_round)?;
+        }
+        if next.voters().next().is_none() {
+            return Err(ChangeRejection::LastVoter);
+        }
+        if next.members.len() > MAX_MEMBERS {
+            return Err(ChangeRejection::TooManyMembers { max: MAX_MEMBERS });
+        }
+        Ok(next)
+    }
+
+    fn apply(&mut self, change: &Change, first_round: u64) -> Result<(), ChangeRejection> {
+        match change {
+            Change::AddLearner { node, address } => self.add(*node, address, Role::Learner, first_round),
+            Change::Promote { node } => self.set_role(*node, Role::Learner, Role::Voter),
+            Change::Demote { node } => self.set_role(*node, Role::Voter, Role::Learner),
+            Change::Remove { node } => self.remove(*node).map(|_| ()),
+            Change::Replace { node, by, address } => {
+                if node == by {
+                    return Err(ChangeRejection::AlreadyMember { node: *by });
+                }
+                let role = self.remove(*node)?.role;
+                match self.member(*by).map(|member| member.role) {
+                    None => return self.add(*by, address, role, first_round),
+                    Some(Role::Voter) => return Err(ChangeRejection::AlreadyMember { node: *by }),
+                    Some(Role::Learner) => {}
+                }
+                let member = self.member_mut(*by)?;
+                member.role = role;
+                if !address.is_empty() {
+                    member.address = valid(*by, address)?;
+                }
+                Ok(())
+            }
+            Change::SetAddress { node, address } => {
+                self.member_mut(*node)?.address = valid(*node, address)?;
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn member_mut(&mut self, node: NodeId) -> Result<&mut Member, ChangeRejection> {
+        let mut members = self.members.iter_mut();
+        members
+            .find(|member| member.node == node)
+            .ok_or(ChangeRejection::NoSuchMember { node })
+    }
+
+    fn add(
+        &mut self,
+        node: NodeId,
+        address: &str,
+        role: Role,
+        first_round: u64,
+    ) -> Result<(), ChangeRejection> {
+        let Err(place) = self.members.binary_search_by_key(&node, |member| member.node) else {
+            return Err(ChangeRejection::AlreadyMember { node });
+        };
+        let address = valid(node, address)?;
+        // Those that are forgotten may come back too.
+        let is_new = self.removed.len() < MAX_REMOVED && !self.removed.contains(&node);
+        self.removed.retain(|removed| *removed != node);
+        let member = Member {
+            node,
+            storage: None,
+            address,
+            role,
+            first_round: if is_new { 0 } else { first_round },
+        };
+        self.members.insert(place, member);
+        Ok(())
+    }
+
+    fn remove(&mut self, node: NodeId) -> Result<Member, ChangeRejection> {
+        let place = self.members.binary_search_by_key(&node, |member| member.node);
+        let place = place.map_err(|_| ChangeRejection::NoSuchMember { node })?;
+        if self.removed.len() >= MAX_REMOVED {
+            self.removed.remove(0);
+        }
+        self.removed.push(node);
+        Ok(self.members.remove(place))
+    }
+
+    fn set_role(&mut self, node: NodeId, from: Role, to: Role) -> Result<(), ChangeRejection> {
+        let member = self.member_mut(node)?;
+        if member.role != from {
+            return Err(ChangeRejection::WrongRole {
+                node,
+                role: member.role,
+            });
+        }
+        member.role = to;
+        Ok(())
+    }
+
     /// The entry that makes this the group's membership.
     pub fn to_entry(&self) -> Entry {
         let mut payload = Vec::new();
@@ -155,4 +273,151 @@ impl ChosenMembership {
             membership,
         }
     }
+}
+
+fn valid(node: NodeId, address: &str) -> Result<String, ChangeRejection> {
+    if address.is_empty() || address.len() > MAX_ADDRESS_BYTES {
+        return Err(ChangeRejection::BadAddress { node });
+    }
+    Ok(address.into())
+}
+
+/// One change of a membership. Several may be made in one step.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Change {
+    /// A new member, which receives everything and does not vote.
+    AddLearner {
+        /// Who.
+        node: NodeId,
+        /// Where it can be reached.
+        address: String,
+    },
+    /// A learner becomes a voter.
+    Promote {
+        /// Who.
+        node: NodeId,
+    },
+    /// A voter becomes a learner.
+    Demote {
+        /// Who.
+        node: NodeId,
+    },
+    /// A member leaves the group. Its id may be added again later, with the same disk or an empty one.
+    Remove {
+        /// Who.
+        node: NodeId,
+    },
+    /// A member leaves and another node takes its role, in one step: best a learner that has everything already.
+    Replace {
+        /// Who leaves.
+        node: NodeId,
+        /// Who takes its role: a learner, or a node that is no member yet.
+        by: NodeId,
+        /// Where it can be reached; empty for a learner whose address stays.
+        address: String,
+    },
+    /// A member is reached elsewhere from now on.
+    SetAddress {
+        /// Who.
+        node: NodeId,
+        /// Where.
+        address: String,
+    },
+}
+
+/// Why a membership was certainly not changed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ChangeRejection {
+    /// The membership is not the one that the change was meant for.
+    #[error(
+        "the change is for version {expected} of the membership, the present one is {present}; look at it and try again"
+    )]
+    VersionMismatch {
+        /// The version that the caller named.
+        expected: u64,
+        /// The present version.
+        present: u64,
+    },
+    /// Another change, or a transfer of leadership, is not complete yet.
+    #[error("another membership change, or a transfer of leadership, is under way; try again in a moment")]
+    UnderWay,
+    /// The leader still completes what its predecessors began.
+    #[error("the leader is new and still completes what its predecessors began; try again in a moment")]
+    NotReady,
+    /// No leader is known to this node.
+    #[error("no leader is known; try again when one has been elected")]
+    NoLeader,
+    /// The list of changes is empty.
+    #[error("no change was asked for; name at least one")]
+    NothingToChange,
+    /// The node is no member.
+    #[error("node {node} is not a member of the group; list the members and try again")]
+    NoSuchMember {
+        /// Who.
+        node: NodeId,
+    },
+    /// The node is a member already.
+    #[error("node {node} is a member of the group already; promote it, or choose another id")]
+    AlreadyMember {
+        /// Who.
+        node: NodeId,
+    },
+    /// The member has that role already.
+    #[error("node {node} is a {} already", match .role { Role::Voter => "voter", Role::Learner => "learner" })]
+    WrongRole {
+        /// Who.
+        node: NodeId,
+        /// Its role.
+        role: Role,
+    },
+    /// No voter would be left.
+    #[error("the group would be left without a voter; add and promote another node first")]
+    LastVoter,
+    /// The address is empty, or longer than [`MAX_ADDRESS_BYTES`].
+    #[error("the address of node {node} must have 1 to {MAX_ADDRESS_BYTES} bytes")]
+    BadAddress {
+        /// Whose.
+        node: NodeId,
+    },
+    /// There would be more members than are allowed.
+    #[error("a group has at most {max} members; remove one first")]
+    TooManyMembers {
+        /// The bound.
+        max: usize,
+    },
+    /// These voters of the new membership do not answer, so that it could choose nothing.
+    #[error(
+        "{} would have to vote, but the leader does not hear from there; start what is down, or force the change",
+        list(nodes)
+    )]
+    Unreachable {
+        /// Who.
+        nodes: Vec<NodeId>,
+    },
+    /// These voters of the new membership lag behind, so that it could choose nothing until they have caught up.
+    #[error(
+        "{} would have to vote, but has not caught up; wait until it has, or force the change",
+        list(nodes)
+    )]
+    Behind {
+        /// Who.
+        nodes: Vec<NodeId>,
+    },
+}
+
+fn list(nodes: &[NodeId]) -> String {
+    let mut text = String::new();
+    for (place, node) in nodes.iter().enumerate() {
+        let before = match place {
+            0 => "node ",
+            _ => ", node ",
+        };
+        text.push_str(before);
+        text.push_str(&node.to_string());
+    }
+    text
 }

@@ -8,7 +8,9 @@ use core::{fmt, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use crate::membership::{ChosenMembership, Member, Membership, Role};
+pub use crate::membership::{
+    Change, ChangeRejection, ChosenMembership, MAX_ADDRESS_BYTES, MAX_MEMBERS, Member, Membership, Role,
+};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {

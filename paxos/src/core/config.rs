@@ -59,6 +59,13 @@ pub struct Config {
     /// Whether commands proposed, and reads begun, on a node that is not leader are forwarded (or rejected with a
     /// hint). What a leader took is forwarded in any case when it is deposed.
     pub forward: bool,
+    /// Whether the leader records the disk of each member in the membership once it has heard it, so that a disk that
+    /// was lost is noticed: the node that comes back without it has no vote until it is admitted anew.
+    pub pin_storages: bool,
+    /// Whether the leader admits a member that has lost its disk anew, with the new disk, once it has caught up.
+    pub readmit: bool,
+    /// Whether the leader makes learners voters once they have caught up.
+    pub promote_learners: bool,
 }
 
 impl Default for Config {
@@ -87,6 +94,9 @@ impl Default for Config {
             max_laggard_entries: 100_000,
             snapshot_chunk_bytes: 1 << 20,
             forward: true,
+            pin_storages: true,
+            readmit: true,
+            promote_learners: false,
         }
     }
 }

@@ -2,9 +2,12 @@
 
 use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 
-use super::{Alarm, Message, Output, Phase, Replica, Sender, gate::After, proposer::Leadership};
+use super::{
+    Alarm, Message, Output, Phase, Replica, Sender, Standing, barrier::Promises, gate::After,
+    proposer::Leadership,
+};
 use crate::planted;
-use crate::types::{Accepted, Ballot, Identity, Membership, NodeId, Slot, StorageId, Time};
+use crate::types::{Accepted, Ballot, Membership, NodeId, Slot, StorageId, Time};
 
 /// How far above its watermark a replica may plausibly hold entries, beside its window: the watermark on a disk lags
 /// behind after a crash.
@@ -32,9 +35,7 @@ pub(super) struct Canvass {
 pub(super) struct Candidacy {
     pub(super) ballot: Ballot,
     /// What each voter has reported so far, this node included once its own promise is durable.
-    pub(super) reports: BTreeMap<NodeId, Report>,
-    /// For each slot the entry of the highest ballot reported.
-    pub(super) found: BTreeMap<Slot, Accepted>,
+    pub(super) promises: Promises,
     ask_again_at: Time,
 }
 
@@ -49,7 +50,7 @@ pub(super) struct Report {
 }
 
 /// Whether a quorum of the voters takes part: `with` tells with which disk a node does, if it does.
-fn is_quorum(membership: &Membership, with: impl Fn(NodeId) -> Option<StorageId>) -> bool {
+pub(super) fn is_quorum(membership: &Membership, with: impl Fn(NodeId) -> Option<StorageId>) -> bool {
     membership.is_quorum(|member| with(member.node).is_some_and(|storage| member.admits(storage)))
 }
 
@@ -69,8 +70,7 @@ impl Replica {
 
     /// Whether this node, with its disk, is a voter.
     fn is_voter(&self) -> bool {
-        let Identity { node, storage, .. } = self.identity;
-        self.memberships.current().may_vote(node, storage)
+        self.standing() == Standing::Voter
     }
 
     pub(super) fn other_members(&self) -> Vec<NodeId> {
@@ -104,8 +104,10 @@ impl Replica {
         if round.is_none() {
             self.outputs.push_back(Output::Alarm(Alarm::NoBallotLeft));
         }
+        let member = self.memberships.current().member(self.identity.node);
+        let first = member.map_or(0, |member| member.first_round);
         Some(Ballot {
-            round: round?,
+            round: round?.max(first),
             node: self.identity.node,
         })
     }
@@ -117,7 +119,7 @@ impl Replica {
     }
 
     /// Canvasses soon, with a little randomness against duels.
-    fn hasten_election(&mut self) {
+    pub(super) fn hasten_election(&mut self) {
         let soon = self.rng.up_to(self.config.heartbeat_interval / 2);
         self.election_at = Some(self.now.plus(soon));
     }
@@ -126,6 +128,7 @@ impl Replica {
         if self.leader != leader {
             self.leader = leader;
             self.outputs.push_back(Output::Leader(leader));
+            self.give_up_changes();
             self.rewind_forwards();
             self.ask_reads_again();
             if let Some(leader) = leader {
@@ -137,6 +140,7 @@ impl Replica {
     /// Ends any own candidacy or leadership.
     pub(super) fn become_follower(&mut self, leader: Option<Ballot>) {
         if let Role::Leader(leadership) = core::mem::replace(&mut self.role, Role::Follower) {
+            self.give_up_change(&leadership);
             self.give_up_reads(*leadership);
         }
         self.set_leader(leader);
@@ -170,11 +174,12 @@ impl Replica {
                     return self.step_down();
                 }
                 if self.now >= leadership.heartbeat_at {
+                    self.tend_membership();
                     self.heartbeat_or_rest();
                 }
             }
             // A new ballot would not become durable any sooner.
-            Role::Candidate(candidacy) if !candidacy.reports.contains_key(&self.identity.node) => {}
+            Role::Candidate(candidacy) if !candidacy.promises.reports.contains_key(&self.identity.node) => {}
             _ if self.election_at.is_some_and(|at| self.now >= at) => self.canvass(),
             Role::Candidate(candidacy) if self.now >= candidacy.ask_again_at => self.ask_for_promises(),
             _ => {}
@@ -184,6 +189,9 @@ impl Replica {
     fn canvass(&mut self) {
         self.postpone_election();
         self.become_follower(None);
+        if !self.is_voter() {
+            return self.nudge_voters();
+        }
         if !self.could_lead() {
             return;
         }
@@ -258,8 +266,7 @@ impl Replica {
         }
         self.role = Role::Candidate(Candidacy {
             ballot,
-            reports: BTreeMap::new(),
-            found: BTreeMap::new(),
+            promises: Promises::default(),
             ask_again_at: self.now.plus(self.config.heartbeat_interval * 2),
         });
         let from = self.chosen.next();
@@ -280,86 +287,61 @@ impl Replica {
                 covered: Slot::MAX,
                 chosen: self.chosen,
             };
-            candidacy.reports.insert(self.identity.node, report);
+            candidacy.promises.reports.insert(self.identity.node, report);
             self.finish_candidacy();
         }
     }
 
     /// Some promises, or chunks of them, did not come: asks for what is missing.
     fn ask_for_promises(&mut self) {
-        let voters = self.other_voters();
         let Role::Candidate(candidacy) = &mut self.role else {
             return;
         };
         candidacy.ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
         let ballot = candidacy.ballot;
-        let missing: Vec<(NodeId, Slot)> = voters
-            .into_iter()
-            .filter_map(|voter| match candidacy.reports.get(&voter) {
-                None => Some((voter, self.chosen.next())),
-                Some(report) if report.covered < Slot::MAX => Some((voter, report.covered.next())),
-                Some(_) => None,
-            })
-            .collect();
-        for (voter, from) in missing {
-            self.send_when_durable(voter, Message::Prepare { ballot, from });
+        let missing = candidacy
+            .promises
+            .missing(self.memberships.current(), self.chosen);
+        self.ask_promises_of(ballot, missing);
+    }
+
+    pub(super) fn ask_promises_of(&mut self, ballot: Ballot, voters: Vec<(NodeId, Slot)>) {
+        for (voter, from) in voters {
+            if voter != self.identity.node {
+                self.send_when_durable(voter, Message::Prepare { ballot, from });
+            }
         }
     }
 
     pub(super) fn on_promise(
         &mut self,
-        (from, storage): Sender,
+        from: Sender,
         ballot: Ballot,
         chosen: Slot,
         chunk: (Slot, Slot),
         entries: Vec<(Slot, Accepted)>,
     ) {
-        let own_chosen = self.chosen;
+        let known = self.chosen;
         let plausible = chosen.plus(MAX_PLAUSIBLE_TAIL + 4 * self.config.max_window_entries as u64);
-        let Role::Candidate(candidacy) = &mut self.role else {
-            return;
-        };
-        if candidacy.ballot != ballot {
-            return;
-        }
         if let Some((slot, _)) = entries.iter().find(|(slot, _)| *slot > plausible) {
-            let slot = *slot;
+            let (from, slot) = (from.0, *slot);
             self.outputs
                 .push_back(Output::Alarm(Alarm::Implausible { from, slot }));
             return;
         }
-        let (first, last) = chunk;
-        let report = candidacy.reports.entry(from).or_insert(Report {
-            storage,
-            covered: own_chosen,
-            chosen,
-        });
-        if report.storage != storage {
+        let timeout = self.config.election_timeout;
+        let patience = self.now.plus(timeout + self.rng.up_to(timeout));
+        let Role::Candidate(candidacy) = &mut self.role else {
+            return self.on_promise_to_leader(from, ballot, chosen, chunk, entries);
+        };
+        if candidacy.ballot != ballot {
             return;
         }
-        report.chosen = report.chosen.max(chosen);
-        if first > report.covered.next() {
-            return;
-        }
-        if last > report.covered {
-            report.covered = last;
+        if candidacy.promises.take(from, chosen, known, chunk, entries) {
             candidacy.ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
-            let timeout = self.config.election_timeout;
-            self.election_at = Some(self.now.plus(timeout + self.rng.up_to(timeout)));
+            self.election_at = Some(patience);
         }
-        for (slot, accepted) in entries {
-            if slot < first || slot > last || planted::is("promise_entries_dropped") {
-                continue;
-            }
-            let wrong = planted::is("wrong_ballot_adopted") || planted::is("wrong_ballot_of_promises");
-            match candidacy.found.get(&slot) {
-                Some(known) if (known.ballot >= accepted.ballot) != wrong => {}
-                _ => {
-                    candidacy.found.insert(slot, accepted);
-                }
-            }
-        }
-        self.note_watermark(from, chosen);
+        self.note_watermark(from.0, chosen);
         self.finish_candidacy();
     }
 
@@ -368,22 +350,16 @@ impl Replica {
         let Role::Candidate(candidacy) = &self.role else {
             return;
         };
-        let done = |report: &&Report| report.covered == Slot::MAX;
-        let inherited = candidacy
-            .reports
-            .values()
-            .filter(done)
-            .map(|report| report.chosen);
-        let inherited = inherited.max().unwrap_or(Slot::ZERO);
-        let promised = |node| {
-            candidacy
-                .reports
-                .get(&node)
-                .filter(done)
-                .map(|report| report.storage)
-        };
-        if !is_quorum(self.memberships.current(), promised) || self.chosen < inherited {
+        if !candidacy
+            .promises
+            .are_complete(self.memberships.current(), self.chosen)
+        {
             return;
+        }
+        if candidacy.ballot < self.memberships.latest().ballot || !self.is_voter() {
+            // The membership became known after the ballot was chosen.
+            self.step_down();
+            return self.hasten_election();
         }
         let Role::Candidate(candidacy) = core::mem::replace(&mut self.role, Role::Follower) else {
             unreachable!("the role was matched above")
@@ -420,7 +396,9 @@ impl Replica {
         match &self.role {
             _ if self.is_resting() => None,
             Role::Leader(leadership) => Some(leadership.heartbeat_at),
-            Role::Candidate(candidacy) if !candidacy.reports.contains_key(&self.identity.node) => None,
+            Role::Candidate(candidacy) if !candidacy.promises.reports.contains_key(&self.identity.node) => {
+                None
+            }
             Role::Candidate(candidacy) => {
                 let election_at = self.election_at.unwrap_or(candidacy.ask_again_at);
                 Some(candidacy.ask_again_at.min(election_at))

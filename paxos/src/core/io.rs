@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{Command, Message};
 use crate::snapshot::SnapshotHeader;
 use crate::types::{
-    Accepted, Ballot, ChosenMembership, GroupId, HardState, Identity, Incarnation, Membership, NodeId, Slot,
-    StorageId, WriteOp,
+    Accepted, Ballot, Change, ChangeRejection, ChosenMembership, GroupId, HardState, Identity, Incarnation,
+    Membership, NodeId, Slot, StorageId, WriteOp,
 };
 
 /// What a replica is made from: who it is and what its store holds.
@@ -86,6 +86,19 @@ pub enum Input {
         token: Token,
         /// Who shall lead; `None`: anybody else, if this node leads.
         to: Option<NodeId>,
+    },
+    /// A user of this node wants the membership changed. Ends in exactly one of [`Output::MembershipChanged`] and
+    /// [`Output::Unknown`].
+    ChangeMembership {
+        /// Names the request in the answer.
+        token: Token,
+        /// The version of the membership that the changes are for: a retry can never change anything twice.
+        expected: u64,
+        /// The changes: made together or not at all.
+        changes: Vec<Change>,
+        /// Make the change even if voters of the new membership are not reached or lag behind, so that the group may
+        /// stand still. An invalid change stays invalid.
+        force: bool,
     },
     /// The user waits no longer. A proposal that may already have left this queue ends [`Output::Unknown`], everything
     /// else ends [`Output::Rejected`] with [`Rejection::Expired`]. Does nothing if the token has ended already.
@@ -241,7 +254,7 @@ pub enum Output {
         /// Why.
         reason: Rejection,
     },
-    /// The proposal may or may not happen later.
+    /// The proposal, or the change of the membership, may or may not happen later.
     Unknown {
         /// Which.
         token: Token,
@@ -263,6 +276,15 @@ pub enum Output {
         /// Who leads now; it may have been so already.
         result: Result<NodeId, TransferRejection>,
     },
+    /// A request for another membership has ended.
+    MembershipChanged {
+        /// Which.
+        token: Token,
+        /// The new membership, which is chosen; or why it was certainly not changed.
+        result: Result<Membership, ChangeRejection>,
+    },
+    /// These nodes belong to the group, or may do so soon: the driver should be able to reach them too.
+    Peers(Membership),
     /// Something that must never happen was seen; the replica has refused it and goes on.
     Alarm(Alarm),
 }
@@ -423,6 +445,8 @@ pub struct Status {
     pub last: Slot,
     /// The membership in force at the slot after the watermark.
     pub membership: Membership,
+    /// What this node is in it.
+    pub standing: Standing,
     /// What a leader knows of its peers; empty elsewhere.
     pub peers: BTreeMap<NodeId, PeerStatus>,
     /// Commands of this node's users, waiting or in flight.
@@ -444,6 +468,23 @@ pub struct FetchStatus {
     pub done_bytes: u64,
     /// How many it has; zero while that is not known.
     pub total_bytes: u64,
+}
+
+/// What a node is in its group, as far as it knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// Votes.
+    Voter,
+    /// Receives only.
+    Learner,
+    /// Has not learned yet that it belongs to the group.
+    #[default]
+    Joining,
+    /// The member with this id was admitted with another disk: this node receives, and is admitted anew by the leader
+    /// when it has caught up.
+    NotAdmitted,
+    /// Belongs to the group no more; it can be shut down.
+    Removed,
 }
 
 /// A replica's part in its group.

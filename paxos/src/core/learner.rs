@@ -178,6 +178,7 @@ impl Replica {
 
     pub(super) fn on_learned(&mut self, from: NodeId, first: Slot, entries: Vec<Accepted>, chosen: Slot) {
         let before = self.chosen;
+        let membership = self.memberships.latest().clone();
         let mut changed = false;
         for (accepted, slot) in entries.into_iter().zip((first.0..=u64::MAX).map(Slot)) {
             if slot <= self.chosen {
@@ -189,7 +190,7 @@ impl Replica {
             let same = self
                 .window
                 .get(slot)
-                .is_some_and(|held| held.entry == accepted.entry);
+                .is_some_and(|held| held.entry == accepted.entry && !is_older_membership(held, &accepted));
             changed |= !same;
             if !same {
                 let Accepted { ballot, entry } = accepted.clone();
@@ -204,6 +205,7 @@ impl Replica {
             self.advance_chosen(slot);
         }
         self.note_watermark(from, chosen);
+        self.note_informed(from, chosen);
         if self.chosen > before {
             // In the same write as the entries: what was learned must never look like an accept of this node's own.
             if changed {
@@ -216,7 +218,10 @@ impl Replica {
             self.acknowledge();
         }
         match &self.role {
-            Role::Leader(_) if changed => self.become_follower(None),
+            // Somebody leads at a higher ballot, and may be far ahead.
+            Role::Leader(_) if changed || self.has_learned_membership(&membership) => {
+                self.become_follower(None);
+            }
             Role::Candidate(_) if self.chosen > before => {
                 self.postpone_election();
                 self.finish_candidacy();
@@ -252,7 +257,7 @@ impl Replica {
         };
         match accepted.entry.kind {
             EntryKind::Noop => {}
-            EntryKind::Membership => self.apply_membership(slot, accepted),
+            EntryKind::Membership => self.forget_memberships_below(slot),
             EntryKind::Commands => match batch::decode(&accepted.entry.payload) {
                 Ok(batch) => {
                     chosen.ballot = batch.ballot;
@@ -359,7 +364,7 @@ impl Replica {
 
     /// The next peer that may hold what is missing: whoever announced it, the leader, then all others in turn.
     fn next_to_ask(&self) -> Option<NodeId> {
-        let members = self.other_members();
+        let members = self.teachers(self.learner.source);
         let leader = self.leader.map(|ballot| ballot.node);
         let first = [self.learner.source, leader].into_iter().flatten();
         let untried = |peer: &NodeId| {
@@ -468,4 +473,10 @@ impl Replica {
             }
         }
     }
+}
+
+/// Whether both are the same membership, which the teacher holds at a higher ballot: it counts from which ballot on it is
+/// known to be chosen.
+fn is_older_membership(held: &Accepted, taught: &Accepted) -> bool {
+    held.entry.kind == EntryKind::Membership && held.ballot < taught.ballot
 }

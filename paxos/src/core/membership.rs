@@ -1,21 +1,32 @@
-//! Which membership is in force at which slot: the one rule of who may vote for what.
+//! Which membership is in force at which slot: the one rule of who may vote for what. And what a node does that finds
+//! itself outside, or meets others who are.
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeSet, vec::Vec};
 
-use super::{Alarm, Output, Replica};
-use crate::types::{Accepted, ChosenMembership, EntryKind, Membership, NodeId, Slot, StorageId};
+use super::{Alarm, Message, Output, Replica, Standing, election::Role};
+use crate::types::{ChosenMembership, EntryKind, Membership, NodeId, Role as MemberRole, Slot, StorageId};
 
 /// The chosen memberships of a group, the oldest first. The ones that nothing needs any more are forgotten.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Memberships {
     /// Never empty.
     history: Vec<ChosenMembership>,
+    /// A later membership than this node has learned bars it from voting: the slot of its entry, and what this node is
+    /// in it.
+    barred: Option<(Slot, Standing)>,
+    /// Voters that have shown that they know the latest membership: nobody needs to tell them.
+    informed: BTreeSet<NodeId>,
+    /// Whom a node that joins has been told to be members.
+    address_book: Vec<NodeId>,
 }
 
 impl Memberships {
     pub(super) fn new(first: ChosenMembership) -> Self {
         Self {
             history: alloc::vec![first],
+            barred: None,
+            informed: BTreeSet::new(),
+            address_book: Vec::new(),
         }
     }
 
@@ -31,8 +42,14 @@ impl Memberships {
         &self.latest().membership
     }
 
+    /// The one before the latest, or the latest if there was none.
+    pub(super) fn previous(&self) -> &Membership {
+        let before = self.history.len().saturating_sub(2);
+        &self.history[before].membership
+    }
+
     /// The one in force after `slot`, which is the last one chosen at or below it; what a snapshot as of `slot` must
-    /// carry. `None` if it has not been read back from the log yet, or has been forgotten.
+    /// carry. `None` if that is not known: a restart remembers none from before its watermark.
     pub(super) fn as_of(&self, slot: Slot) -> Option<&ChosenMembership> {
         self.history.iter().rev().find(|chosen| chosen.at <= slot)
     }
@@ -47,12 +64,9 @@ impl Memberships {
         self.history.insert(0, of_snapshot);
     }
 
-    /// A membership was found in the log.
+    /// The next membership is chosen.
     fn add(&mut self, chosen: ChosenMembership) {
-        let place = self.history.partition_point(|known| known.at < chosen.at);
-        if self.history.get(place).is_none_or(|known| known.at != chosen.at) {
-            self.history.insert(place, chosen);
-        }
+        self.history.push(chosen);
     }
 
     /// Nothing below `slot` is asked for any more.
@@ -62,11 +76,138 @@ impl Memberships {
     }
 }
 
+/// What `node` is in a membership.
+fn standing_in(membership: &Membership, (node, storage): super::Sender) -> Standing {
+    match membership.member(node) {
+        Some(member) if !member.admits(storage) => Standing::NotAdmitted,
+        Some(member) if member.role == MemberRole::Voter => Standing::Voter,
+        Some(_) => Standing::Learner,
+        None if membership.removed.contains(&node) => Standing::Removed,
+        None => Standing::Joining,
+    }
+}
+
 impl Replica {
-    /// Whether `node`, with this disk, belongs to the group now.
-    pub(super) fn is_member(&self, node: NodeId, storage: StorageId) -> bool {
-        let member = self.memberships.current().member(node);
-        member.is_some_and(|member| member.admits(storage))
+    /// What this node is in its group, as far as it knows.
+    pub(super) fn standing(&self) -> Standing {
+        let latest = self.memberships.latest();
+        match self.memberships.barred {
+            Some((at, standing)) if at > latest.at => standing,
+            _ => standing_in(&latest.membership, self.own()),
+        }
+    }
+
+    /// Whether this node knows that `node`, with this disk, belongs to the group no more or does not yet: such a node may
+    /// not lead. Of nodes that were never members nothing is known: they may be members of a later membership.
+    pub(super) fn is_barred(&self, node: NodeId, storage: StorageId) -> bool {
+        matches!(
+            standing_in(self.memberships.current(), (node, storage)),
+            Standing::NotAdmitted | Standing::Removed
+        )
+    }
+
+    /// A node that may not lead, as far as this node knows, is told so when it tries. What it knows chosen is chosen all
+    /// the same, and shows this node that it is itself behind.
+    pub(super) fn on_message_of_barred(&mut self, from: NodeId, storage: StorageId, message: Message) {
+        let watermark = match message {
+            Message::Canvass { .. } | Message::Prepare { .. } => Slot::ZERO,
+            Message::Accept { chosen, .. }
+            | Message::Heartbeat { chosen, .. }
+            | Message::Rest { chosen, .. }
+            | Message::TakeOver { chosen, .. }
+            | Message::Chosen { chosen, .. } => chosen,
+            _ => return self.on_message(from, storage, message),
+        };
+        self.note_watermark(from, watermark);
+        if watermark <= self.chosen {
+            let ChosenMembership { at, membership, .. } = self.memberships.latest().clone();
+            self.send(from, Message::NotAdmitted { at, membership });
+        }
+    }
+
+    /// A peer knows a membership by which this node may not lead.
+    pub(super) fn on_not_admitted(&mut self, from: NodeId, at: Slot, membership: &Membership) {
+        if at <= self.memberships.latest().at {
+            if at < self.memberships.latest().at {
+                self.hint_watermark(from);
+            }
+            return;
+        }
+        self.note_watermark(from, at);
+        let standing = standing_in(membership, self.own());
+        if matches!(standing, Standing::NotAdmitted | Standing::Removed) {
+            self.memberships.barred = Some((at, standing));
+            if !matches!(self.role, Role::Follower) {
+                self.become_follower(None);
+                self.postpone_election();
+            }
+        }
+    }
+
+    /// Tells a peer how much is chosen, so that it asks for it.
+    fn hint_watermark(&mut self, to: NodeId) {
+        let hint = Message::Learned {
+            from: self.chosen.next(),
+            entries: Vec::new(),
+            chosen: self.chosen,
+        };
+        self.send(to, hint);
+    }
+
+    /// Somebody tells who belongs to the group.
+    pub(super) fn on_members(&mut self, from: NodeId, at: Slot, membership: Membership) {
+        let latest = self.memberships.latest();
+        if at <= latest.at && latest.membership.version > 0 {
+            return self.hint_watermark(from);
+        }
+        self.note_watermark(from, at);
+        let nodes = membership.members.iter().map(|member| member.node);
+        let nodes: Vec<NodeId> = nodes.filter(|node| *node != self.identity.node).collect();
+        if self.memberships.address_book != nodes {
+            self.memberships.address_book = nodes;
+            self.outputs.push_back(Output::Peers(membership));
+        }
+    }
+
+    /// Whom to ask for entries: the members, and whoever else is known to have some. When all members are new, nobody else
+    /// has.
+    pub(super) fn teachers(&self, source: Option<NodeId>) -> Vec<NodeId> {
+        let mut teachers = match self.memberships.current().version {
+            0 => self.memberships.address_book.clone(),
+            _ => self.other_members(),
+        };
+        teachers.extend(source.into_iter().chain(self.leader.map(|ballot| ballot.node)));
+        teachers.retain(|node| *node != self.identity.node);
+        teachers.sort_unstable();
+        teachers.dedup();
+        teachers
+    }
+
+    /// No leader is heard, and this node cannot become one. Perhaps the voters do not know yet that they are.
+    pub(super) fn nudge_voters(&mut self) {
+        let ChosenMembership { at, membership, .. } = self.memberships.latest();
+        let own = self.identity.node;
+        let uninformed = |node: &NodeId| *node != own && !self.memberships.informed.contains(node);
+        let to: Vec<NodeId> = membership.voters().filter(uninformed).collect();
+        let message = Message::Members {
+            at: *at,
+            membership: membership.clone(),
+        };
+        self.send_all(to, message);
+    }
+
+    /// `node` knows everything up to `chosen`.
+    pub(super) fn note_informed(&mut self, node: NodeId, chosen: Slot) {
+        if chosen >= self.memberships.latest().at {
+            self.memberships.informed.insert(node);
+        }
+    }
+
+    /// Whether a membership in the next entry would count. One that was made from another membership than the present
+    /// one, and came up again after that was replaced, is a no-op: changes are compare-and-set, in the log too.
+    pub(super) fn takes_effect(&self, membership: &Membership) -> bool {
+        let present = self.memberships.current().version;
+        present == 0 || membership.version == present + 1
     }
 
     /// The entry at the new watermark is chosen: if it holds a membership, that is in force from the next slot on.
@@ -83,6 +224,9 @@ impl Replica {
                 .push_back(Output::Alarm(Alarm::Malformed { slot, detail }));
             return;
         };
+        if !self.takes_effect(&membership) {
+            return;
+        }
         let ballot = accepted.ballot;
         self.note_ballot(ballot);
         self.memberships.add(ChosenMembership {
@@ -90,10 +234,12 @@ impl Replica {
             ballot,
             membership: membership.clone(),
         });
+        self.memberships.informed.clear();
         // A restart must know who its peers are.
         self.write_hard_state();
         self.outputs
             .push_back(Output::Membership { at: slot, membership });
+        self.change_chosen(slot);
     }
 
     /// A snapshot's membership is in force now.
@@ -107,19 +253,14 @@ impl Replica {
         self.memberships.begin_with(of_snapshot);
         self.note_ballot(ballot);
         if at > before {
+            self.memberships.informed.clear();
             self.outputs.push_back(Output::Membership { at, membership });
+            self.change_chosen(at);
         }
     }
 
-    /// The state machine is about to pass a membership: snapshots from there on carry it.
-    pub(super) fn apply_membership(&mut self, slot: Slot, accepted: &Accepted) {
-        if let Some(membership) = Membership::from_entry(&accepted.entry) {
-            self.memberships.add(ChosenMembership {
-                at: slot,
-                ballot: accepted.ballot,
-                membership,
-            });
-        }
+    /// The state machine has passed everything up to `slot`: later snapshots need no earlier membership.
+    pub(super) fn forget_memberships_below(&mut self, slot: Slot) {
         self.memberships.forget_below(slot);
     }
 }

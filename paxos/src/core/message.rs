@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 
 use super::TransferRejection;
-use crate::types::{Accepted, Ballot, Entry, Incarnation, NodeId, Slot};
+use crate::types::{Accepted, Ballot, Change, ChangeRejection, Entry, Incarnation, Membership, NodeId, Slot};
 
 /// A message of the protocol. The sender (node and disk) and the group travel around it, in
 /// [`Envelope`](crate::wire::Envelope).
@@ -236,6 +236,39 @@ pub enum Message {
         /// The round of the question.
         round: u64,
     },
+    /// A user of a node that is not leader wants the membership changed.
+    ChangeMembership {
+        /// Chosen by the asking node, another one for each request of all its lives. A request is sent once.
+        token: u64,
+        /// The version of the membership that the changes are for.
+        expected: u64,
+        /// The changes.
+        changes: Vec<Change>,
+        /// Whether voters that are not reached, or lag behind, are accepted.
+        force: bool,
+    },
+    /// Answers [`Message::ChangeMembership`], when the change is complete or refused.
+    MembershipChanged {
+        /// The request.
+        token: u64,
+        /// The new membership, or why it was certainly not changed.
+        result: Result<Membership, ChangeRejection>,
+    },
+    /// "You do not belong to the group, or not with this disk": answers whoever would lead it and may not.
+    NotAdmitted {
+        /// The slot of the membership's entry, which is chosen.
+        at: Slot,
+        /// The membership that says so.
+        membership: Membership,
+    },
+    /// Who belongs to the group: for a node that joins and must find its peers, and for one that may not know yet that it
+    /// is a voter. An address book and a hint to learn; never a right to vote.
+    Members {
+        /// The slot of the membership's entry, which is chosen.
+        at: Slot,
+        /// The members.
+        membership: Membership,
+    },
 }
 
 impl Message {
@@ -266,6 +299,10 @@ impl Message {
             Self::TransferRefused { .. } => "transfer_refused",
             Self::Rest { .. } => "rest",
             Self::Rests { .. } => "rests",
+            Self::ChangeMembership { .. } => "change_membership",
+            Self::MembershipChanged { .. } => "membership_changed",
+            Self::NotAdmitted { .. } => "not_admitted",
+            Self::Members { .. } => "members",
         }
     }
 

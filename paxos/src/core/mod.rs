@@ -34,7 +34,9 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod acceptor;
+mod barrier;
 pub mod batch;
+mod changes;
 mod config;
 mod election;
 #[cfg(feature = "testing")]
@@ -64,6 +66,7 @@ use alloc::{
 pub use self::exploration::Timer;
 use self::{
     acceptor::Following,
+    changes::Changes,
     election::Role,
     gate::{After, Gate},
     learner::Learner,
@@ -81,7 +84,7 @@ pub use self::{
     config::{Config, ConfigError},
     io::{
         Alarm, ChosenCommand, ChosenEntry, FetchStatus, Input, Output, PeerStatus, PersistId, Phase,
-        Rejection, Start, Status, Token, TransferRejection,
+        Rejection, Standing, Start, Status, Token, TransferRejection,
     },
     message::Message,
 };
@@ -131,6 +134,7 @@ pub struct Replica {
     proposals: Proposals,
     reads: Reads,
     requests: transfer::Requests,
+    changes: Changes,
     /// Peers that wait for the watermark and should be told at once.
     told_now: BTreeSet<NodeId>,
     outputs: VecDeque<Output>,
@@ -216,6 +220,7 @@ impl Replica {
             proposals: Proposals::new(),
             reads: Reads::new(incarnation),
             requests: transfer::Requests::default(),
+            changes: Changes::new(incarnation),
             told_now: BTreeSet::new(),
             outputs: VecDeque::new(),
         };
@@ -239,7 +244,10 @@ impl Replica {
                 storage,
                 message,
             } => {
-                if from != self.identity.node && self.is_member(from, storage) {
+                if from == self.identity.node {
+                } else if self.is_barred(from, storage) {
+                    self.on_message_of_barred(from, storage, message);
+                } else {
                     self.on_message(from, storage, message);
                 }
             }
@@ -252,6 +260,12 @@ impl Replica {
             Input::Propose { token, command } => self.on_propose(token, command),
             Input::Read { token } => self.on_read(token),
             Input::TransferLeadership { token, to } => self.on_transfer_leadership(token, to),
+            Input::ChangeMembership {
+                token,
+                expected,
+                changes,
+                force,
+            } => self.on_change_request(token, expected, changes, force),
             Input::Cancel { token } => self.on_cancel(token),
             Input::Loaded { from, entries } => self.on_loaded(from, entries),
             Input::TakeSnapshot => self.on_take_snapshot(),
@@ -396,6 +410,15 @@ impl Replica {
                 round,
             } => self.on_rest(from, ballot, start, chosen, round),
             Message::Rests { ballot, round } => self.on_rests(from, ballot, round),
+            Message::ChangeMembership {
+                token,
+                expected,
+                changes,
+                force,
+            } => self.on_change_membership(from, token, expected, &changes, force),
+            Message::MembershipChanged { token, result } => self.on_membership_changed(from, token, result),
+            Message::NotAdmitted { at, membership } => self.on_not_admitted(from, at, &membership),
+            Message::Members { at, membership } => self.on_members(from, at, membership),
         }
     }
 
@@ -415,6 +438,7 @@ impl Replica {
     /// writes.
     fn flush(&mut self) {
         self.on_time();
+        self.tend_barrier();
         self.propose_waiting();
         self.replicate();
         self.hand_over();
@@ -468,9 +492,11 @@ impl Replica {
             Role::Leader(leadership) => leadership.tell_at,
             _ => None,
         };
+        let ask_at = self.change_deadline();
         [
             self.election_deadline(),
             tell_at,
+            ask_at,
             self.learner_deadline(),
             self.forward_deadline(),
             self.reads_deadline(),
@@ -518,6 +544,7 @@ impl Replica {
             trimmed: self.trimmed,
             last: self.window.last().max(self.chosen),
             membership: self.memberships.current().clone(),
+            standing: self.standing(),
             peers,
             pending_commands: self.proposals.count(),
             pending_bytes: self.proposals.bytes(),

@@ -209,7 +209,7 @@ impl Replica {
             });
         } else if cancel(&mut self.proposals.numbered).is_some() {
             self.outputs.push_back(Output::Unknown { token });
-        } else {
+        } else if !self.cancel_change(token) {
             self.cancel_read(token);
         }
     }

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use super::{
     Command, Message, Replica, Sender,
     acceptor::Following,
+    barrier::{Barrier, Promises},
     batch,
+    changes::ChangeAsker,
     election::{Candidacy, Role},
     progress::Progress,
     quiet::Quiet,
@@ -55,6 +57,13 @@ pub(super) struct Leadership {
     pub(super) reads: LeaderReads,
     pub(super) transfer: Option<Transfer>,
     pub(super) quiet: Quiet,
+    /// When this leadership began.
+    pub(super) since: Time,
+    /// Nothing is proposed while there is one.
+    pub(super) barrier: Option<Barrier>,
+    /// What has been promised at this ballot; `found` has what is still to be adopted.
+    pub(super) promises: Promises,
+    pub(super) change_asker: Option<ChangeAsker>,
 }
 
 /// What a peer says of itself when it answers a heartbeat: see [`Message::HeartbeatReply`].
@@ -123,6 +132,7 @@ impl Leadership {
             && self.tell_at.is_none()
             && self.reads.is_idle()
             && self.transfer.is_none()
+            && self.barrier.is_none()
     }
 
     fn is_chosen(&self, slot: Slot, membership: &Membership, own: Sender) -> bool {
@@ -139,8 +149,9 @@ impl Replica {
     /// Phase 1 is complete: adopts what it found, fills the holes with no-ops, and leads.
     pub(super) fn lead(&mut self, candidacy: Candidacy) {
         let Candidacy {
-            ballot, mut found, ..
+            ballot, mut promises, ..
         } = candidacy;
+        let found = &mut promises.found;
         for (slot, accepted) in self.window.from(self.chosen.next()) {
             if found
                 .get(&slot)
@@ -158,7 +169,7 @@ impl Replica {
             .into_iter()
             .map(|peer| (peer, Progress::new(start, self.now)))
             .collect();
-        let mut leadership = Leadership {
+        let leadership = Leadership {
             ballot,
             start,
             next: start,
@@ -176,6 +187,10 @@ impl Replica {
             reads: LeaderReads::default(),
             transfer: None,
             quiet: Quiet::default(),
+            since: self.now,
+            barrier: None,
+            promises,
+            change_asker: None,
         };
         self.following = Following {
             ballot,
@@ -183,32 +198,24 @@ impl Replica {
             received: self.chosen,
             durable: self.chosen,
         };
-        while leadership.next <= inherited {
-            if planted::is("hole_not_filled") && !found.contains_key(&leadership.next) {
-                leadership.next = leadership.next.next();
-                continue;
-            }
-            let entry = found
-                .remove(&leadership.next)
-                .map_or(Entry::NOOP, |accepted| accepted.entry);
-            self.assign(&mut leadership, entry);
-        }
         self.role = Role::Leader(Box::new(leadership));
         self.set_leader(Some(ballot));
-        self.advance_received();
-        self.acknowledge();
+        self.adopt();
         self.heartbeat();
     }
 
     /// Gives an entry the next slot.
-    fn assign(&mut self, leadership: &mut Leadership, entry: Entry) {
+    pub(super) fn assign(&mut self, leadership: &mut Leadership, entry: Entry) {
         leadership.in_flight_bytes += entry.size();
         self.accept(leadership.next, leadership.ballot, entry);
         leadership.next = leadership.next.next();
     }
 
     /// Runs `with` on the leadership, beside the rest of the replica; nothing if this node does not lead.
-    fn with_leadership<R>(&mut self, with: impl FnOnce(&mut Self, &mut Leadership) -> R) -> Option<R> {
+    pub(super) fn with_leadership<R>(
+        &mut self,
+        with: impl FnOnce(&mut Self, &mut Leadership) -> R,
+    ) -> Option<R> {
         let Role::Leader(mut leadership) = core::mem::replace(&mut self.role, Role::Follower) else {
             return None;
         };
@@ -222,7 +229,7 @@ impl Replica {
         let Role::Leader(leadership) = &self.role else {
             return;
         };
-        if leadership.transfer.as_ref().is_some_and(Transfer::commands_wait) {
+        if leadership.transfer.as_ref().is_some_and(Transfer::commands_wait) || !leadership.has_adopted() {
             return;
         }
         let nothing_waits = leadership.forwarded.is_empty() && !self.proposals.has_unproposed();
@@ -417,7 +424,15 @@ impl Replica {
         }
         let message = message(leadership.ballot, leadership.start, chosen, leadership.round);
         let to = leadership.peers.keys().copied().collect();
+        let silent = leadership.peers.iter().filter(|(_, peer)| !peer.heard);
+        let silent = silent.map(|(node, _)| *node).collect();
         self.send_all(to, message);
+        // They may not know yet who the members are.
+        let latest = self.memberships.latest();
+        if latest.at > Slot::ZERO {
+            let (at, membership) = (latest.at, latest.membership.clone());
+            self.send_all(silent, Message::Members { at, membership });
+        }
     }
 
     pub(super) fn on_heartbeat(
@@ -537,11 +552,19 @@ impl Replica {
                 return;
             };
             let slot = self.chosen.next();
-            if slot >= leadership.next || !leadership.is_chosen(slot, self.memberships.current(), own) {
+            if slot >= leadership.next || !leadership.is_chosen(slot, self.electorate(), own) {
                 break;
             }
             self.advance_chosen(slot);
         }
+    }
+
+    /// Who votes for the slot after the watermark.
+    fn electorate(&self) -> &Membership {
+        if planted::is("old_quorum_after_change") {
+            return self.memberships.previous();
+        }
+        self.memberships.current()
     }
 
     /// The watermark moved while this node leads: peers must hear of it.

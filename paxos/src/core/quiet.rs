@@ -254,5 +254,6 @@ const fn is_answer(message: &Message) -> bool {
             | Message::SnapshotChunk { .. }
             | Message::Forwarded { .. }
             | Message::ReadIndexReply { .. }
+            | Message::MembershipChanged { .. }
     )
 }

@@ -157,9 +157,10 @@ impl Replica {
         let Some(open) = &leadership.reads.round else {
             return;
         };
-        if !leadership.is_confirmed(open.heartbeat, self.memberships.current(), own)
-            && !planted::is("read_without_quorum")
-        {
+        let confirmed = leadership
+            .electorates(self.memberships.current())
+            .all(|voters| leadership.is_confirmed(open.heartbeat, voters, own));
+        if !confirmed && !planted::is("read_without_quorum") {
             return;
         }
         let Some(Round { index, askers, .. }) = leadership.reads.round.take() else {

@@ -35,6 +35,8 @@ pub struct Config {
     /// hand-over costs the group a pause of about two message rounds and three disk writes, its lack an election
     /// timeout.
     pub max_hand_over: Duration,
+    /// The outcome of a membership change that is not complete within this time is unknown.
+    pub change_timeout: Duration,
     /// A write of the store that takes longer is logged.
     pub slow_sync: Duration,
     /// Whether the store has a thread of its own (the default). Without one it runs as a task of the node's runtime, and
@@ -59,6 +61,7 @@ impl Default for Config {
             max_write_bytes: 8 << 20,
             read_timeout: Duration::from_secs(5),
             max_hand_over: Duration::from_secs(1),
+            change_timeout: Duration::from_secs(10),
             slow_sync: Duration::from_secs(1),
             storage_thread: true,
             max_snapshot_bytes_per_second: 64 << 20,

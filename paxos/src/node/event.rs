@@ -18,9 +18,9 @@ use tokio::{
 use super::{GroupStatus, snapshots::SnapshotEvent};
 use crate::{
     core::{Message, PersistId, peers::Change},
-    error::TransferError,
+    error::{ChangeError, TransferError},
     snapshot::SnapshotError,
-    types::{Accepted, NodeId, Slot, StorageId},
+    types::{self, Accepted, Membership, NodeId, Slot, StorageId, Time},
 };
 
 pub(super) enum Event {
@@ -56,6 +56,14 @@ pub(super) enum Event {
     PauseTrimming(bool),
     /// Work on snapshots has come to something.
     Snapshot(SnapshotEvent),
+    /// Somebody asks for another membership, and waits until this time.
+    ChangeMembership {
+        expected: u64,
+        changes: Vec<types::Change>,
+        force: bool,
+        reply: oneshot::Sender<Result<Membership, ChangeError>>,
+        deadline: Time,
+    },
     /// The group is to end, for this reason.
     Stop(&'static str),
 }

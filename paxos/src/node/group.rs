@@ -24,10 +24,10 @@ use super::{
 };
 use crate::{
     core::Status,
-    error::{ProposeError, ReadError, TransferError},
+    error::{ChangeError, ProposeError, ReadError, TransferError},
     metrics::GroupMetrics,
     snapshot::SnapshotError,
-    types::{Ballot, GroupId, NodeId, Slot, Time},
+    types::{Ballot, Change, GroupId, Membership, NodeId, Slot, Time},
 };
 
 /// How many may ask for the status or for another leader at once.
@@ -98,12 +98,14 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) events: EventSender,
     pub(super) leader: watch::Sender<Option<Ballot>>,
+    pub(super) membership: watch::Sender<Membership>,
     pub(super) metrics: Arc<GroupMetrics>,
     /// Why the group stopped.
     pub(super) stopped: OnceLock<String>,
     /// As of a moment ago.
     pub(super) last_status: Mutex<GroupStatus>,
     pub(super) read_timeout: Duration,
+    pub(super) change_timeout: Duration,
 }
 
 impl Shared {
@@ -409,6 +411,54 @@ impl Group {
                 .await
                 .unwrap_or_else(|_| Err(TransferError::Stopped(shared.stop_reason())))
         }
+    }
+
+    /// Changes who belongs to the group: all of `changes`, in order, or nothing. Any member may be asked.
+    ///
+    /// `expected_version` is the version of the membership that the caller has looked at: the change is refused if there
+    /// is another one by now, so that two operators never undo each other's work, and a retry never changes anything
+    /// twice. Without `force` a change is refused after which the group could choose nothing at once: add a node as
+    /// learner, wait until it has caught up, then promote it. `force` makes it all the same; never an invalid one.
+    ///
+    /// Returns the new membership once it is in force. Ends [`Unknown`](ChangeError::Unknown) after
+    /// [`Config::change_timeout`](super::Config::change_timeout).
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError::Refused`] says why nothing was changed, and what to do.
+    pub fn change_membership(
+        &self,
+        expected_version: u64,
+        changes: Vec<Change>,
+        force: bool,
+    ) -> impl Future<Output = Result<Membership, ChangeError>> + Send + use<> {
+        let (reply, outcome) = oneshot::channel();
+        let queue = &self.0.queue;
+        if queue.controls.admit(&CONTROL, None).1.is_some() {
+            let retry_after = queue.commands.retry_after();
+            let _ = reply.send(Err(ChangeError::Overloaded { retry_after }));
+        } else {
+            let deadline = self.0.clock.now().plus(self.0.change_timeout);
+            self.0.events.send(Event::ChangeMembership {
+                expected: expected_version,
+                changes,
+                force,
+                reply,
+                deadline,
+            });
+        }
+        let shared = self.0.clone();
+        async move {
+            outcome
+                .await
+                .unwrap_or_else(|_| Err(ChangeError::Stopped(shared.stop_reason())))
+        }
+    }
+
+    /// Who belongs to the group, as far as this node has learned; changes only when it changes. Version 0 is that of a
+    /// node that joins and has learned nothing yet.
+    pub fn membership(&self) -> watch::Receiver<Membership> {
+        self.0.membership.subscribe()
     }
 
     /// What the group is now. Always answers: with the last known state if the group is overloaded or has stopped.

@@ -103,6 +103,14 @@ pub enum NodeError {
     Stopped(String),
 }
 
+/// Who belongs to the groups.
+#[derive(Default)]
+struct Memberships {
+    in_force: BTreeMap<GroupId, Membership>,
+    /// Later ones, which may come into force.
+    heard_of: BTreeMap<GroupId, Membership>,
+}
+
 /// What all groups of a node use.
 struct Environment {
     config: Config,
@@ -112,7 +120,7 @@ struct Environment {
     storage: storage::Handle,
     /// Without a store no snapshots are taken, and nothing is trimmed.
     snapshots: Option<snapshots::Snapshots>,
-    memberships: Mutex<BTreeMap<GroupId, Membership>>,
+    memberships: Mutex<Memberships>,
     liveness: Arc<Liveness>,
 }
 
@@ -120,21 +128,32 @@ impl Environment {
     /// The transport shall reach the members of all groups.
     fn set_membership(&self, group: GroupId, membership: Membership) {
         let mut memberships = lock(&self.memberships);
-        memberships.insert(group, membership);
-        self.reach_members(&memberships);
+        memberships.heard_of.remove(&group);
+        memberships.in_force.insert(group, membership);
+        self.reach(&memberships);
+    }
+
+    /// The transport shall reach these nodes too, until the group's next membership is in force.
+    fn hear_of(&self, group: GroupId, membership: Membership) {
+        let mut memberships = lock(&self.memberships);
+        memberships.heard_of.insert(group, membership);
+        self.reach(&memberships);
     }
 
     /// The group is gone, and so are peers that were members of no other.
     fn forget_membership(&self, group: GroupId) {
         let mut memberships = lock(&self.memberships);
-        if memberships.remove(&group).is_some() {
-            self.reach_members(&memberships);
+        memberships.heard_of.remove(&group);
+        if memberships.in_force.remove(&group).is_some() {
+            self.reach(&memberships);
         }
     }
 
     /// Called with the memberships locked, so that an older set of peers never replaces a newer one.
-    fn reach_members(&self, memberships: &BTreeMap<GroupId, Membership>) {
-        let members = memberships.values().flat_map(|membership| &membership.members);
+    fn reach(&self, memberships: &Memberships) {
+        let Memberships { in_force, heard_of } = memberships;
+        let all = in_force.values().chain(heard_of.values());
+        let members = all.flat_map(|membership| &membership.members);
         let addresses: BTreeMap<NodeId, &String> =
             members.map(|member| (member.node, &member.address)).collect();
         let peers: Vec<Peer> = addresses
@@ -284,7 +303,7 @@ impl Node {
 
     fn expose_transport(&self, to: &mut Exposition) {
         let own = self.environment.identity.node;
-        let memberships = lock(&self.environment.memberships).clone();
+        let memberships = lock(&self.environment.memberships).in_force.clone();
         let members = memberships.values().flat_map(|membership| &membership.members);
         let peers: BTreeSet<NodeId> = members
             .map(|member| member.node)

@@ -137,6 +137,36 @@ impl Node {
         membership: Membership,
         machine: M,
     ) -> Result<Group, NodeError> {
+        if membership.voters().next().is_none() {
+            return Err(NodeError::Configuration(format!(
+                "the membership of group {group} has no voter; name at least one member with the role voter"
+            )));
+        }
+        if membership.member(self.environment.identity.node).is_none() {
+            tracing::warn!(%group, node = %self.environment.identity.node, "not a member of the group");
+        }
+        self.serve_group(group, membership, machine).await
+    }
+
+    /// Begins to serve a group that exists already, of which this node knows nothing: it waits until a leader that has
+    /// been told to add this node tells it who the members are, learns everything, and takes part as it is admitted. Also
+    /// for a node that joined so once and is started again.
+    ///
+    /// Unlike [`add_group`](Self::add_group) this never founds a group, whatever the node has forgotten.
+    ///
+    /// # Errors
+    ///
+    /// As [`add_group`](Self::add_group).
+    pub async fn join_group<M: StateMachine>(&self, group: GroupId, machine: M) -> Result<Group, NodeError> {
+        self.serve_group(group, Membership::default(), machine).await
+    }
+
+    async fn serve_group<M: StateMachine>(
+        &self,
+        group: GroupId,
+        membership: Membership,
+        machine: M,
+    ) -> Result<Group, NodeError> {
         if let Some(why) = &*self.halt.reason.borrow() {
             return Err(NodeError::Stopped(why.clone()));
         }
@@ -146,7 +176,7 @@ impl Node {
         }
         // Put back unless the group is started.
         let recovered = Taken::of(&self.recovered, group);
-        self.check_group(group, &membership, &recovered)?;
+        Self::check_group(group, &recovered)?;
         let restored = self.restore_group(group, &recovered, Box::new(machine)).await?;
         let newest = restored.snapshot.as_ref();
         let in_force = self
@@ -182,20 +212,7 @@ impl Node {
         Ok(handle)
     }
 
-    fn check_group(
-        &self,
-        group: GroupId,
-        membership: &Membership,
-        recovered: &RecoveredGroup,
-    ) -> Result<(), NodeError> {
-        if membership.voters().next().is_none() {
-            return Err(NodeError::Configuration(format!(
-                "the membership of group {group} has no voter; name at least one member with the role voter"
-            )));
-        }
-        if membership.member(self.environment.identity.node).is_none() {
-            tracing::warn!(%group, node = %self.environment.identity.node, "not a member of the group");
-        }
+    fn check_group(group: GroupId, recovered: &RecoveredGroup) -> Result<(), NodeError> {
         if !recovered.damaged.is_empty() {
             return Err(NodeError::Storage(StorageError::Corrupt(format!(
                 "group {group} has damaged entries at the slots {:?}; the node does not take part in the group with \
@@ -364,8 +381,10 @@ impl Node {
         let metrics = Arc::new(GroupMetrics::default());
         metrics.snapshot_failures.add(restored.damaged as u64);
         let machine = Machine::new(restored.machine);
+        let replica_status = replica.status(self.environment.clock.now());
+        let membership = replica_status.membership.clone();
         let status = GroupStatus {
-            replica: replica.status(self.environment.clock.now()),
+            replica: replica_status,
             applied: machine.applied(),
             digest: None,
             restoring: None,
@@ -379,10 +398,12 @@ impl Node {
             queue,
             events: event_sender.clone(),
             leader: watch::Sender::new(None),
+            membership: watch::Sender::new(membership),
             metrics: metrics.clone(),
             stopped: std::sync::OnceLock::new(),
             last_status: Mutex::new(status),
             read_timeout: config.read_timeout,
+            change_timeout: config.change_timeout,
         });
         let inbox = Inbox::new(event_sender.clone(), room.clone(), config.max_inbox_wait);
         let to_task = event_sender.clone();

@@ -20,8 +20,8 @@ use super::{
 };
 use crate::{
     core::Token,
-    error::{ProposeError, ReadError, TransferError},
-    types::{NodeId, Slot, Time},
+    error::{ChangeError, ProposeError, ReadError, TransferError},
+    types::{Membership, NodeId, Slot, Time},
 };
 
 pub(super) type Outcome = Result<Bytes, ProposeError>;
@@ -151,6 +151,8 @@ pub(super) struct ReadRequest {
 
 /// Somebody who waits.
 pub(super) enum Waiter {
+    /// A membership change.
+    Change(oneshot::Sender<Result<Membership, ChangeError>>),
     Proposal {
         reply: Reply,
         since: Instant,
@@ -220,7 +222,7 @@ impl Waiting {
                 bytes: *bytes,
             }),
             Waiter::Read { request, .. } => queue.reads.ended(request.queries.weight()),
-            Waiter::Transfer(_) => queue.controls.ended(Weight { count: 1, bytes: 0 }),
+            Waiter::Change(_) | Waiter::Transfer(_) => queue.controls.ended(Weight { count: 1, bytes: 0 }),
         }
         Some(waiter)
     }

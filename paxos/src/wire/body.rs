@@ -1,6 +1,6 @@
 //! What follows the prefix of a frame: the message's fields, and its entries or commands.
 
-use alloc::{format, string::ToString, vec::Vec};
+use alloc::{borrow::ToOwned, format, string::ToString, vec::Vec};
 
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{FrameWriter, INLINE_BYTES, WireError};
 use crate::{
     core::{Message, TransferRejection},
-    types::{Accepted as AcceptedEntry, Ballot, Entry, EntryKind, Incarnation, NodeId, Slot},
+    types::{
+        Accepted as AcceptedEntry, Ballot, Change, ChangeRejection, Entry, EntryKind, Incarnation,
+        Membership, NodeId, Slot,
+    },
 };
 
 /// A ballot in a header: `[round, node]`.
@@ -48,9 +51,9 @@ macro_rules! plain_messages {
 
         /// Encodes a message without entries; `None` for the others.
         fn encode_plain(message: &Message, to: &mut FrameWriter) -> Option<u8> {
-            match *message {
+            match message {
                 $(Message::$name { $($field),* } => {
-                    to.header(&$name { $($field: $field.into()),* });
+                    to.header(&$name { $($field: $field.to_owned().into()),* });
                     Some($kind)
                 })*
                 Message::Promise { .. }
@@ -94,6 +97,10 @@ plain_messages! {
     32 TransferRefused { request: u64, reason: TransferRejection }
     40 Rest { ballot: Pair, start: Slot, chosen: Slot, round: u64 }
     41 Rests { ballot: Pair, round: u64 }
+    50 ChangeMembership { token: u64, expected: u64, changes: Vec<Change>, force: bool }
+    51 MembershipChanged { token: u64, result: Result<Membership, ChangeRejection> }
+    52 NotAdmitted { at: Slot, membership: Membership }
+    53 Members { at: Slot, membership: Membership }
 }
 
 /// What a message with entries or commands says beside them. `count` is the number of rows in the table.

@@ -291,7 +291,9 @@ impl Seat {
             | Output::ReadReady { .. }
             | Output::Transferred { .. }
             | Output::Leader(_)
-            | Output::Membership { .. } => {}
+            | Output::Membership { .. }
+            | Output::Peers(_)
+            | Output::MembershipChanged { .. } => {}
         }
     }
 

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     core::{Rejection, Token},
-    error::{ProposeError, ReadError},
+    error::{ChangeError, ProposeError, ReadError},
+    types::{ChangeRejection, Membership},
 };
 
 impl Task {
@@ -141,6 +142,7 @@ impl Task {
                 }
                 reply.send(Err(error));
             }
+            Waiter::Change(reply) => drop(reply.send(Err(ChangeError::Unknown))),
             Waiter::Read { request, .. } => {
                 let error = match reason {
                     Rejection::NotLeader { leader } => ReadError::NotLeader { leader },
@@ -159,9 +161,31 @@ impl Task {
 
     /// The proposal may or may not happen later.
     pub(super) fn fail(&mut self, token: Token) {
-        if let Some(Waiter::Proposal { reply, .. }) = self.waiting.remove(token, &self.shared.queue) {
-            self.shared.metrics.proposals_failed.increment();
-            reply.send(Err(ProposeError::Unknown));
+        match self.waiting.remove(token, &self.shared.queue) {
+            Some(Waiter::Proposal { reply, .. }) => {
+                self.shared.metrics.proposals_failed.increment();
+                reply.send(Err(ProposeError::Unknown));
+            }
+            Some(Waiter::Change(reply)) => drop(reply.send(Err(ChangeError::Unknown))),
+            Some(Waiter::Read { .. } | Waiter::Transfer(_)) | None => {}
         }
+    }
+
+    /// A membership change has ended.
+    pub(super) fn membership_changed(&mut self, token: Token, result: Result<Membership, ChangeRejection>) {
+        if let Some(Waiter::Change(reply)) = self.waiting.remove(token, &self.shared.queue) {
+            // Nobody listens any more: fine.
+            let _ = reply.send(result.map_err(ChangeError::Refused));
+        }
+    }
+
+    /// Another membership is in force.
+    pub(super) fn note_membership(&self, membership: Membership) {
+        tracing::info!(
+            group = %self.shared.id, node = %self.shared.node, version = membership.version,
+            members = ?membership.members, "the membership changed"
+        );
+        self.shared.membership.send_replace(membership.clone());
+        self.environment.set_membership(self.shared.id, membership);
     }
 }

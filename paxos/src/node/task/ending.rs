@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     core::{Input, Output},
-    error::{ProposeError, ReadError, TransferError},
+    error::{ChangeError, ProposeError, ReadError, TransferError},
     types::Time,
 };
 
@@ -58,6 +58,7 @@ impl Task {
                 Some(Waiter::Transfer(reply)) => {
                     let _ = reply.send(Err(TransferError::Stopped(self.shared.stop_reason())));
                 }
+                Some(Waiter::Change(reply)) => drop(reply.send(Err(ChangeError::Unknown))),
                 None => {}
             }
         }
@@ -85,6 +86,9 @@ impl Task {
                 match waiter {
                     Waiter::Proposal { reply, .. } => {
                         reply.send(Err(ProposeError::Stopped(self.shared.stop_reason())));
+                    }
+                    Waiter::Change(reply) => {
+                        let _ = reply.send(Err(ChangeError::Stopped(self.shared.stop_reason())));
                     }
                     Waiter::Read { request, .. } => {
                         request

@@ -65,6 +65,18 @@ impl Task {
                     continue;
                 }
                 Event::PauseTrimming(paused) => Input::PauseTrimming(paused),
+                Event::ChangeMembership {
+                    expected,
+                    changes,
+                    force,
+                    reply,
+                    deadline,
+                } => Input::ChangeMembership {
+                    token: self.waiting.add(Waiter::Change(reply), Some(deadline)),
+                    expected,
+                    changes,
+                    force,
+                },
                 Event::Loaded {
                     from,
                     entries: Ok(entries),

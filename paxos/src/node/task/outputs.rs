@@ -71,15 +71,15 @@ impl Task {
             Output::Rejected { token, reason } => self.reject(token, reason),
             Output::Unknown { token } => self.fail(token),
             Output::Leader(leader) => self.note_leader(leader),
-            Output::Membership { membership, .. } => {
-                self.environment.set_membership(self.shared.id, membership);
-            }
             Output::Transferred { token, result } => {
                 if let Some(Waiter::Transfer(reply)) = self.waiting.remove(token, &self.shared.queue) {
                     // Nobody listens any more: fine.
                     let _ = reply.send(result.map_err(TransferError::Rejected));
                 }
             }
+            Output::Membership { membership, .. } => self.note_membership(membership),
+            Output::Peers(membership) => self.environment.hear_of(self.shared.id, membership),
+            Output::MembershipChanged { token, result } => self.membership_changed(token, result),
             Output::Alarm(alarm) => {
                 self.note_alarm(&alarm);
                 let why = match alarm {

@@ -138,6 +138,9 @@ pub(super) struct Group {
     pub(super) auditor: Option<Box<dyn Auditor>>,
     /// The last slot that the auditor has seen.
     pub(super) audited: Slot,
+    /// Requests for other memberships that have not ended, each with the node that was asked.
+    pub(super) changes: BTreeMap<Token, NodeId>,
+    pub(super) memberships_seen: usize,
 }
 
 pub(super) struct Cluster<'a, W: Workload> {
@@ -159,6 +162,8 @@ pub(super) struct Cluster<'a, W: Workload> {
     pub(super) scripts: Vec<Box<dyn Script>>,
     /// Clients ask little before this time.
     pub(super) lull_until: u64,
+    /// Whether this storm changes memberships; else it may take disks away. Both at once could leave no quorum.
+    pub(super) reconfigures: bool,
     pub(super) last_token: u64,
     pub(super) epoch: u64,
     pub(super) coverage: Coverage,
@@ -183,7 +188,10 @@ impl<'a, W: Workload> Cluster<'a, W> {
             .clock_rates
             .iter()
             .zip(1..)
-            .map(|(rate, id)| Node::new(NodeId(id), Self::clock_base(&mut random), *rate))
+            .map(|(rate, id)| {
+                let joins = id > plan.nodes as u64;
+                Node::new(NodeId(id), Self::clock_base(&mut random), *rate, joins)
+            })
             .collect();
         let groups = (0..plan.groups).map(|_| Group {
             oracle: Oracle::new(membership.clone()),
@@ -192,10 +200,12 @@ impl<'a, W: Workload> Cluster<'a, W> {
             forwarded: BTreeSet::new(),
             auditor: workload.auditor(),
             audited: Slot::ZERO,
+            changes: BTreeMap::new(),
+            memberships_seen: 1,
         });
         Self {
             workload,
-            network: Network::new(plan.nodes),
+            network: Network::new(plan.nodes + plan.spares),
             groups: groups.collect(),
             clients: vec![Client::default(); plan.clients],
             transfers: BTreeMap::new(),
@@ -212,6 +222,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
             nodes,
             clients_active: false,
             lull_until: 0,
+            reconfigures: false,
             last_token: 0,
             epoch: 0,
             coverage: Coverage::default(),
@@ -452,6 +463,8 @@ impl<'a, W: Workload> Cluster<'a, W> {
                                     let first = reports.1.entry(*slot).or_insert(accepted.ballot);
                                     *first != accepted.ballot
                                 });
+                        let late = phase == Phase::Leader && !entries.is_empty();
+                        self.coverage.meet_if(late, Sometimes::NewVoterReported);
                         self.coverage
                             .meet_if(candidate && differ, Sometimes::PromisesDiffer);
                         let behind = candidate && *chosen > life.status.chosen;
@@ -531,7 +544,8 @@ impl<'a, W: Workload> Cluster<'a, W> {
         let Some(life) = self.nodes[node].seat(group) else {
             return;
         };
-        let now = &life.status;
+        let now = life.status.clone();
+        self.observe_standing(before, &now);
         let fingerprint = now.chosen.0 << 32 ^ now.promised.round << 8 ^ now.phase as u64;
         let leads = now.phase == Phase::Leader;
         let led = before.phase == Phase::Leader;

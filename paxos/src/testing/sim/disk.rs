@@ -142,6 +142,14 @@ pub(super) struct Disk {
 }
 
 impl Disk {
+    /// The disk is lost; another one takes its place, empty. Lives go on being counted.
+    pub(super) fn replace(&mut self) {
+        *self = Self {
+            incarnation: self.incarnation,
+            ..Self::default()
+        };
+    }
+
     /// Takes a write of a group; joins it to what other groups write in the same round.
     pub(super) fn submit(
         &mut self,

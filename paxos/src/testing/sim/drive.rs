@@ -56,6 +56,10 @@ impl<W: Workload> Cluster<'_, W> {
             Output::ReadReady { token, slot } => self.read_ready(node, group, token, slot),
             Output::Rejected { token, reason } => self.reject(node, group, token, reason),
             Output::Unknown { token } => {
+                if self.groups[group].changes.remove(&token).is_some() {
+                    self.coverage.meet(Sometimes::ChangeUnknown);
+                    return Ok(());
+                }
                 self.coverage.meet(Sometimes::ProposalUnknown);
                 let id = self.nodes[node].id;
                 self.groups[group].history.unknown(id, token)?;
@@ -64,11 +68,15 @@ impl<W: Workload> Cluster<'_, W> {
             }
             Output::Leader(_)
             | Output::Membership { .. }
+            | Output::Peers(_)
             | Output::TakeSnapshot(_)
             | Output::InstallSnapshot { .. }
             | Output::LoadChunk { .. }
             | Output::StoreChunk { .. } => Ok(()),
             Output::Transferred { token, result } => self.transferred(node, group, token, result),
+            Output::MembershipChanged { token, result } => {
+                self.membership_changed(node, group, token, &result)
+            }
             Output::Alarm(what) => Err(alarm(self.nodes[node].id, &what)),
         }
     }
@@ -86,8 +94,9 @@ impl<W: Workload> Cluster<'_, W> {
             message.name()
         );
         let disk = self.nodes[node].disk.durable.group(group_id(group));
-        self.groups[group].oracle.sent(id, life, message, disk)?;
-        self.observe_send(id, group, message);
+        let acceptor = self.nodes[node].acceptor();
+        self.groups[group].oracle.sent(acceptor, life, message, disk)?;
+        self.observe_send(node, group, message);
         for receiver in to {
             let index = usize::try_from(receiver.0)
                 .ok()
@@ -152,8 +161,26 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
-    fn observe_send(&mut self, node: NodeId, group: usize, message: &Message) {
+    fn observe_send(&mut self, index: usize, group: usize, message: &Message) {
+        let node = self.nodes[index].id;
         match message {
+            Message::Prepare { .. } => {
+                let leads = self.nodes[index].leads(group);
+                self.coverage.meet_if(leads, Sometimes::BarrierAsked);
+            }
+            Message::Accept {
+                ballot,
+                first,
+                entries,
+                ..
+            } => {
+                let mut entries = (first.0..).map(Slot).zip(entries);
+                let oracle = &self.groups[group].oracle;
+                let adopted = entries.any(|(slot, entry)| {
+                    entry.kind == EntryKind::Membership && oracle.proposed_before(slot, *ballot, entry)
+                });
+                self.coverage.meet_if(adopted, Sometimes::MembershipAdopted);
+            }
             Message::CanvassReply { granted: false, .. } => self.coverage.meet(Sometimes::CanvassDenied),
             Message::Promise { to, .. } => {
                 self.coverage
@@ -175,12 +202,13 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     fn persist(&mut self, node: usize, group: usize, id: PersistId, ops: Vec<WriteOp>, sync: bool) -> Check {
-        let node_id = self.nodes[node].id;
+        let acceptor = self.nodes[node].acceptor();
+        let node_id = acceptor.0;
         let mut overwritten = false;
         let view = self.nodes[node].disk.view.group(group_id(group));
         let mut after = view.hard;
         for op in &ops {
-            self.groups[group].oracle.submitted(node_id, view, op)?;
+            self.groups[group].oracle.submitted(acceptor, view, op)?;
             match op {
                 WriteOp::HardState { state, .. } => {
                     ensure!(
@@ -278,14 +306,14 @@ impl<W: Workload> Cluster<'_, W> {
 
     /// Tells the oracles of writes that have just become durable, on a disk whose hard states were `before`.
     pub(super) fn now_durable(&mut self, node: usize, writes: &[Write], before: &HardStates) -> Check {
-        let id = self.nodes[node].id;
+        let acceptor = self.nodes[node].acceptor();
         for group in 0..self.groups.len() {
             let mut hard = before.get(&group_id(group)).copied().unwrap_or_default();
             let ops = writes.iter().flat_map(|write| &write.ops);
             for op in ops.filter(|op| op.group() == group_id(group)) {
                 let disk = self.nodes[node].disk.durable.group(group_id(group));
                 let oracle = &mut self.groups[group].oracle;
-                oracle.durable(id, op, disk, hard)?;
+                oracle.durable(acceptor, op, disk, hard)?;
                 if let WriteOp::HardState { state, .. } = op {
                     hard = *state;
                 }
@@ -315,6 +343,7 @@ impl<W: Workload> Cluster<'_, W> {
                 .meet_if(entry.kind == EntryKind::Noop, Sometimes::NoopFilled);
             self.coverage.meet_if(commands > 1, Sometimes::BatchOfMany);
         }
+        self.observe_memberships(group);
         for (slot, commands) in lines {
             let tag = self.tag(group);
             self.say(|| format!("--{tag} slot {slot} is chosen ({commands} new commands)"));

@@ -54,6 +54,8 @@ faults! {
     Oddities = "Clients propose empty and oversized commands, and cancel.",
     Transfer = "Leadership is transferred on request.",
     Lull = "Clients have nothing to ask for a while, so that groups rest.",
+    Reconfiguration = "The members of the groups change, sometimes by force and to all others at once.",
+    LostDisk = "A node loses its disk and comes back with an empty one. A minority at the most.",
     SnapshotSwap = "Machines are replaced by copies restored from their snapshots.",
 }
 
@@ -111,6 +113,8 @@ pub(super) const SECOND: u64 = 1_000 * MS;
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) nodes: usize,
+    /// Nodes that are no members at first.
+    pub(super) spares: usize,
     pub(super) groups: usize,
     pub(super) config: Config,
     pub(super) faults: FaultSet,
@@ -154,7 +158,13 @@ impl Plan {
         let loss_permille = rate(random, Fault::Loss, 300);
         let duplication_permille = rate(random, Fault::Duplication, 300);
         let replay_permille = rate(random, Fault::Replay, 50);
-        let clock_rates = (0..nodes)
+        let drawn = random.between(0, 3) as usize;
+        let spares = if faults.has(Fault::Reconfiguration) {
+            drawn
+        } else {
+            0
+        };
+        let clock_rates = (0..nodes + spares)
             .map(|_| {
                 let drawn = random.between(950, 1_050);
                 if faults.has(Fault::Drift) { drawn } else { 1_000 }
@@ -166,6 +176,7 @@ impl Plan {
         let sync_failure_permille = rate(random, Fault::FailedSync, 5);
         Self {
             nodes,
+            spares,
             groups,
             config,
             faults,
@@ -207,6 +218,9 @@ fn draw_config(random: &mut Random) -> Config {
         max_cache_bytes: random.pick(&[1 << 10, 16 << 20]),
         max_watermark_delay: Duration::from_millis(random.pick(&[0, 2, 20])),
         forward: random.chance(800),
+        pin_storages: random.chance(800),
+        readmit: true,
+        promote_learners: random.chance(200),
         ..Config::default()
     }
 }

@@ -108,6 +108,15 @@ impl History {
         self.open.first().copied()
     }
 
+    /// The operations at a node that have not ended.
+    pub(super) fn open_at(&self, node: NodeId) -> Vec<Token> {
+        let at = |token: &&Token| {
+            self.operation(**token)
+                .is_some_and(|operation| operation.node == node)
+        };
+        self.open.iter().filter(at).copied().collect()
+    }
+
     /// How many copies of commands were skipped so far.
     pub(super) const fn duplicates(&self) -> u64 {
         self.duplicates

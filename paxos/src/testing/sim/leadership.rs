@@ -89,7 +89,9 @@ impl<W: Workload> Cluster<'_, W> {
     /// In a calm everybody can be made leader.
     pub(super) fn probe_transfer(&mut self, oracle: &'static str) -> Check {
         let group = self.random.index(self.groups.len());
-        let living = (0..self.nodes.len()).filter(|node| self.nodes[*node].life.is_some());
+        let voters: Vec<NodeId> = self.groups[group].oracle.membership().voters().collect();
+        let living = (0..self.nodes.len())
+            .filter(|node| self.nodes[*node].life.is_some() && voters.contains(&self.nodes[*node].id));
         let living: Vec<usize> = living.collect();
         let (node, to) = (self.random.pick(&living), self.random.pick(&living));
         self.say(|| format!("-- n{} asks n{} to lead", node + 1, to + 1));

@@ -62,6 +62,7 @@
 //! | I6 | promises never go back; a ballot has one owner, one life and a quorum of promises |
 //! | I8 | equal states and replies at equal slots |
 //! | I9 | one effect and one answer for each command of a session (the workload [`Retrying`]) |
+//! | I11 | votes count in the membership in force at their slot only, with the disk that it admitted |
 //! | I10 | linearizable, by log positions |
 //! | I13 | queues keep their bounds |
 //! | L1 | after a while without faults, every node answers writes and reads |
@@ -84,6 +85,7 @@ mod network;
 mod node;
 mod oracle;
 pub(in crate::testing) mod random;
+mod reconfigure;
 mod rig;
 mod sessions;
 mod shrink;
@@ -111,7 +113,7 @@ pub use self::{
 /// What may differ between two runs of one seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How many nodes; drawn from the seed if `None`.
+    /// How many nodes belong to the groups at first; drawn from the seed if `None`.
     pub nodes: Option<usize>,
     /// How many groups share each node's disk; drawn from the seed if `None`.
     pub groups: Option<usize>,
@@ -189,7 +191,7 @@ pub struct Report {
     pub hash: u64,
     /// How the run failed, if it did.
     pub failure: Option<Failure>,
-    /// How many nodes took part.
+    /// How many nodes belonged to the groups at first.
     pub nodes: usize,
     /// How many groups shared their disks.
     pub groups: usize,
@@ -217,7 +219,7 @@ pub fn run<W: Workload>(seed: u64, options: &Options, workload: &W) -> Report {
         Report {
             hash: cluster.hash(),
             failure,
-            nodes: cluster.nodes.len(),
+            nodes: cluster.plan.nodes,
             groups: cluster.groups.len(),
             coverage: cluster.coverage.clone(),
             messages: cluster.messages,

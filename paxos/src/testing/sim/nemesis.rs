@@ -8,6 +8,7 @@ use super::{
     faults::{Fault, MS, SECOND},
     history::{Outcome, Request},
     machine::Workload,
+    node::Node,
     oracle::{Violation, ensure},
 };
 use crate::core::Token;
@@ -50,6 +51,14 @@ const STRIKES: &[Fault] = &[
     Fault::Transfer,
     Fault::Transfer,
     Fault::Transfer,
+    Fault::Reconfiguration,
+    Fault::Reconfiguration,
+    Fault::Reconfiguration,
+    Fault::Reconfiguration,
+    Fault::Reconfiguration,
+    Fault::LostDisk,
+    Fault::LostDisk,
+    Fault::LostDisk,
 ];
 
 /// How long a probe waits at the most, in tenths of a second: bursts may have left much to do.
@@ -74,6 +83,8 @@ impl<W: Workload> Cluster<'_, W> {
         self.say(|| String::from("-- storm"));
         self.epoch += 1;
         self.network.calm = false;
+        let loses_disks = self.plan.faults.has(Fault::LostDisk) && self.random.chance(400);
+        self.reconfigures = self.plan.faults.has(Fault::Reconfiguration) && !loses_disks;
         self.clients_begin();
         self.schedule_fault();
         let duration = SECOND / 2 + self.random.exponential(self.plan.storm_mean).min(10 * SECOND);
@@ -98,6 +109,7 @@ impl<W: Workload> Cluster<'_, W> {
         }
         self.clients_active = false;
         self.run_for(self.plan.patience + election * 4)?;
+        self.cancel_outside();
         self.align()?;
         self.disturb_rest()?;
         self.probe(oracle)?;
@@ -121,7 +133,8 @@ impl<W: Workload> Cluster<'_, W> {
     fn is_aligned(&self) -> Check {
         for (index, group) in self.groups.iter().enumerate() {
             let chosen = group.oracle.chosen();
-            for node in self.nodes.iter().filter(|node| !node.damaged) {
+            let is_member = |node: &&Node<W::Machine>| group.oracle.membership().member(node.id).is_some();
+            for node in self.nodes.iter().filter(is_member).filter(|node| !node.damaged) {
                 let applied = node.seat(index).map(|seat| seat.applied);
                 ensure!(
                     applied == Some(chosen),
@@ -148,7 +161,10 @@ impl<W: Workload> Cluster<'_, W> {
         let Some(leader) = leader.filter(|_| self.plan.faults.has(Fault::Lull)) else {
             return Ok(());
         };
-        let peer = self.random.index(self.nodes.len());
+        let members: Vec<usize> = (0..self.nodes.len())
+            .filter(|node| self.is_member(*node, group))
+            .collect();
+        let peer = self.random.pick(&members);
         let election = self.plan.config.election_timeout.as_micros() as u64;
         self.say(|| {
             format!(
@@ -181,6 +197,9 @@ impl<W: Workload> Cluster<'_, W> {
     fn probe_group(&mut self, group: usize, oracle: &'static str) -> Check {
         let mut tokens: Vec<(Token, bool)> = Vec::new();
         for node in 0..self.nodes.len() {
+            if !self.is_member(node, group) {
+                continue;
+            }
             let unique = self.last_token + 1;
             let command = self.workload.command(&mut self.random, unique);
             let write = self.request(node, group, Request::Write(command));
@@ -217,7 +236,8 @@ impl<W: Workload> Cluster<'_, W> {
     /// At the end everybody holds and has applied the same, and nothing is open.
     fn converge(&mut self) -> Check {
         self.is_aligned()?;
-        for group in &self.groups {
+        for (index, group) in self.groups.iter().enumerate() {
+            self.all_admitted(index)?;
             let open = group.history.any_open();
             ensure!(
                 open.is_none(),
@@ -293,6 +313,9 @@ impl<W: Workload> Cluster<'_, W> {
             }
             Fault::Damage => return self.damage(victim),
             Fault::Transfer => self.ask_for_transfer(victim),
+            Fault::Reconfiguration if self.reconfigures => self.change_membership(),
+            Fault::LostDisk if !self.reconfigures => return self.lose_disk(victim),
+            Fault::Reconfiguration | Fault::LostDisk => {}
             Fault::Succession => {
                 let group = self.random.index(self.groups.len());
                 self.succeed(group, Vec::new());
@@ -467,6 +490,11 @@ impl<W: Workload> Cluster<'_, W> {
     /// more a minority may be lost so.
     fn damage(&mut self, victim: usize) -> Check {
         let damaged = self.nodes.iter().filter(|node| node.damaged).count();
+        let others = [Fault::Reconfiguration, Fault::LostDisk];
+        if others.into_iter().any(|fault| self.plan.faults.has(fault)) {
+            // Together they could leave no quorum.
+            return Ok(());
+        }
         if self.nodes.len() < 3 || damaged >= self.minority() || !self.random.chance(200) {
             return Ok(());
         }

@@ -76,6 +76,10 @@ impl Network {
         }
     }
 
+    pub(super) fn has_cuts(&self) -> bool {
+        self.links.iter().any(|link| link.cuts > 0)
+    }
+
     pub(super) fn is_cut(&mut self, from: usize, to: usize) -> bool {
         self.link(from, to).cuts > 0
     }

@@ -18,7 +18,7 @@ use crate::{
         Config, Input, Phase, Replica, Start, Status, Token,
         peers::{Beat, Change, Peers},
     },
-    types::{GroupId, Identity, Incarnation, NodeId, Slot, StorageId, Time},
+    types::{GroupId, Identity, Incarnation, Membership, NodeId, Slot, StorageId, Time},
 };
 
 /// A group's replica on a node, as long as that lives.
@@ -57,10 +57,12 @@ pub(super) struct Node<M> {
     pub(super) full_disk: bool,
     /// Its disk is damaged, so that it refuses to start.
     pub(super) damaged: bool,
+    /// It belongs to no group at first, and knows no member.
+    joins: bool,
 }
 
 impl<M> Node<M> {
-    pub(super) fn new(id: NodeId, clock_base: u64, clock_rate: u64) -> Self {
+    pub(super) fn new(id: NodeId, clock_base: u64, clock_rate: u64, joins: bool) -> Self {
         Self {
             id,
             storage: StorageId(1_000 + id.0),
@@ -73,7 +75,12 @@ impl<M> Node<M> {
             slow_disk: false,
             full_disk: false,
             damaged: false,
+            joins,
         }
+    }
+
+    pub(super) const fn acceptor(&self) -> (NodeId, StorageId) {
+        (self.id, self.storage)
     }
 
     pub(super) fn clock(&self, now: u64) -> Time {
@@ -192,8 +199,14 @@ impl<W: Workload> Cluster<'_, W> {
         let now = self.nodes[node].clock(self.now);
         let oracle = &self.groups[group].oracle;
         let state = disk.durable.group(group_id(group));
-        oracle.restarted(*id, state)?;
+        oracle.restarted((*id, *storage), state)?;
         let tail = state.tail();
+        let nobody = Membership::default();
+        let first = if self.nodes[node].joins {
+            &nobody
+        } else {
+            &self.membership
+        };
         self.coverage
             .meet_if(!tail.is_empty(), Sometimes::RestartedWithTail);
         let start = Start {
@@ -205,7 +218,7 @@ impl<W: Workload> Cluster<'_, W> {
             },
             incarnation,
             seed,
-            membership: state.membership(&self.membership),
+            membership: state.membership(first),
             hard_state: state.hard,
             trimmed: state.trimmed,
             tail,
@@ -258,6 +271,7 @@ impl<W: Workload> Cluster<'_, W> {
         self.forget_transfers(node);
         for group in &mut self.groups {
             group.history.crashed(id);
+            group.changes.retain(|_, asked| *asked != id);
         }
         self.hang_up(node);
         Ok(())

@@ -4,13 +4,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     format,
     string::String,
+    vec,
     vec::Vec,
 };
 
 use super::disk::DiskState;
 use crate::{
     core::{Message, Phase, Status},
-    types::{Accepted, Ballot, Entry, HardState, Incarnation, Membership, NodeId, Slot, WriteOp},
+    types::{
+        Accepted, Ballot, Entry, HardState, Incarnation, Member, Membership, NodeId, Role, Slot, StorageId,
+        WriteOp,
+    },
 };
 
 /// A broken invariant.
@@ -46,7 +50,20 @@ pub(super) use ensure;
 struct Votes {
     ballot: Ballot,
     entry: Entry,
-    nodes: BTreeSet<NodeId>,
+    acceptors: BTreeSet<Acceptor>,
+}
+
+/// A node with one disk: with another disk it is another acceptor.
+pub(super) type Acceptor = (NodeId, StorageId);
+
+/// A membership that is truly in force from the slot after `at` on.
+#[derive(Debug)]
+struct InForce {
+    at: Slot,
+    /// The lowest ballot at which it was chosen. Proposals for later slots at lower ballots were made for another
+    /// membership, whatever acceptors they have found.
+    floor: Ballot,
+    membership: Membership,
 }
 
 /// What is known of a ballot.
@@ -54,7 +71,9 @@ struct Votes {
 struct BallotFacts {
     incarnation: Option<Incarnation>,
     start: Option<Slot>,
-    promised_by: BTreeSet<NodeId>,
+    promised_by: BTreeSet<Acceptor>,
+    /// The last membership proposed at this ballot.
+    membership: Slot,
 }
 
 /// What a node has ever asserted.
@@ -69,21 +88,26 @@ struct Said {
 /// Checks I1 to I6 on every durable write, every message and every restart.
 #[derive(Debug)]
 pub struct Oracle {
-    membership: Membership,
+    memberships: Vec<InForce>,
     votes: BTreeMap<Slot, Vec<Votes>>,
     values: BTreeMap<(Slot, Ballot), Entry>,
     decided: Vec<Entry>,
     ballots: BTreeMap<Ballot, BallotFacts>,
-    said: BTreeMap<NodeId, Said>,
+    said: BTreeMap<Acceptor, Said>,
 }
 
 type Check = Result<(), Violation>;
 
 impl Oracle {
     /// For a group with this first membership.
-    pub const fn new(membership: Membership) -> Self {
-        Self {
+    pub fn new(membership: Membership) -> Self {
+        let first = InForce {
+            at: Slot::ZERO,
+            floor: Ballot::ZERO,
             membership,
+        };
+        Self {
+            memberships: vec![first],
             votes: BTreeMap::new(),
             values: BTreeMap::new(),
             decided: Vec::new(),
@@ -115,7 +139,10 @@ impl Oracle {
             .iter()
             .rev()
             .filter(|(ballot, _)| ballot.node == node);
-        own.any(|(_, facts)| self.is_quorum(&facts.promised_by))
+        own.any(|(_, facts)| {
+            let mut memberships = self.memberships.iter();
+            memberships.any(|in_force| self.is_quorum(in_force.at.next(), &facts.promised_by))
+        })
     }
 
     /// At how many ballots `slot` has been durably accepted somewhere, and how many different values.
@@ -126,7 +153,8 @@ impl Oracle {
     }
 
     /// A replica hands a change to its disk, which shows `view` before it.
-    pub(super) fn submitted(&mut self, node: NodeId, view: &DiskState, op: &WriteOp) -> Check {
+    pub(super) fn submitted(&mut self, acceptor: Acceptor, view: &DiskState, op: &WriteOp) -> Check {
+        let node = acceptor.0;
         match op {
             WriteOp::HardState { state, .. } => {
                 ensure!(
@@ -147,7 +175,7 @@ impl Oracle {
                     let held = view.entries.range(view.hard.chosen.next()..);
                     let held = held.map(|(slot, accepted)| (*slot, accepted.ballot)).collect();
                     self.said
-                        .entry(node)
+                        .entry(acceptor)
                         .or_default()
                         .held
                         .insert(state.promised, held);
@@ -177,15 +205,16 @@ impl Oracle {
     /// A change has become durable; `disk` shows the disk after it.
     pub(super) fn durable(
         &mut self,
-        node: NodeId,
+        acceptor: Acceptor,
         op: &WriteOp,
         disk: &DiskState,
         before: HardState,
     ) -> Check {
+        let node = acceptor.0;
         match op {
             WriteOp::Accept {
                 slot, ballot, entry, ..
-            } => self.vote(node, *slot, *ballot, entry),
+            } => self.vote(acceptor, *slot, *ballot, entry),
             WriteOp::HardState { state, .. } => {
                 ensure!(
                     state.promised >= before.promised,
@@ -198,7 +227,7 @@ impl Oracle {
                     .entry(state.promised)
                     .or_default()
                     .promised_by
-                    .insert(node);
+                    .insert(acceptor);
                 self.holds_chosen(node, disk, before.chosen, state.chosen)
             }
             WriteOp::Trim { .. } | WriteOp::RemoveGroup { .. } => Ok(()),
@@ -216,7 +245,7 @@ impl Oracle {
         Ok(())
     }
 
-    fn vote(&mut self, node: NodeId, slot: Slot, ballot: Ballot, entry: &Entry) -> Check {
+    fn vote(&mut self, acceptor: Acceptor, slot: Slot, ballot: Ballot, entry: &Entry) -> Check {
         self.one_value(slot, ballot, entry)?;
         let votes = self.votes.entry(slot).or_default();
         let place = votes
@@ -226,37 +255,108 @@ impl Oracle {
                 votes.push(Votes {
                     ballot,
                     entry: entry.clone(),
-                    nodes: BTreeSet::new(),
+                    acceptors: BTreeSet::new(),
                 });
                 votes.len() - 1
             });
-        votes[place].nodes.insert(node);
+        votes[place].acceptors.insert(acceptor);
         if slot <= self.chosen() {
-            return self.still_one(slot);
+            self.still_one(slot)?;
+            self.lower_floor(slot);
         }
-        while let Some(entry) = self.quorum_at(self.chosen().next()) {
+        while let Some((ballot, entry)) = self.quorum_at(self.chosen().next()) {
+            let (at, entry) = (self.chosen().next(), entry.clone());
+            let next = Membership::from_entry(&entry);
             self.decided.push(entry);
-            self.still_one(self.chosen())?;
+            self.still_one(at)?;
+            if let Some(membership) = next.filter(|next| next.version == self.membership().version + 1) {
+                let floor = ballot;
+                self.memberships.push(InForce {
+                    at,
+                    floor,
+                    membership,
+                });
+            }
         }
         Ok(())
     }
 
-    fn is_quorum(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        self.membership.is_quorum(|voter| nodes.contains(&voter.node))
+    /// A slot that was decided already may turn out to have been chosen at a lower ballot too.
+    fn lower_floor(&mut self, slot: Slot) {
+        let chosen = self.quorum_at(slot).map(|(ballot, _)| ballot);
+        let mut memberships = self.memberships.iter_mut();
+        if let Some(in_force) = memberships.find(|in_force| in_force.at == slot && slot > Slot::ZERO) {
+            in_force.floor = in_force.floor.min(chosen.unwrap_or(in_force.floor));
+        }
     }
 
-    fn quorum_at(&self, slot: Slot) -> Option<Entry> {
-        let votes = self.votes.get(&slot)?;
-        let chosen = votes.iter().find(|votes| self.is_quorum(&votes.nodes))?;
-        Some(chosen.entry.clone())
+    fn in_force(&self, slot: Slot) -> &InForce {
+        let mut memberships = self.memberships.iter().rev();
+        let found = memberships.find(|in_force| in_force.at < slot);
+        found.unwrap_or(&self.memberships[0])
+    }
+
+    /// The membership in force after everything that is truly chosen.
+    pub fn membership(&self) -> &Membership {
+        &self.in_force(Slot::MAX).membership
+    }
+
+    /// Memberships that have been proposed and may still become the next one.
+    pub(super) fn proposed_memberships(&self) -> impl Iterator<Item = Membership> {
+        let next = self.membership().version + 1;
+        let open = self.values.range((self.chosen().next(), Ballot::ZERO)..);
+        let proposed = open.filter_map(|(_, entry)| Membership::from_entry(entry));
+        proposed.filter(move |membership| membership.version == next)
+    }
+
+    /// Whether an earlier leader has proposed this entry for this slot.
+    pub(super) fn proposed_before(&self, slot: Slot, ballot: Ballot, entry: &Entry) -> bool {
+        let mut earlier = self.values.range((slot, Ballot::ZERO)..(slot, ballot));
+        earlier.any(|(_, proposed)| proposed == entry)
+    }
+
+    /// All memberships so far, each with the slot of its entry.
+    pub(super) fn memberships(&self) -> impl Iterator<Item = (Slot, &Membership)> {
+        self.memberships
+            .iter()
+            .map(|in_force| (in_force.at, &in_force.membership))
+    }
+
+    /// I11: only voters of the slot's membership count, each with the disk that it was admitted with.
+    fn is_quorum(&self, slot: Slot, acceptors: &BTreeSet<Acceptor>) -> bool {
+        let membership = &self.in_force(slot).membership;
+        let voters = membership
+            .members
+            .iter()
+            .filter(|member| member.role == Role::Voter);
+        let voted = |member: &&Member| {
+            let admitted = |(node, storage): &Acceptor| {
+                *node == member.node && member.storage.is_none_or(|admitted| admitted == *storage)
+            };
+            acceptors.iter().any(admitted)
+        };
+        2 * voters.clone().filter(voted).count() > voters.count()
+    }
+
+    /// The lowest ballot at which `slot` is chosen, if it is and all below are, and its entry.
+    fn quorum_at(&self, slot: Slot) -> Option<(Ballot, &Entry)> {
+        let votes = self.votes.get(&slot)?.iter();
+        let floor = self.in_force(slot).floor;
+        let chosen = votes.filter(|votes| votes.ballot >= floor && self.is_quorum(slot, &votes.acceptors));
+        chosen
+            .min_by_key(|votes| votes.ballot)
+            .map(|votes| (votes.ballot, &votes.entry))
     }
 
     /// I1: no quorum ever accepts another value at a slot that is decided.
     fn still_one(&self, slot: Slot) -> Check {
         let decided = self.decided(slot);
+        let floor = self.in_force(slot).floor;
         for votes in self.votes.get(&slot).into_iter().flatten() {
             ensure!(
-                decided == Some(&votes.entry) || !self.is_quorum(&votes.nodes),
+                decided == Some(&votes.entry)
+                    || votes.ballot < floor
+                    || !self.is_quorum(slot, &votes.acceptors),
                 "I1",
                 "two values chosen at slot {slot}, the second at ballot {}",
                 votes.ballot
@@ -327,7 +427,7 @@ impl Oracle {
             "ballot {ballot} starts at two slots"
         );
         ensure!(
-            self.is_quorum(&promised_by),
+            self.is_quorum(start, &promised_by) && ballot >= self.in_force(start).floor,
             "I6",
             "ballot {ballot} leads without a quorum of promises"
         );
@@ -337,11 +437,12 @@ impl Oracle {
     /// A replica lets a message out. `disk` is what is durable on its disk now.
     pub(super) fn sent(
         &mut self,
-        node: NodeId,
+        acceptor: Acceptor,
         life: Incarnation,
         message: &Message,
         disk: &DiskState,
     ) -> Check {
+        let node = acceptor.0;
         match message {
             Message::Prepare { ballot, .. } => self.owned(node, life, *ballot, disk),
             Message::Promise {
@@ -351,12 +452,12 @@ impl Oracle {
                 to,
                 entries,
             } => {
-                self.promised(node, *ballot, disk)?;
+                self.promised(acceptor, *ballot, disk)?;
                 self.learned(node, *chosen)?;
                 for (slot, accepted) in entries {
                     self.one_value(*slot, accepted.ballot, &accepted.entry)?;
                 }
-                self.complete(node, *ballot, (*from).max(chosen.next()), *to, entries)
+                self.complete(acceptor, *ballot, (*from).max(chosen.next()), *to, entries)
             }
             Message::Accept {
                 ballot,
@@ -370,6 +471,7 @@ impl Oracle {
                 self.learned(node, *chosen)?;
                 for (slot, entry) in (first.0..).map(Slot).zip(entries) {
                     self.one_value(slot, *ballot, entry)?;
+                    self.after_memberships(slot, *ballot, entry)?;
                     self.adopted(slot, *ballot, entry)?;
                 }
                 Ok(())
@@ -400,13 +502,15 @@ impl Oracle {
                 self.leads(*ballot, *start)?;
                 self.learned(node, *chosen)
             }
-            Message::Accepted { ballot, upto, chosen } => self.accepted(node, *ballot, *upto, *chosen, disk),
+            Message::Accepted { ballot, upto, chosen } => {
+                self.accepted(acceptor, *ballot, *upto, *chosen, disk)
+            }
             Message::HeartbeatReply {
                 ballot,
                 accepted,
                 chosen,
                 ..
-            } => self.accepted(node, *ballot, *accepted, *chosen, disk),
+            } => self.accepted(acceptor, *ballot, *accepted, *chosen, disk),
             Message::Learned {
                 from,
                 entries,
@@ -426,13 +530,14 @@ impl Oracle {
         }
     }
 
-    fn promised(&mut self, node: NodeId, ballot: Ballot, disk: &DiskState) -> Check {
+    fn promised(&mut self, acceptor: Acceptor, ballot: Ballot, disk: &DiskState) -> Check {
         ensure!(
             disk.hard.promised >= ballot,
             "I5",
-            "{node} promises {ballot} before that is durable"
+            "{} promises {ballot} before that is durable",
+            acceptor.0
         );
-        let said = self.said.entry(node).or_default();
+        let said = self.said.entry(acceptor).or_default();
         said.promised = said.promised.max(ballot);
         Ok(())
     }
@@ -440,19 +545,37 @@ impl Oracle {
     /// A promise leaves nothing out of what its sender held, in the slots that it tells about, when it was made.
     fn complete(
         &self,
-        node: NodeId,
+        acceptor: Acceptor,
         ballot: Ballot,
         from: Slot,
         to: Slot,
         entries: &[(Slot, Accepted)],
     ) -> Check {
-        let held = self.said.get(&node).and_then(|said| said.held.get(&ballot));
+        let held = self.said.get(&acceptor).and_then(|said| said.held.get(&ballot));
         for slot in held.into_iter().flat_map(BTreeMap::keys) {
             ensure!(
                 *slot < from || *slot > to || entries.iter().any(|(reported, _)| reported == slot),
                 "promise",
-                "{node} promises {ballot} without slot {slot}, which it has accepted"
+                "{} promises {ballot} without slot {slot}, which it has accepted",
+                acceptor.0
             );
+        }
+        Ok(())
+    }
+
+    /// A leader proposes nothing above a membership until that is chosen.
+    fn after_memberships(&mut self, slot: Slot, ballot: Ballot, entry: &Entry) -> Check {
+        let chosen = self.chosen();
+        let facts = self.ballots.entry(ballot).or_default();
+        ensure!(
+            slot <= facts.membership || facts.membership <= chosen,
+            "membership",
+            "the leader of {ballot} proposes for slot {slot}, but the membership at {} is not chosen yet",
+            facts.membership
+        );
+        let next = Membership::from_entry(entry).filter(|_| slot > facts.membership);
+        if next.is_some_and(|next| next.version == self.in_force(slot).membership.version + 1) {
+            self.ballots.entry(ballot).or_default().membership = slot;
         }
         Ok(())
     }
@@ -460,11 +583,11 @@ impl Oracle {
     /// What a leader proposes is what the promises to it bind it to: for some quorum of them, the value of the highest
     /// ballot that they report for the slot, or anything if they report none.
     fn adopted(&self, slot: Slot, ballot: Ballot, entry: &Entry) -> Check {
-        if self.decided(slot) == Some(entry) {
+        if self.decided(slot) == Some(entry) || ballot < self.in_force(slot).floor {
             return Ok(());
         }
         let promised_by = self.ballots.get(&ballot).map(|facts| &facts.promised_by);
-        let reports: Vec<(NodeId, Option<Ballot>)> = promised_by
+        let reports: Vec<(Acceptor, Option<Ballot>)> = promised_by
             .into_iter()
             .flatten()
             .map(|node| {
@@ -474,9 +597,9 @@ impl Oracle {
             .collect();
         let bound = |highest: Option<Ballot>| {
             let quorum = reports.iter().filter(|(_, held)| *held <= highest);
-            let quorum: BTreeSet<NodeId> = quorum.map(|(node, _)| *node).collect();
+            let quorum: BTreeSet<Acceptor> = quorum.map(|(node, _)| *node).collect();
             let free = highest.is_none_or(|highest| self.values.get(&(slot, highest)) == Some(entry));
-            free && self.is_quorum(&quorum)
+            free && self.is_quorum(slot, &quorum)
         };
         ensure!(
             bound(None) || reports.iter().any(|(_, held)| held.is_some() && bound(*held)),
@@ -488,16 +611,17 @@ impl Oracle {
 
     fn accepted(
         &mut self,
-        node: NodeId,
+        acceptor: Acceptor,
         ballot: Ballot,
         upto: Slot,
         chosen: Slot,
         disk: &DiskState,
     ) -> Check {
+        let node = acceptor.0;
         self.learned(node, chosen)?;
         let start = self.ballots.get(&ballot).and_then(|facts| facts.start);
         let first = start.unwrap_or(Slot(1)).max(chosen.next());
-        let said = self.said.entry(node).or_default();
+        let said = self.said.entry(acceptor).or_default();
         said.accepted = said.accepted.split_off(&chosen.next());
         ensure!(
             first > upto || disk.hard.promised >= ballot,
@@ -509,7 +633,7 @@ impl Oracle {
             let voted = self.votes.get(&slot).is_some_and(|votes| {
                 votes
                     .iter()
-                    .any(|votes| votes.ballot == ballot && votes.nodes.contains(&node))
+                    .any(|votes| votes.ballot == ballot && votes.acceptors.contains(&acceptor))
             });
             ensure!(
                 voted,
@@ -523,8 +647,9 @@ impl Oracle {
     }
 
     /// I5: a node comes back; its disk holds at least all that it ever said.
-    pub(super) fn restarted(&self, node: NodeId, disk: &DiskState) -> Check {
-        let Some(said) = self.said.get(&node) else {
+    pub(super) fn restarted(&self, acceptor: Acceptor, disk: &DiskState) -> Check {
+        let node = acceptor.0;
+        let Some(said) = self.said.get(&acceptor) else {
             return Ok(());
         };
         ensure!(
@@ -551,6 +676,14 @@ impl Oracle {
     /// What a replica says of itself after a round, against what it said after the round before.
     pub(super) fn status(&self, node: NodeId, now: &Status, before: Option<&Status>) -> Check {
         self.learned(node, now.chosen)?;
+        let in_force = &self.in_force(now.chosen.next()).membership;
+        ensure!(
+            now.membership == *in_force || now.membership.version == 0,
+            "membership",
+            "{node} takes {:?} for the members after slot {}, truly they are {in_force:?}",
+            now.membership,
+            now.chosen
+        );
         ensure!(
             now.applied <= now.chosen,
             "I4",
@@ -579,7 +712,8 @@ pub(super) fn within_bounds(
     let inherited = before.phase != Phase::Leader || now.window_entries <= before.window_entries;
     let within = now.pending_commands <= config.max_pending_commands
         && now.pending_bytes <= config.max_pending_bytes
-        && (now.window_entries <= config.max_window_entries || inherited);
+        // A membership is proposed whatever the window holds.
+        && (now.window_entries <= config.max_window_entries + 1 || inherited);
     ensure!(
         within,
         "I13",

@@ -21,7 +21,8 @@ use crate::{
         Config, Input, Message, Output, Phase, Rejection, Replica, Start, Status, Token, TransferRejection,
     },
     types::{
-        ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot, StorageId, Time, WriteOp,
+        Change, ChangeRejection, ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot,
+        StorageId, Time, WriteOp,
     },
 };
 
@@ -37,7 +38,7 @@ pub struct Letter {
 }
 
 /// How a proposal or read ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The command was applied in this slot.
     Applied(Slot),
@@ -45,6 +46,10 @@ pub enum Ending {
     Read(Slot),
     /// The transfer of leadership ended so.
     Transferred(Result<NodeId, TransferRejection>),
+    /// The membership was changed; it has this version now.
+    Changed(u64),
+    /// The membership was certainly not changed.
+    Refused(ChangeRejection),
     /// It certainly did not happen.
     Rejected(Rejection),
     /// It may have happened.
@@ -54,6 +59,10 @@ pub enum Ending {
 #[derive(Debug, Default)]
 struct Seat {
     disk: Disk,
+    /// How many disks it had before.
+    disks_lost: u64,
+    /// Whether it begins without knowing any member.
+    joins: bool,
     disk_held: bool,
     writes: u64,
     replica: Option<Replica>,
@@ -92,8 +101,19 @@ impl Rig {
         Self::with(nodes, Config::default())
     }
 
-    /// So many replicas with this configuration, started, without a leader yet.
+    /// So many replicas with this configuration, started, without a leader yet. Leaders make no membership changes by
+    /// themselves.
     pub fn with(nodes: u64, config: Config) -> Self {
+        let config = Config {
+            pin_storages: false,
+            readmit: false,
+            ..config
+        };
+        Self::tending(nodes, config)
+    }
+
+    /// As [`Self::with`], but leaders record disks and admit new ones, as configured.
+    pub fn tending(nodes: u64, config: Config) -> Self {
         let membership = Membership::new((1..=nodes).map(|id| Member::voter(NodeId(id), "")));
         let mut rig = Self {
             config,
@@ -138,9 +158,13 @@ impl Rig {
     /// Starts a node with what its disk holds.
     pub fn restart(&mut self, node: u64) {
         let disk = self.seat(node).durable().clone();
-        let check = self.oracle.restarted(NodeId(node), &disk);
+        let acceptor = self.acceptor(node);
+        let check = self.oracle.restarted(acceptor, &disk);
         self.demand(check);
-        let (now, config, membership) = (self.now, self.config.clone(), self.membership.clone());
+        let (now, config, mut membership) = (self.now, self.config.clone(), self.membership.clone());
+        if self.seat(node).joins {
+            membership = Membership::default();
+        }
         let seat = self.seat(node);
         seat.disk.incarnation += 1;
         let start = Start {
@@ -148,7 +172,7 @@ impl Rig {
             identity: Identity {
                 cluster: ClusterId(1),
                 node: NodeId(node),
-                storage: StorageId(node),
+                storage: acceptor.1,
             },
             incarnation: Incarnation(seat.disk.incarnation),
             seed: node << 8 | seat.disk.incarnation,
@@ -164,6 +188,45 @@ impl Rig {
         seat.reads.clear();
         self.say(&format!("n{node} starts"));
         self.step(node, Input::Tick);
+    }
+
+    /// The node and its disk.
+    fn acceptor(&self, node: u64) -> (NodeId, StorageId) {
+        let lost = self.seats.get(&node).map_or(0, |seat| seat.disks_lost);
+        (NodeId(node), StorageId(node + 1_000 * lost))
+    }
+
+    /// Starts a node that knows no member yet, if it has no disk.
+    pub fn join(&mut self, node: u64) {
+        self.seats.entry(node).or_default().joins = true;
+        self.restart(node);
+    }
+
+    /// Kills a node and gives it an empty disk.
+    pub fn lose_disk(&mut self, node: u64) {
+        self.crash(node);
+        let seat = self.seat(node);
+        seat.disks_lost += 1;
+        seat.disk.replace();
+    }
+
+    /// A user of this node wants the truly chosen membership changed.
+    pub fn change(&mut self, node: u64, changes: &[Change], force: bool) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        let input = Input::ChangeMembership {
+            token,
+            expected: self.oracle.membership().version,
+            changes: changes.to_vec(),
+            force,
+        };
+        self.step(node, input);
+        token
+    }
+
+    /// The membership in force after everything that is truly chosen.
+    pub fn membership(&self) -> &Membership {
+        self.oracle.membership()
     }
 
     /// Kills a node; writes that were not synced are lost, letters that it sent are still on their way.
@@ -197,11 +260,12 @@ impl Rig {
     }
 
     fn carry_out(&mut self, node: u64, output: Output) {
+        let acceptor = self.acceptor(node);
         match output {
             Output::Send { to, message } => {
                 let life = Incarnation(self.seat(node).disk.incarnation);
                 let disk = self.seat(node).durable().clone();
-                let check = self.oracle.sent(NodeId(node), life, &message, &disk);
+                let check = self.oracle.sent(acceptor, life, &message, &disk);
                 self.demand(check);
                 self.letters.extend(to.into_iter().map(|to| Letter {
                     from: node,
@@ -212,7 +276,7 @@ impl Rig {
             Output::Persist { id, ops, sync } => {
                 for op in &ops {
                     let view = self.seat(node).disk.view.group(GROUP).clone();
-                    let check = self.oracle.submitted(NodeId(node), &view, op);
+                    let check = self.oracle.submitted(acceptor, &view, op);
                     self.demand(check);
                 }
                 let seat = self.seat(node);
@@ -253,11 +317,19 @@ impl Rig {
             Output::Unknown { token } => self.end(Some(token), Ending::Unknown),
             Output::Leader(_)
             | Output::Membership { .. }
+            | Output::Peers(_)
             | Output::TakeSnapshot(_)
             | Output::InstallSnapshot { .. }
             | Output::LoadChunk { .. }
             | Output::StoreChunk { .. } => {}
             Output::Transferred { token, result } => self.end(Some(token), Ending::Transferred(result)),
+            Output::MembershipChanged { token, result } => {
+                let ending = match result {
+                    Ok(membership) => Ending::Changed(membership.version),
+                    Err(refusal) => Ending::Refused(refusal),
+                };
+                self.end(Some(token), ending);
+            }
             Output::Alarm(alarm) => panic!("n{node} raises {alarm:?}\n{}", self.transcript),
         }
     }
@@ -278,7 +350,7 @@ impl Rig {
     fn end(&mut self, token: Option<Token>, ending: Ending) {
         let Some(token) = token else { return };
         let before = self.endings.insert(token, ending);
-        assert_eq!(before, None, "{token:?} ended twice\n{}", self.transcript);
+        assert!(before.is_none(), "{token:?} ended twice\n{}", self.transcript);
     }
 
     fn sync(&mut self, node: u64) {
@@ -289,7 +361,7 @@ impl Rig {
         let writes = self.seat(node).disk.finish_sync();
         let disk = self.seat(node).durable().clone();
         for op in writes.iter().flat_map(|write| &write.ops) {
-            let check = self.oracle.durable(NodeId(node), op, &disk, before);
+            let check = self.oracle.durable(self.acceptor(node), op, &disk, before);
             self.demand(check);
             if let WriteOp::HardState { state, .. } = op {
                 before = *state;
@@ -351,7 +423,7 @@ impl Rig {
         if !self.cuts.contains(&(from, to)) {
             let input = Input::Message {
                 from: NodeId(from),
-                storage: StorageId(from),
+                storage: self.acceptor(from).1,
                 message,
             };
             self.step(to, input);
@@ -446,7 +518,7 @@ impl Rig {
 
     /// How a proposal or read ended, if it has.
     pub fn ending(&self, token: Token) -> Option<Ending> {
-        self.endings.get(&token).copied()
+        self.endings.get(&token).cloned()
     }
 
     /// The commands that this life of a node has applied, in order, as text.

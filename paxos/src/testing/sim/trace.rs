@@ -5,7 +5,7 @@ use std::{format, string::String, vec::Vec};
 
 use crate::{
     core::{Input, Message, Output},
-    types::{Accepted, Entry, EntryKind, Membership, NodeId, Role, Slot, WriteOp},
+    types::{Accepted, ChangeRejection, Entry, EntryKind, Membership, NodeId, Role, Slot, WriteOp},
 };
 
 fn span(first: Slot, count: usize) -> String {
@@ -151,6 +151,16 @@ pub fn message(message: &Message) -> String {
         Message::TransferLeadership { request, to } => format!("{name} #{request} to n{to}"),
         Message::TransferRefused { request, reason } => format!("{name} #{request}: {reason}"),
         Message::Rests { ballot, round } => format!("{name} {ballot} round {round}"),
+        Message::ChangeMembership {
+            token,
+            expected,
+            changes,
+            force,
+        } => format!("{name} #{token} from v{expected}{} {changes:?}", forced(*force)),
+        Message::MembershipChanged { token, result } => format!("{name} #{token} {}", changed(result)),
+        Message::NotAdmitted { at, membership } | Message::Members { at, membership } => {
+            format!("{name} slot {at}: {}", members(membership))
+        }
     }
 }
 
@@ -166,6 +176,16 @@ pub fn input(input: &Input) -> String {
         Input::Read { token } => format!("read t{}", token.0),
         Input::TransferLeadership { token, to: Some(to) } => format!("transfer t{} to n{to}", token.0),
         Input::TransferLeadership { token, to: None } => format!("retire t{}", token.0),
+        Input::ChangeMembership {
+            token,
+            expected,
+            changes,
+            force,
+        } => format!(
+            "change t{} from v{expected}{} {changes:?}",
+            token.0,
+            forced(*force)
+        ),
         Input::Cancel { token } => format!("cancel t{}", token.0),
         Input::Loaded { from, entries } => format!("loaded from {from} {}", slots(entries)),
         Input::TakeSnapshot => String::from("take a snapshot"),
@@ -251,12 +271,25 @@ pub fn output(output: &Output) -> String {
         Output::Unknown { token } => format!("unknown t{}", token.0),
         Output::Leader(Some(ballot)) => format!("leader is n{} ({ballot})", ballot.node),
         Output::Membership { at, membership } => format!("slot {at}: {}", members(membership)),
+        Output::Peers(membership) => format!("peers {}", members(membership)),
+        Output::MembershipChanged { token, result } => format!("change t{} {}", token.0, changed(result)),
         Output::Leader(None) => String::from("leader is unknown"),
         Output::Transferred { token, result } => match result {
             Ok(leader) => format!("transferred t{} to n{leader}", token.0),
             Err(reason) => format!("transfer t{} failed: {reason}", token.0),
         },
         Output::Alarm(alarm) => format!("ALARM {alarm:?}"),
+    }
+}
+
+const fn forced(force: bool) -> &'static str {
+    if force { " by force" } else { "" }
+}
+
+fn changed(result: &Result<Membership, ChangeRejection>) -> String {
+    match result {
+        Ok(membership) => format!("done: {}", members(membership)),
+        Err(refusal) => format!("refused: {refusal}"),
     }
 }
 

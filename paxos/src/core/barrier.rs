@@ -1,0 +1,327 @@
+//! What a leader does at a membership: it waits until the entry and all before it are chosen, because only then is it
+//! known who may vote for what follows; then it collects promises for the slots that follow from a quorum of the new
+//! voters, and goes on with what they report. (Lamport: *Paxos Made Simple*, section 3, lets a membership decide about a
+//! fixed number of slots later instead; here it decides about the next one, and the leader stops there.)
+
+use alloc::{collections::BTreeMap, vec::Vec};
+
+use super::{
+    Message, Output, Replica, Sender,
+    changes::ChangeAsker,
+    election::{Report, Role, is_quorum},
+    progress::Progress,
+    proposer::Leadership,
+};
+use crate::planted;
+use crate::types::{
+    Accepted, Ballot, ChosenMembership, Entry, Member, Membership, NodeId, Role as MemberRole, Slot, Time,
+};
+
+/// Why a leader proposes nothing at present.
+#[derive(Clone, Debug, Hash)]
+pub(super) enum Barrier {
+    /// The last slot that it proposed for holds a membership, which is not chosen yet.
+    Proposed(Membership),
+    /// The membership is chosen; promises of its voters are being collected, and asked for again at this time. The
+    /// membership before it counts too until then.
+    Chosen { before: Membership, ask_at: Time },
+    /// By the membership, which is chosen, this node is no voter: it leads until a quorum of the voters know that.
+    Leaving { before: Membership },
+}
+
+/// What a leader at `ballot` has been promised, and what was reported with it.
+#[derive(Clone, Debug, Default, Hash)]
+pub(super) struct Promises {
+    /// By whom.
+    pub(super) reports: BTreeMap<NodeId, Report>,
+    /// For each slot the entry of the highest ballot reported.
+    pub(super) found: BTreeMap<Slot, Accepted>,
+}
+
+impl Promises {
+    /// Takes in what a promise reports of the slots from `first` to `last`; `known` is where reports begin. Whether it
+    /// told anything new.
+    pub(super) fn take(
+        &mut self,
+        (from, storage): Sender,
+        chosen: Slot,
+        known: Slot,
+        (first, last): (Slot, Slot),
+        entries: Vec<(Slot, Accepted)>,
+    ) -> bool {
+        let new = Report {
+            storage,
+            covered: known,
+            chosen,
+        };
+        let report = self.reports.entry(from).or_insert(new);
+        if report.storage != storage {
+            *report = new;
+        }
+        report.chosen = report.chosen.max(chosen);
+        if first > report.covered.next() {
+            return false;
+        }
+        let more = last > report.covered;
+        report.covered = report.covered.max(last);
+        for (slot, accepted) in entries {
+            if slot < first || slot > last || planted::is("promise_entries_dropped") {
+                continue;
+            }
+            let wrong = planted::is("wrong_ballot_adopted") || planted::is("wrong_ballot_of_promises");
+            match self.found.get(&slot) {
+                Some(known) if (known.ballot >= accepted.ballot) != wrong => {}
+                _ => {
+                    self.found.insert(slot, accepted);
+                }
+            }
+        }
+        more
+    }
+
+    /// Whether a quorum of these voters has reported everything, and everything that any of them knows to be chosen is
+    /// known here.
+    pub(super) fn are_complete(&self, membership: &Membership, chosen: Slot) -> bool {
+        let done = |report: &&Report| report.covered == Slot::MAX;
+        let with = |node| self.reports.get(&node).filter(done).map(|report| report.storage);
+        let inherited = self.reports.values().filter(done).map(|report| report.chosen);
+        is_quorum(membership, with) && inherited.max().is_none_or(|inherited| inherited <= chosen)
+    }
+
+    /// What is still to be asked of the voters: from which slot on. `known` is where reports begin.
+    pub(super) fn missing(&self, membership: &Membership, known: Slot) -> Vec<(NodeId, Slot)> {
+        let ask = |voter: &Member| {
+            let report = self.reports.get(&voter.node);
+            match report.filter(|report| voter.admits(report.storage)) {
+                None => Some((voter.node, known.next())),
+                Some(report) if report.covered < Slot::MAX => Some((voter.node, report.covered.next())),
+                Some(_) => None,
+            }
+        };
+        let voters = membership
+            .members
+            .iter()
+            .filter(|member| member.role == MemberRole::Voter);
+        voters.filter_map(ask).collect()
+    }
+}
+
+impl Leadership {
+    /// The memberships of which this leader needs a quorum each in order to know that it leads.
+    pub(super) fn electorates<'a>(&'a self, current: &'a Membership) -> impl Iterator<Item = &'a Membership> {
+        let other = match &self.barrier {
+            None => None,
+            Some(Barrier::Proposed(next)) => Some(next),
+            Some(Barrier::Chosen { before, .. } | Barrier::Leaving { before }) => Some(before),
+        };
+        core::iter::once(current).chain(other)
+    }
+
+    /// Whether the last membership is chosen, and this leader has not gone on from there.
+    pub(super) const fn awaits_promises(&self) -> bool {
+        matches!(
+            self.barrier,
+            Some(Barrier::Chosen { .. } | Barrier::Leaving { .. })
+        )
+    }
+
+    /// Whether a quorum of the voters knows everything up to `at` to be chosen.
+    fn is_known(&self, at: Slot, membership: &Membership, own: Sender) -> bool {
+        membership.is_quorum(|voter| self.of(voter, own, |peer| peer.unclaimed >= at, || true))
+    }
+
+    /// Whether everything that earlier leaders may have got chosen has been proposed again.
+    pub(super) fn has_adopted(&self) -> bool {
+        self.barrier.is_none() && self.next > self.inherited
+    }
+}
+
+impl Replica {
+    /// Proposes what earlier leaders may have got chosen, and no-ops in the holes, up to the next membership.
+    pub(super) fn adopt(&mut self) {
+        self.with_leadership(|replica, leadership| {
+            while leadership.barrier.is_none() && leadership.next <= leadership.inherited {
+                let found = leadership.promises.found.remove(&leadership.next);
+                if planted::is("hole_not_filled") && found.is_none() {
+                    leadership.next = leadership.next.next();
+                    continue;
+                }
+                let entry = found.map_or(Entry::NOOP, |accepted| accepted.entry);
+                replica.assign_at_barrier(leadership, entry);
+            }
+        });
+        self.advance_received();
+        self.acknowledge();
+    }
+
+    /// Gives an entry the next slot, and stops there if it is a membership.
+    pub(super) fn assign_at_barrier(&mut self, leadership: &mut Leadership, entry: Entry) {
+        let membership = Membership::from_entry(&entry);
+        self.assign(leadership, entry);
+        let counts = |next: &Membership| self.takes_effect(next) && !planted::is("barrier_skipped");
+        let Some(next) = membership.filter(counts) else {
+            return;
+        };
+        self.add_peers(leadership, &next);
+        // Whoever will have to vote is sent the entry, too.
+        self.outputs.push_back(Output::Peers(next.clone()));
+        leadership.barrier = Some(Barrier::Proposed(next));
+    }
+
+    fn add_peers(&self, leadership: &mut Leadership, membership: &Membership) {
+        let (own, now, next) = (self.identity.node, self.now, self.chosen.next());
+        for member in &membership.members {
+            if member.node != own {
+                let new = || Progress::new(next, now);
+                leadership.peers.entry(member.node).or_insert_with(new);
+            }
+        }
+    }
+
+    /// A membership has been chosen, at the watermark.
+    pub(super) fn change_chosen(&mut self, slot: Slot) {
+        let own = self.own();
+        let current = self.memberships.current().clone();
+        let may_lead = |(node, storage)| current.may_vote(node, storage);
+        let told = Message::Chosen {
+            ballot: self.leader.unwrap_or_default(),
+            start: self.following.start,
+            chosen: self.chosen,
+        };
+        let now = self.now;
+        let mut gone = Vec::new();
+        let mut unknown = None;
+        if let Role::Leader(leadership) = &mut self.role {
+            let before = self.memberships.previous().clone();
+            if !matches!(&leadership.barrier, Some(Barrier::Proposed(next)) if *next == current) {
+                // Another leader's: what becomes of the own one, nobody knows.
+                unknown = leadership.change_asker.take();
+            }
+            leadership.barrier = Some(if may_lead(own) {
+                Barrier::Chosen { before, ask_at: now }
+            } else {
+                Barrier::Leaving { before }
+            });
+            if planted::is("new_voters_not_asked") || planted::is("barrier_skipped") {
+                leadership.barrier = None;
+            }
+            let is_member = |node: &NodeId| current.member(*node).is_some();
+            gone.extend(leadership.peers.keys().copied().filter(|node| !is_member(node)));
+            leadership.peers.retain(|node, _| is_member(node));
+            // It may have been learned, not proposed.
+            leadership.promises.found.retain(|found, _| *found > slot);
+        } else if let Some(leader) = self.leader
+            && !current.voters().any(|voter| voter == leader.node)
+        {
+            // It will lead no longer than it must.
+            self.become_follower(None);
+            self.hasten_election();
+        }
+        self.with_leadership(|replica, leadership| replica.add_peers(leadership, &current));
+        self.send_all(gone, told);
+        if let Some(ChangeAsker::Own(token)) = unknown {
+            self.outputs.push_back(Output::Unknown { token });
+        }
+        if !may_lead(own) {
+            // The sooner the others know, the sooner one of them leads.
+            self.heartbeat();
+        }
+    }
+
+    /// A leader that stands at a membership asks for what it still lacks, and goes on once it has that.
+    pub(super) fn tend_barrier(&mut self) {
+        let current = self.memberships.current();
+        let own = self.own();
+        let chosen = self.chosen;
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        let complete = match &leadership.barrier {
+            Some(Barrier::Chosen { .. }) => leadership.promises.are_complete(current, chosen),
+            Some(Barrier::Leaving { .. }) => {
+                let at = self.memberships.latest().at;
+                if leadership.is_known(at, current, own) {
+                    return self.leave();
+                }
+                return;
+            }
+            None | Some(Barrier::Proposed(_)) => return,
+        };
+        if !complete {
+            return self.ask_new_voters();
+        }
+        leadership.barrier = None;
+        let last = leadership.promises.found.keys().next_back().copied();
+        leadership.inherited = leadership.inherited.max(last.unwrap_or_default());
+        self.finish_change();
+        self.adopt();
+    }
+
+    fn ask_new_voters(&mut self) {
+        let (now, chosen) = (self.now, self.chosen);
+        let again_at = now.plus(self.config.heartbeat_interval * 2);
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        let Some(Barrier::Chosen { ask_at, .. }) = &mut leadership.barrier else {
+            return;
+        };
+        if now < *ask_at {
+            return;
+        }
+        *ask_at = again_at;
+        let ballot = leadership.ballot;
+        let missing = leadership.promises.missing(self.memberships.current(), chosen);
+        self.ask_promises_of(ballot, missing);
+    }
+
+    /// When a leader that stands at a membership asks again.
+    pub(super) fn change_deadline(&self) -> Option<Time> {
+        match &self.role {
+            Role::Leader(leadership) => match &leadership.barrier {
+                Some(Barrier::Chosen { ask_at, .. }) => Some(*ask_at),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// A promise to a leader that stands at a membership.
+    pub(super) fn on_promise_to_leader(
+        &mut self,
+        from: Sender,
+        ballot: Ballot,
+        chosen: Slot,
+        chunk: (Slot, Slot),
+        entries: Vec<(Slot, Accepted)>,
+    ) {
+        let known = self.chosen;
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        if leadership.ballot == ballot && matches!(leadership.barrier, Some(Barrier::Chosen { .. })) {
+            let above = entries.into_iter().filter(|(slot, _)| *slot > known).collect();
+            leadership.promises.take(from, chosen, known, chunk, above);
+            self.note_watermark(from.0, chosen);
+        }
+    }
+
+    /// This node leads no longer, because it is no voter any more and the voters know that.
+    fn leave(&mut self) {
+        let told = Message::Chosen {
+            ballot: self.leader.unwrap_or_default(),
+            start: self.following.start,
+            chosen: self.chosen,
+        };
+        let peers = self.other_members();
+        self.send_all(peers, told);
+        self.finish_change();
+        self.become_follower(None);
+        self.postpone_election();
+    }
+
+    /// A leader learned a membership that it did not get chosen itself: somebody leads at a higher ballot.
+    pub(super) fn has_learned_membership(&self, before: &ChosenMembership) -> bool {
+        self.memberships.latest().at > before.at
+    }
+}
