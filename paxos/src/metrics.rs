@@ -190,6 +190,8 @@ pub struct GroupMetrics {
     pub is_leader: Gauge,
     /// How often the known leader has changed to another one.
     pub leader_changes: Counter,
+    /// 1 while the group rests: nothing is to be done, so nothing is said.
+    pub resting: Gauge,
     /// The round of the highest ballot promised.
     pub ballot_round: Gauge,
     /// Commands of this node's users, waiting or in flight.
@@ -255,6 +257,7 @@ impl Default for GroupMetrics {
             has_leader: Gauge::default(),
             is_leader: Gauge::default(),
             leader_changes: Counter::default(),
+            resting: Gauge::default(),
             ballot_round: Gauge::default(),
             proposals_pending: Gauge::default(),
             proposals_committed: Counter::default(),
@@ -512,6 +515,12 @@ const NUMBERS: &[Number] = &[
         Kind::Counter,
         "Changes of the known leader",
         |m| m.leader_changes.get(),
+    ),
+    (
+        "paxos_group_resting",
+        Kind::Gauge,
+        "1 while the group has nothing to do",
+        |m| m.resting.get(),
     ),
     (
         "paxos_ballot_round",

@@ -433,6 +433,8 @@ pub struct Status {
     pub promised: Ballot,
     /// The chosen watermark.
     pub chosen: Slot,
+    /// The highest watermark heard of: this replica lags behind while it is above `chosen`.
+    pub known: Slot,
     /// The last entry handed out to apply.
     pub applied: Slot,
     /// As of which slot the newest durable snapshot of this node is; zero if there is none.

@@ -92,6 +92,11 @@ impl Learner {
         self.asked = self.asked.filter(|asked| asked.peer != peer);
     }
 
+    /// The highest watermark heard of.
+    pub(super) const fn known(&self) -> Slot {
+        self.known
+    }
+
     /// Whether everything up to `chosen`, and nothing more, is known and applied, and nobody asks for anything.
     pub(super) fn is_idle(&self, chosen: Slot) -> bool {
         self.applied == chosen && self.known <= chosen && self.load.is_none() && self.serving.is_empty()

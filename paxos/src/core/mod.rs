@@ -538,6 +538,7 @@ impl Replica {
             leader: self.leader,
             promised: self.promised,
             chosen: self.chosen,
+            known: self.learner.known(),
             applied: self.learner.applied,
             snapshot: self.snapshots.newest,
             fetch: self.fetch_status(),

@@ -39,6 +39,12 @@ pub struct Config {
     pub change_timeout: Duration,
     /// A write of the store that takes longer is logged.
     pub slow_sync: Duration,
+    /// A proposal whose reply takes longer is logged with its id; at most one a second for each group.
+    pub slow_proposal: Duration,
+    /// A run of the state machine's `apply` that takes longer is logged; at most one a second for each group.
+    pub slow_apply: Duration,
+    /// A linearizable read that takes longer is logged; at most one a second for each group.
+    pub slow_read: Duration,
     /// Whether the store has a thread of its own (the default). Without one it runs as a task of the node's runtime, and
     /// each of its calls that blocks stops everything else there: for stores in memory, and for tests whose clock is
     /// paused. The same goes for work on snapshots, which otherwise is done on the runtime's threads for blocking calls.
@@ -63,6 +69,9 @@ impl Default for Config {
             max_hand_over: Duration::from_secs(1),
             change_timeout: Duration::from_secs(10),
             slow_sync: Duration::from_secs(1),
+            slow_proposal: Duration::from_secs(1),
+            slow_apply: Duration::from_millis(250),
+            slow_read: Duration::from_secs(1),
             storage_thread: true,
             max_snapshot_bytes_per_second: 64 << 20,
             seed: None,

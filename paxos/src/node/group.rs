@@ -73,6 +73,22 @@ pub struct GroupStatus {
     pub halted: Option<String>,
 }
 
+/// Whether a node is in step with a group; see [`Group::in_sync`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InSync {
+    /// A leader is known, the group has not halted here, and the lag is within the bound.
+    pub in_sync: bool,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// The highest chosen watermark that this node has heard of.
+    pub known: Slot,
+    /// The last slot that the state machine has applied.
+    pub applied: Slot,
+    /// How many slots lie between the two.
+    pub lag_slots: u64,
+}
+
 /// What users ask of a group's task.
 pub(super) enum Request {
     Propose {
@@ -486,6 +502,22 @@ impl Group {
     /// (false). Counts until the node stops.
     pub fn pause_trimming(&self, paused: bool) {
         self.0.events.send(Event::PauseTrimming(paused));
+    }
+
+    /// Whether this node follows (or is) the group's leader and has applied all that it knows to be chosen, but for
+    /// `max_lag_slots` at the most. What a node that is cut off has not heard of, it cannot know: it says so by knowing no
+    /// leader, up to two election timeouts later. A linearizable read is the way to be sure.
+    pub async fn in_sync(&self, max_lag_slots: u64) -> InSync {
+        let status = self.status().await;
+        let leader = status.replica.leader.map(|ballot| ballot.node);
+        let lag_slots = status.replica.known.since(status.applied);
+        InSync {
+            in_sync: leader.is_some() && status.halted.is_none() && lag_slots <= max_lag_slots,
+            leader,
+            known: status.replica.known,
+            applied: status.applied,
+            lag_slots,
+        }
     }
 
     /// The leader's ballot as this node knows it; changes only when it changes. `ballot.node` leads, and the ballot is

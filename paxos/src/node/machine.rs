@@ -8,7 +8,7 @@ use super::caught;
 use crate::{
     core::{ChosenEntry, Token},
     state_machine::{ApplyCommand, Chosen, MachineError, SnapshotSource, StateMachine},
-    types::Slot,
+    types::{ProposalId, Slot},
 };
 
 pub(super) struct Machine {
@@ -22,8 +22,13 @@ pub(super) struct Machine {
     replies: Vec<Bytes>,
 }
 
-/// Whose proposals a run answered, with the replies.
-pub(super) type Answers<'a> = std::iter::Zip<std::vec::Drain<'a, Option<Token>>, std::vec::Drain<'a, Bytes>>;
+/// Whose proposal a command of a run was, and the reply.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) token: Option<Token>,
+    pub(super) id: ProposalId,
+    pub(super) reply: Bytes,
+}
 
 impl Machine {
     pub(super) fn new(machine: Box<dyn StateMachine>) -> Self {
@@ -88,7 +93,7 @@ impl Machine {
     }
 
     /// Applies the run. After an error the machine must not be used any more.
-    pub(super) fn apply(&mut self) -> Result<Answers<'_>, MachineError> {
+    pub(super) fn apply(&mut self) -> Result<impl ExactSizeIterator<Item = Answer>, MachineError> {
         let chosen = Chosen {
             upto: self.upto,
             commands: &self.commands,
@@ -114,8 +119,9 @@ impl Machine {
             )));
         }
         self.applied = applied;
-        self.commands.clear();
-        Ok(self.tokens.drain(..).zip(self.replies.drain(..)))
+        let ids = self.commands.drain(..).map(|command| command.id);
+        let answered = self.tokens.drain(..).zip(ids).zip(self.replies.drain(..));
+        Ok(answered.map(|((token, id), reply)| Answer { token, id, reply }))
     }
 
     /// Answers a read. A panic is the answer to that read only: a query cannot change the state.
@@ -141,7 +147,7 @@ mod tests {
     use super::*;
     use crate::{
         core::{ChosenCommand, Command},
-        types::{Ballot, ProposalId},
+        types::Ballot,
     };
 
     /// Echoes, unless it is told to misbehave.
@@ -217,7 +223,11 @@ mod tests {
             ..entry(2, "")
         });
         machine.push(entry(3, "b"));
-        let answers: Vec<_> = machine.apply().unwrap().collect();
+        let answers: Vec<_> = machine
+            .apply()
+            .unwrap()
+            .map(|answer| (answer.token, answer.reply))
+            .collect();
         assert_eq!(
             answers,
             [
@@ -236,7 +246,11 @@ mod tests {
         machine.push(entry(2, "b"));
         assert!(!machine.has_run());
         machine.push(entry(3, "c"));
-        let answers: Vec<_> = machine.apply().unwrap().collect();
+        let answers: Vec<_> = machine
+            .apply()
+            .unwrap()
+            .map(|answer| (answer.token, answer.reply))
+            .collect();
         assert_eq!(answers, [(Some(Token(3)), Bytes::from("c"))]);
     }
 

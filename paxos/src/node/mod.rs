@@ -19,6 +19,7 @@ mod liveness;
 mod machine;
 mod removing;
 mod router;
+mod slow;
 mod snapshots;
 mod starting;
 mod storage;
@@ -44,7 +45,7 @@ use tokio::{
 pub use self::{
     builder::NodeBuilder,
     config::Config,
-    group::{Group, GroupStatus, Read},
+    group::{Group, GroupStatus, InSync, Read},
     liveness::{PeerEvent, PeerHealth},
 };
 use self::{liveness::Liveness, router::Router};

@@ -13,6 +13,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
+use tracing::Instrument;
 
 use super::{
     Clock, Environment, FRAME_HEADROOM, Group, GroupStatus, Halt, Node, NodeBuilder, NodeError,
@@ -426,6 +427,7 @@ impl Node {
             halt: self.halt.reason.subscribe(),
         });
         tracing::info!(group = %id, node = %self.environment.identity.node, "group started");
-        (Group(shared), tokio::spawn(task.run()))
+        let span = tracing::info_span!("group", group = %id, node = %self.environment.identity.node);
+        (Group(shared), tokio::spawn(task.run().instrument(span)))
     }
 }

@@ -269,3 +269,23 @@ async fn a_machine_that_blocks_on_all_nodes_leaves_the_other_groups_alone() {
     }
     blocked.await.unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_says_whether_it_is_in_step_with_numbers() {
+    let mut cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    let behind = 1 + leader % 3;
+    cluster.group(behind).propose(text("a")).await.unwrap();
+    let sync = cluster.group(behind).in_sync(0).await;
+    assert!(sync.in_sync && sync.lag_slots == 0, "{sync:?}");
+    assert_eq!(sync.leader, Some(NodeId(leader)));
+    assert_eq!(sync.applied, sync.known);
+    for node in 1..=3 {
+        if node != behind {
+            cluster.crash(node).await;
+        }
+    }
+    sleep(Duration::from_secs(3)).await;
+    let sync = cluster.group(behind).in_sync(u64::MAX).await;
+    assert!(!sync.in_sync && sync.leader.is_none(), "{sync:?}");
+}

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     super::{
         group::Read,
+        machine::Answer,
         waiting::{Queries, ReadRequest, Waiter},
     },
     End, READS_PER_TURN, Task,
@@ -30,16 +31,34 @@ impl Task {
             .apply()
             .map_err(|error| End::Halted(error.to_string()))?;
         let now = Instant::now();
-        metrics.apply_duration.record(now - began);
+        let took = now - began;
+        metrics.apply_duration.record(took);
+        if let Some(unsaid) = self.slow.applies.note(took, now) {
+            tracing::warn!(
+                group = %self.shared.id, node = %self.shared.node, commands = answers.len(),
+                millis = took.as_millis() as u64, unsaid, "slow apply"
+            );
+        }
         metrics.proposals_applied.add(answers.len() as u64);
         let mut fastest = Duration::MAX;
         let mut committed = 0;
-        for (token, answer) in answers {
+        for Answer {
+            token,
+            id,
+            reply: answer,
+        } in answers
+        {
             let waiter = token.and_then(|token| self.waiting.remove(token, &self.shared.queue));
             if let Some(Waiter::Proposal { reply, since, .. }) = waiter {
                 let took = now.saturating_duration_since(since);
                 metrics.commit_duration.record(took);
                 fastest = fastest.min(took);
+                if let Some(unsaid) = self.slow.proposals.note(took, now) {
+                    tracing::warn!(
+                        group = %self.shared.id, node = %self.shared.node, proposal = ?id,
+                        millis = took.as_millis() as u64, unsaid, "slow proposal"
+                    );
+                }
                 committed += 1;
                 reply.send(Ok(answer));
             }
@@ -91,7 +110,7 @@ impl Task {
         }
     }
 
-    fn answer_read(&self, request: ReadRequest) {
+    fn answer_read(&mut self, request: ReadRequest) {
         let metrics = &self.shared.metrics;
         let failed = |why| {
             metrics.rejected.failed.increment();
@@ -115,7 +134,15 @@ impl Task {
             }
         }
         if request.read == Read::Linearizable {
-            metrics.read_index_duration.record(request.since.elapsed());
+            let now = Instant::now();
+            let took = now.saturating_duration_since(request.since);
+            metrics.read_index_duration.record(took);
+            if let Some(unsaid) = self.slow.reads.note(took, now) {
+                tracing::warn!(
+                    group = %self.shared.id, node = %self.shared.node,
+                    millis = took.as_millis() as u64, unsaid, "slow read"
+                );
+            }
         }
     }
 

@@ -23,6 +23,7 @@ use super::{
     event::{Event, EventSender, Room},
     group::{Request, Shared},
     machine::Machine,
+    slow::SlowLogs,
     waiting::Waiting,
 };
 use crate::{
@@ -81,6 +82,7 @@ pub(super) struct Task {
     refused: BTreeSet<NodeId>,
     /// The last turn left something that is ready to be done.
     has_more: bool,
+    slow: SlowLogs,
     /// When gauges and status followed the replica last, and whether it rested then.
     refreshed: Option<(Time, bool)>,
 }
@@ -108,6 +110,7 @@ impl Task {
         Self {
             command_limiter: limiter(config.replica.max_pending_commands),
             read_limiter: limiter(config.replica.max_pending_reads),
+            slow: SlowLogs::new(&parts.environment.config),
             environment: parts.environment,
             shared: parts.shared,
             replica: parts.replica,

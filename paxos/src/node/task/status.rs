@@ -82,6 +82,7 @@ fn set_gauges(shared: &Shared, status: &GroupStatus) {
     let leads = replica.leader.is_some_and(|ballot| ballot.node == shared.node);
     metrics.has_leader.set(u64::from(replica.leader.is_some()));
     metrics.is_leader.set(u64::from(leads));
+    metrics.resting.set(u64::from(replica.resting));
     metrics.ballot_round.set(replica.promised.round);
     metrics.proposals_pending.set(replica.pending_commands as u64);
     metrics.inflight_bytes.set(replica.pending_bytes as u64);
