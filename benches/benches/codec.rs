@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p paxos-benches --bench codec`. "elements" are log entries (or heartbeats), "bytes" whole frames.
 
-use std::hint::black_box;
+use std::{hint::black_box, time::Duration};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -47,6 +47,7 @@ fn heartbeat() -> Message {
         start: Slot(1_000_000),
         chosen: Slot(2_000_000),
         round: 100_000,
+        lease: Duration::from_millis(400),
     }
 }
 

@@ -48,6 +48,10 @@ pub struct Member {
     /// that nobody remembers.
     #[serde(default)]
     pub first_round: u64,
+    /// Voters of a higher priority lead rather than others, while they are alive and have the log: then leadership is
+    /// handed to them after a while. With equal priorities it stays where it is.
+    #[serde(default)]
+    pub priority: u8,
 }
 
 impl Member {
@@ -59,7 +63,14 @@ impl Member {
             address: address.into(),
             role: Role::Voter,
             first_round: 0,
+            priority: 0,
         }
+    }
+
+    /// The member with this priority.
+    #[must_use]
+    pub fn with_priority(self, priority: u8) -> Self {
+        Self { priority, ..self }
     }
 
     /// Whether this disk is the one that the member was admitted with.
@@ -165,6 +176,10 @@ impl Membership {
                 }
                 Ok(())
             }
+            Change::SetPriority { node, priority } => {
+                self.member_mut(*node)?.priority = *priority;
+                Ok(())
+            }
             Change::SetAddress { node, address } => {
                 self.member_mut(*node)?.address = valid(*node, address)?;
                 Ok(())
@@ -199,6 +214,7 @@ impl Membership {
             address,
             role,
             first_round: if is_new { 0 } else { first_round },
+            priority: 0,
         };
         self.members.insert(place, member);
         Ok(())
@@ -317,6 +333,13 @@ pub enum Change {
         by: NodeId,
         /// Where it can be reached; empty for a learner whose address stays.
         address: String,
+    },
+    /// A member is preferred as leader more than before, or less.
+    SetPriority {
+        /// Who.
+        node: NodeId,
+        /// See [`Member::priority`].
+        priority: u8,
     },
     /// A member is reached elsewhere from now on.
     SetAddress {

@@ -224,6 +224,10 @@ pub struct GroupMetrics {
     pub apply_duration: Histogram,
     /// From the call of a linearizable read to its answer.
     pub read_index_duration: Histogram,
+    /// Reads that a lease answered.
+    pub lease_reads: Counter,
+    /// Reads that asked for a lease and were answered without one.
+    pub lease_fallbacks: Counter,
     /// Commands in each applied entry that held any.
     pub batch_entries: Histogram,
     /// As of which slot the newest durable snapshot is.
@@ -274,6 +278,8 @@ impl Default for GroupMetrics {
             commit_duration: Histogram::of_durations(),
             apply_duration: Histogram::of_durations(),
             read_index_duration: Histogram::of_durations(),
+            lease_reads: Counter::default(),
+            lease_fallbacks: Counter::default(),
             batch_entries: Histogram::of_counts(),
             snapshot_index: Gauge::default(),
             snapshot_save_duration: Histogram::of_durations(),
@@ -521,6 +527,18 @@ const NUMBERS: &[Number] = &[
         Kind::Gauge,
         "1 while the group has nothing to do",
         |m| m.resting.get(),
+    ),
+    (
+        "paxos_lease_reads_total",
+        Kind::Counter,
+        "Reads that a lease answered",
+        |m| m.lease_reads.get(),
+    ),
+    (
+        "paxos_lease_fallbacks_total",
+        Kind::Counter,
+        "Reads that asked for a lease and were answered without one",
+        |m| m.lease_fallbacks.get(),
     ),
     (
         "paxos_ballot_round",

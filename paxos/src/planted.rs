@@ -34,6 +34,9 @@ mod switch {
         "origins_not_in_snapshot",
         "rests_before_its_peers_know",
         "returning_peer_wakes_nobody",
+        "lease_from_arrival",
+        "take_over_keeps_lease",
+        "promise_during_grant",
     ];
 
     static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);

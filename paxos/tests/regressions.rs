@@ -10,7 +10,7 @@
 //! | W6 | a command that the machine refuses wedges the group | `node`: `a_machine_that_fails_halts_its_group_only`; kvstore: `what_the_machine_does_not_know_is_a_reply`; `router`: `commands_for_unknown_machines_and_rejected_ones_never_wedge_the_group` |
 //! | W7 | phase 1 is skipped across a change of membership | `membership`: `new_voters_promises_are_collected_after_a_change`, `nothing_is_proposed_above_a_membership_until_it_is_chosen` |
 //! | W8 | votes of strangers count | here: `strangers_have_no_vote`; transports: `nodes_of_two_clusters_never_connect`; backends: `other_clusters_and_nodes_are_told_whose_directory_it_is`; `membership`: `a_lost_disk_has_no_vote_until_it_is_admitted_anew`, `of_two_changes_of_one_version_one_happens` |
-//! | W9 | a late record grants a lease | not applicable before leases exist; of reads, `scenarios`: `an_answer_to_an_earlier_life_answers_nothing` |
+//! | W9 | a late record grants a lease | `leadership`: `a_reply_of_the_past_grants_nothing_however_often_it_comes`, `a_lease_counts_from_the_sending_of_the_heartbeat`; of reads, `scenarios`: `an_answer_to_an_earlier_life_answers_nothing` |
 //! | W10 | timers on the wall clock; no fencing token | the core takes time as an argument (lints forbid clocks); `scenarios`: `a_ballot_is_never_used_in_two_lives` |
 //! | W11 | units are mixed up | all times are of type `Duration` or `Time`; here: `what_is_lost_is_sent_again_within_three_heartbeats` |
 //! | W12 | equal commands are taken for one another | `scenarios`: `equal_commands_of_two_nodes_are_two_commands` |

@@ -196,6 +196,7 @@ mod durability {
         let message = Message::Prepare {
             ballot,
             from: Slot(1),
+            released: None,
         };
         rig.deliver(Letter {
             from: 2,

@@ -63,7 +63,7 @@ impl Replica {
         self.window.set(slot, Accepted { ballot, entry }, persist);
     }
 
-    pub(super) fn on_prepare(&mut self, from: NodeId, ballot: Ballot, first: Slot) {
+    pub(super) fn on_prepare(&mut self, from: NodeId, ballot: Ballot, first: Slot, released: Option<Ballot>) {
         if ballot.node != from {
             return;
         }
@@ -71,6 +71,16 @@ impl Replica {
             return self.refuse(from, ballot);
         }
         if ballot > self.promised {
+            // A leader asks new voters for promises at the ballot that holds the lease itself.
+            let holder = if self.has_granted(ballot) {
+                Some(ballot)
+            } else {
+                released
+            };
+            if self.bound_until(holder).is_some() {
+                // The candidate asks again.
+                return;
+            }
             self.promise(ballot);
             self.become_follower(None);
         }

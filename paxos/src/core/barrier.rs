@@ -272,7 +272,7 @@ impl Replica {
         *ask_at = again_at;
         let ballot = leadership.ballot;
         let missing = leadership.promises.missing(self.memberships.current(), chosen);
-        self.ask_promises_of(ballot, missing);
+        self.ask_promises_of(ballot, missing, None);
     }
 
     /// When a leader that stands at a membership asks again.

@@ -2,6 +2,8 @@
 
 use core::time::Duration;
 
+use super::Lease;
+
 /// Bounds and times of one replica. Every bound is per group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
@@ -56,6 +58,16 @@ pub struct Config {
     pub max_laggard_entries: u64,
     /// How many bytes of a snapshot one message carries.
     pub snapshot_chunk_bytes: usize,
+    /// Whether each voter of the highest [priority](crate::types::Member::priority) shall lead its share of many groups:
+    /// the group's id says which. A leader that is not the one hands over when things have been quiet for a while, also
+    /// after a user made it leader. Off by default.
+    pub balance_leaders: bool,
+    /// Whether leaders are granted leases, for reads without a round of heartbeats ([`Input::ReadByLease`]); off by
+    /// default. Mind what [`Lease`] assumes of clocks, and that a leader whose connections break is replaced only when
+    /// its lease is over.
+    ///
+    /// [`Input::ReadByLease`]: super::Input::ReadByLease
+    pub lease: Option<Lease>,
     /// Whether commands proposed, and reads begun, on a node that is not leader are forwarded (or rejected with a
     /// hint). What a leader took is forwarded in any case when it is deposed.
     pub forward: bool,
@@ -93,6 +105,8 @@ impl Default for Config {
             keep_bytes: 64 << 20,
             max_laggard_entries: 100_000,
             snapshot_chunk_bytes: 1 << 20,
+            balance_leaders: false,
+            lease: None,
             forward: true,
             pin_storages: true,
             readmit: true,
@@ -152,6 +166,19 @@ impl Config {
             return Err(ConfigError {
                 field: "election_timeout",
                 expected: "at least twice heartbeat_interval",
+            });
+        }
+        let Some(lease) = self.lease else { return Ok(()) };
+        if lease.duration < self.heartbeat_interval * 2 || lease.duration > self.election_timeout {
+            return Err(ConfigError {
+                field: "lease.duration",
+                expected: "at least twice heartbeat_interval and at most election_timeout",
+            });
+        }
+        if lease.max_drift_permille >= 1_000 {
+            return Err(ConfigError {
+                field: "lease.max_drift_permille",
+                expected: "less than 1000",
             });
         }
         Ok(())

@@ -37,6 +37,8 @@ pub(super) struct Candidacy {
     /// What each voter has reported so far, this node included once its own promise is durable.
     pub(super) promises: Promises,
     ask_again_at: Time,
+    /// The leader that has asked for this candidacy.
+    released: Option<Ballot>,
 }
 
 #[derive(Clone, Copy, Debug, Hash)]
@@ -120,8 +122,9 @@ impl Replica {
 
     /// Canvasses soon, with a little randomness against duels.
     pub(super) fn hasten_election(&mut self) {
+        let from = self.bound_until(None).unwrap_or(self.now);
         let soon = self.rng.up_to(self.config.heartbeat_interval / 2);
-        self.election_at = Some(self.now.plus(soon));
+        self.election_at = Some(from.plus(soon));
     }
 
     pub(super) fn set_leader(&mut self, leader: Option<Ballot>) {
@@ -176,6 +179,7 @@ impl Replica {
                 if self.now >= leadership.heartbeat_at {
                     self.tend_membership();
                     self.heartbeat_or_rest();
+                    self.follow_preference();
                 }
             }
             // A new ballot would not become durable any sooner.
@@ -191,6 +195,9 @@ impl Replica {
         self.become_follower(None);
         if !self.is_voter() {
             return self.nudge_voters();
+        }
+        if self.bound_until(None).is_some() {
+            return self.hasten_election();
         }
         if !self.could_lead() {
             return;
@@ -210,8 +217,9 @@ impl Replica {
         if self.is_resting() {
             self.on_canvass_at_rest(from, ballot);
         }
+        let free = !self.hears_leader() && self.bound_until(None).is_none();
         // Whoever lacks what is trimmed here would lead only after a snapshot: this node can lead at once.
-        let granted = !self.hears_leader() && ballot > self.floor() && self.trimmed <= chosen;
+        let granted = free && ballot > self.floor() && self.trimmed <= chosen;
         let highest = self.highest.max(self.promised);
         self.send(
             from,
@@ -249,12 +257,15 @@ impl Replica {
                 canvass.granted.get(&node).copied()
             })
         {
-            self.stand();
+            self.stand(None);
         }
     }
 
-    /// Begins phase 1 at a new ballot.
-    pub(super) fn stand(&mut self) {
+    /// Begins phase 1 at a new ballot; `released` is the leader that asks for it.
+    pub(super) fn stand(&mut self, released: Option<Ballot>) {
+        if self.bound_until(released).is_some() {
+            return;
+        }
         self.postpone_election();
         let Some(ballot) = self.next_ballot() else {
             return;
@@ -268,10 +279,16 @@ impl Replica {
             ballot,
             promises: Promises::default(),
             ask_again_at: self.now.plus(self.config.heartbeat_interval * 2),
+            released,
         });
         let from = self.chosen.next();
         for voter in self.other_voters() {
-            self.send_when_durable(voter, Message::Prepare { ballot, from });
+            let message = Message::Prepare {
+                ballot,
+                from,
+                released,
+            };
+            self.send_when_durable(voter, message);
         }
         let released = self.gate.after(After::OwnPromise { ballot });
         self.release(released);
@@ -298,17 +315,27 @@ impl Replica {
             return;
         };
         candidacy.ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
-        let ballot = candidacy.ballot;
+        let Candidacy { ballot, released, .. } = *candidacy;
         let missing = candidacy
             .promises
             .missing(self.memberships.current(), self.chosen);
-        self.ask_promises_of(ballot, missing);
+        self.ask_promises_of(ballot, missing, released);
     }
 
-    pub(super) fn ask_promises_of(&mut self, ballot: Ballot, voters: Vec<(NodeId, Slot)>) {
+    pub(super) fn ask_promises_of(
+        &mut self,
+        ballot: Ballot,
+        voters: Vec<(NodeId, Slot)>,
+        released: Option<Ballot>,
+    ) {
         for (voter, from) in voters {
             if voter != self.identity.node {
-                self.send_when_durable(voter, Message::Prepare { ballot, from });
+                let message = Message::Prepare {
+                    ballot,
+                    from,
+                    released,
+                };
+                self.send_when_durable(voter, message);
             }
         }
     }

@@ -37,6 +37,9 @@ impl Replica {
     pub fn normalize(&mut self) {
         self.rng = Rng::new(0);
         self.heard_at = self.now;
+        if let Role::Leader(leadership) = &mut self.role {
+            leadership.forget_times();
+        }
         self.election_at = Some(self.now.plus(self.config.election_timeout));
         let durable = self.gate.durable;
         for id in [

@@ -79,6 +79,11 @@ pub enum Input {
         /// Names the read in the answer.
         token: Token,
     },
+    /// As [`Input::Read`], but answered at once while this node leads under a lease ([`Config::lease`](super::Config)).
+    ReadByLease {
+        /// Names the read in the answer.
+        token: Token,
+    },
     /// A user of this node wants another node to lead, or this one not to. Ends in exactly one [`Output::Transferred`],
     /// within two election timeouts.
     TransferLeadership {
@@ -246,6 +251,9 @@ pub enum Output {
         token: Token,
         /// Wait for this slot.
         slot: Slot,
+        /// The ballot under whose lease the read is answered: the driver has to look again after the query has run, as
+        /// [`Replica::lease`](super::Replica::lease) says, and steps [`Input::Read`] with the same token if it is over.
+        lease: Option<Ballot>,
     },
     /// The proposal or read certainly did not happen.
     Rejected {

@@ -1,6 +1,7 @@
 //! What replicas of one group say to each other.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use bytes::Bytes;
 
@@ -38,6 +39,8 @@ pub enum Message {
         ballot: Ballot,
         /// The first slot that the candidate still needs a report of.
         from: Slot,
+        /// The leader that has asked the candidate to take over: leases granted to it bind nobody any more.
+        released: Option<Ballot>,
     },
     /// Answers [`Message::Prepare`] ("1b"), in chunks: reports every entry above both `from` and the sender's
     /// watermark. The sender's promise is durable before this message exists.
@@ -94,6 +97,8 @@ pub enum Message {
         /// Counts the leader's heartbeats; a quorum that answers this one or a later one proves that the leader was
         /// still leader when it sent this one.
         round: u64,
+        /// The lease that the leader asks for; zero: none.
+        lease: Duration,
     },
     /// Answers [`Message::Heartbeat`].
     HeartbeatReply {
@@ -110,6 +115,8 @@ pub enum Message {
         chosen: Slot,
         /// Whether the sender could lead: it votes, and has handed all of its log to its state machine.
         ready: bool,
+        /// Whether the lease is granted: the sender helps nobody else to lead for so long, from when it says so.
+        leased: bool,
     },
     /// The watermark has advanced and no `Accept` is there to carry it. Not answered.
     Chosen {

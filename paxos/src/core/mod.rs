@@ -20,8 +20,9 @@
 //! **Messages**: an output message may be sent at once: what it asserts is durable by the time it exists. Messages may
 //! be lost, repeated, delayed and reordered by the network.
 //!
-//! **Time** is monotonic. A driver that was held up steps what came in meanwhile before it polls, so that a pause is not
-//! taken for silence.
+//! **Time** is monotonic. The driver looks at the clock after it has taken in what it steps, or a lease might be counted
+//! from before it was asked for. A driver that was held up steps what came in meanwhile before it polls, so that a pause
+//! is not taken for silence.
 //!
 //! **Replay**: a new replica hands out [`Output::Apply`] for every entry of the log from the first one held, because what
 //! earlier entries held decides which later commands are duplicates; from the first one above its snapshot, if it began
@@ -44,9 +45,11 @@ mod exploration;
 mod gate;
 mod io;
 mod learner;
+mod lease;
 mod membership;
 mod message;
 pub mod peers;
+mod preference;
 mod progress;
 mod proposals;
 mod proposer;
@@ -86,6 +89,7 @@ pub use self::{
         Alarm, ChosenCommand, ChosenEntry, FetchStatus, Input, Output, PeerStatus, PersistId, Phase,
         Rejection, Standing, Start, Status, Token, TransferRejection,
     },
+    lease::Lease,
     message::Message,
 };
 use crate::types::{
@@ -127,6 +131,7 @@ pub struct Replica {
     heard_at: Time,
     /// When this node canvasses if it hears of no leader; `None` while it rests.
     election_at: Option<Time>,
+    granted: lease::Granted,
     nodes: Nodes,
 
     learner: Learner,
@@ -188,6 +193,7 @@ impl Replica {
             window.set(slot, accepted, PersistId(0));
         }
         let mut replica = Self {
+            granted: lease::Granted::new(config.lease, now),
             config,
             group,
             identity,
@@ -259,6 +265,7 @@ impl Replica {
             }
             Input::Propose { token, command } => self.on_propose(token, command),
             Input::Read { token } => self.on_read(token),
+            Input::ReadByLease { token } => self.on_read_by_lease(token),
             Input::TransferLeadership { token, to } => self.on_transfer_leadership(token, to),
             Input::ChangeMembership {
                 token,
@@ -310,7 +317,11 @@ impl Replica {
             } => {
                 self.on_canvass_reply((from, storage), ballot, granted, highest, chosen);
             }
-            Message::Prepare { ballot, from: first } => self.on_prepare(from, ballot, first),
+            Message::Prepare {
+                ballot,
+                from: first,
+                released,
+            } => self.on_prepare(from, ballot, first, released),
             Message::Promise {
                 ballot,
                 chosen,
@@ -338,8 +349,10 @@ impl Replica {
                 start,
                 chosen,
                 round,
+                lease,
             } => {
-                self.on_heartbeat(from, ballot, start, chosen, Some(round));
+                self.on_heartbeat(from, ballot, start, chosen);
+                self.answer_heartbeat(from, ballot, round, lease);
             }
             Message::HeartbeatReply {
                 ballot,
@@ -348,6 +361,7 @@ impl Replica {
                 accepted,
                 chosen,
                 ready,
+                leased,
             } => {
                 let pulse = Pulse {
                     round,
@@ -355,6 +369,7 @@ impl Replica {
                     accepted,
                     chosen,
                     ready,
+                    leased,
                 };
                 self.on_heartbeat_reply((from, storage), ballot, pulse);
             }
@@ -362,7 +377,7 @@ impl Replica {
                 ballot,
                 start,
                 chosen,
-            } => self.on_heartbeat(from, ballot, start, chosen, None),
+            } => self.on_heartbeat(from, ballot, start, chosen),
             Message::Learn { from: first, upto } => self.on_learn(from, first, upto),
             Message::Learned {
                 from: first,

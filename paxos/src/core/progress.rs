@@ -32,6 +32,8 @@ pub(super) struct Progress {
     pub(super) contact: Time,
     /// Whether it was heard in this leadership.
     pub(super) heard: bool,
+    /// When the newest heartbeat was sent for which it granted a lease.
+    pub(super) granted: Option<Time>,
     /// Whether it could lead, as it said last.
     pub(super) ready: bool,
     /// The highest watermark that was sent.
@@ -55,6 +57,7 @@ impl Progress {
             answered: 0,
             contact: now,
             heard: false,
+            granted: None,
             ready: false,
             told: Slot::ZERO,
             rests_in: 0,

@@ -5,6 +5,7 @@ use alloc::{
     collections::{BTreeMap, VecDeque},
     vec::Vec,
 };
+use core::time::Duration;
 
 use bytes::Bytes;
 
@@ -15,6 +16,7 @@ use super::{
     batch,
     changes::ChangeAsker,
     election::{Candidacy, Role},
+    preference::Preference,
     progress::Progress,
     quiet::Quiet,
     reads::LeaderReads,
@@ -64,7 +66,15 @@ pub(super) struct Leadership {
     /// What has been promised at this ballot; `found` has what is still to be adopted.
     pub(super) promises: Promises,
     pub(super) change_asker: Option<ChangeAsker>,
+    pub(super) preference: Preference,
+    /// Another node was told to take over: this ballot holds no lease any more.
+    pub(super) released: bool,
+    /// When the latest heartbeats were sent, oldest first.
+    sent: VecDeque<(u64, Time)>,
 }
+
+/// How many heartbeats are remembered by their time.
+const MAX_SENT_HEARTBEATS: usize = 64;
 
 /// What a peer says of itself when it answers a heartbeat: see [`Message::HeartbeatReply`].
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +84,7 @@ pub(super) struct Pulse {
     pub(super) accepted: Slot,
     pub(super) chosen: Slot,
     pub(super) ready: bool,
+    pub(super) leased: bool,
 }
 
 impl Leadership {
@@ -95,6 +106,12 @@ impl Leadership {
         let mut contacts: Vec<Time> = voters.map(contact).collect();
         contacts.sort_unstable_by(|a, b| b.cmp(a));
         contacts.get(membership.quorum() - 1).copied().unwrap_or_default()
+    }
+
+    /// Forgets when heartbeats were sent: a model checker's clock stands still.
+    #[cfg(feature = "testing")]
+    pub(super) fn forget_times(&mut self) {
+        self.sent.clear();
     }
 
     /// Whether a quorum has answered this heartbeat or a later one.
@@ -191,6 +208,9 @@ impl Replica {
             barrier: None,
             promises,
             change_asker: None,
+            preference: Preference::default(),
+            released: false,
+            sent: VecDeque::new(),
         };
         self.following = Following {
             ballot,
@@ -392,11 +412,13 @@ impl Replica {
     }
 
     pub(super) fn heartbeat(&mut self) {
+        let lease = self.config.lease.map_or(Duration::ZERO, |lease| lease.duration);
         self.beat(|ballot, start, chosen, round| Message::Heartbeat {
             ballot,
             start,
             chosen,
             round,
+            lease,
         });
     }
 
@@ -418,6 +440,10 @@ impl Replica {
         self.snapshots.trim_due = true;
         leadership.round += 1;
         leadership.heartbeat_at = now.plus(self.config.heartbeat_interval);
+        if leadership.sent.len() == MAX_SENT_HEARTBEATS {
+            leadership.sent.pop_front();
+        }
+        leadership.sent.push_back((leadership.round, now));
         for peer in leadership.peers.values_mut() {
             peer.probe(leadership.round);
             peer.told = chosen;
@@ -435,14 +461,7 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_heartbeat(
-        &mut self,
-        from: NodeId,
-        ballot: Ballot,
-        start: Slot,
-        chosen: Slot,
-        round: Option<u64>,
-    ) {
+    pub(super) fn on_heartbeat(&mut self, from: NodeId, ballot: Ballot, start: Slot, chosen: Slot) {
         if ballot.node != from {
             return;
         }
@@ -456,7 +475,14 @@ impl Replica {
             // acknowledged.
             self.acknowledge();
         }
-        let Some(round) = round else { return };
+    }
+
+    /// Says to the leader, if this node follows it, what it wants to hear.
+    pub(super) fn answer_heartbeat(&mut self, from: NodeId, ballot: Ballot, round: u64, lease: Duration) {
+        if ballot.node != from || self.leader != Some(ballot) {
+            return;
+        }
+        let leased = self.grant(ballot, lease);
         let Following {
             received,
             durable: accepted,
@@ -469,6 +495,7 @@ impl Replica {
             accepted,
             chosen: self.chosen,
             ready: self.could_lead(),
+            leased,
         };
         self.send(from, message);
     }
@@ -483,6 +510,7 @@ impl Replica {
             accepted,
             chosen,
             ready,
+            leased,
         }: Pulse,
     ) {
         let Role::Leader(leadership) = &mut self.role else {
@@ -492,6 +520,9 @@ impl Replica {
             return;
         }
         let start = leadership.start;
+        // A heartbeat that is not remembered was sent too long ago to grant anything.
+        let sent = leadership.sent.iter().find(|(sent, _)| leased && *sent == round);
+        let granted = sent.map(|(_, at)| *at);
         let Some(peer) = leadership.peers.get_mut(&from) else {
             return;
         };
@@ -502,6 +533,10 @@ impl Replica {
             }
             *peer = Progress::of_disk(storage, start, self.now);
         }
+        if leased && planted::is("lease_from_arrival") {
+            peer.granted = Some(self.now);
+        }
+        peer.granted = peer.granted.max(granted);
         peer.acknowledged(accepted, chosen);
         peer.heartbeat_answered(round, received);
         peer.heard_at(self.now);

@@ -12,6 +12,7 @@
 //! replaces a leader which says nothing, because the leader's node may live without the leader.
 
 use alloc::collections::BTreeSet;
+use core::time::Duration;
 
 use super::{Input, Message, Replica, election::Role, proposer::Leadership};
 use crate::planted;
@@ -170,7 +171,7 @@ impl Replica {
 
     /// The leader's heartbeat is due.
     pub(super) fn heartbeat_or_rest(&mut self) {
-        let idle = self.has_nothing_to_do() && self.hears_quorum();
+        let idle = self.has_nothing_to_do() && self.hears_quorum() && self.is_preferred();
         let chosen = self.chosen;
         let Role::Leader(leadership) = &mut self.role else {
             return;
@@ -206,7 +207,8 @@ impl Replica {
 
     /// The leader has nothing to do: neither has this node, it seems.
     pub(super) fn on_rest(&mut self, from: NodeId, ballot: Ballot, start: Slot, chosen: Slot, round: u64) {
-        self.on_heartbeat(from, ballot, start, chosen, Some(round));
+        self.on_heartbeat(from, ballot, start, chosen);
+        self.answer_heartbeat(from, ballot, round, Duration::ZERO);
         let in_step = self.chosen >= chosen && self.has_nothing_to_do();
         if self.leader == Some(ballot) && in_step && self.nodes.alive.contains(&from) {
             self.election_at = None;

@@ -104,7 +104,11 @@ impl Replica {
 
     fn read_ready(&mut self, token: Token, slot: Slot) {
         if self.reads.open.remove(&token) {
-            self.outputs.push_back(Output::ReadReady { token, slot });
+            self.outputs.push_back(Output::ReadReady {
+                token,
+                slot,
+                lease: None,
+            });
         }
     }
 

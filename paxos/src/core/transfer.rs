@@ -130,7 +130,7 @@ impl Replica {
     }
 
     /// Opens a transfer to this node, or to the one that is best fit. Returns to whom.
-    fn begin_transfer(&mut self, to: Option<NodeId>) -> Result<NodeId, TransferRejection> {
+    pub(super) fn begin_transfer(&mut self, to: Option<NodeId>) -> Result<NodeId, TransferRejection> {
         let Part::Leader(leadership) = &self.role else {
             return Err(TransferRejection::NoLeader);
         };
@@ -177,14 +177,16 @@ impl Replica {
         }
     }
 
-    /// Of the voters that could lead the one that has most of the log.
+    /// Of the voters that could lead, and of these the ones of the highest priority, the one that has most of the log.
     fn best_successor(&self) -> Option<NodeId> {
-        self.memberships
-            .current()
-            .voters()
-            .filter_map(|node| Some((self.may_succeed(node).ok()?, node)))
+        let members = self.memberships.current().members.iter();
+        members
+            .filter_map(|member| {
+                let held = self.may_succeed(member.node).ok()?;
+                Some((member.priority, held, member.node))
+            })
             .max()
-            .map(|(_, node)| node)
+            .map(|(.., node)| node)
     }
 
     /// Moves an open transfer on: called when all that has come in is acted on.
@@ -208,6 +210,7 @@ impl Replica {
             return;
         }
         transfer.told_at = Some(now);
+        leadership.released = true;
         let to = transfer.to;
         let message = Message::TakeOver {
             ballot: leadership.ballot,
@@ -223,7 +226,8 @@ impl Replica {
             return;
         };
         leadership.transfer = None;
-        let of = leadership.ballot;
+        leadership.preference.failures += 1;
+        let (of, released) = (leadership.ballot, leadership.released);
         let given_up: Vec<Request> = self
             .requests
             .0
@@ -231,6 +235,11 @@ impl Replica {
             .collect();
         for request in given_up {
             self.end_transfer(request.token, Err(TransferRejection::TimedOut));
+        }
+        if released && self.config.lease.is_some() {
+            // The successor may still take over, so this ballot holds no lease any more. The next one can.
+            self.become_follower(None);
+            self.stand(Some(of));
         }
     }
 
@@ -256,7 +265,7 @@ impl Replica {
         self.follow(ballot, start);
         self.note_leader_watermark(from, ballot, chosen);
         self.become_follower(None);
-        self.stand();
+        self.stand(Some(ballot));
     }
 
     pub(super) fn transfer_deadline(&self) -> Option<Time> {

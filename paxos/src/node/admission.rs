@@ -163,6 +163,11 @@ impl Lane {
         }
     }
 
+    /// Requests of this weight, which had ended, are open again: they were admitted once.
+    pub(super) fn resumed(&self, weight: Weight) {
+        self.open.fetch_add(weight.packed(), Relaxed);
+    }
+
     /// Requests of this weight are open no longer. To be called before their users hear so, who may come again at once.
     pub(super) fn ended(&self, weight: Weight) {
         self.open.fetch_sub(weight.packed(), Relaxed);

@@ -48,6 +48,15 @@ pub enum Read {
     /// Sees every write acknowledged before the read began, on any node.
     #[default]
     Linearizable,
+    /// As linearizable, and answered by a leader without a word to anybody while it holds a lease
+    /// ([`core::Config::lease`](crate::core::Config::lease)). On other nodes, and when the leader holds none (leases are
+    /// off, it is new, it hands over, a quorum has been silent), this is the same as [`Read::Linearizable`].
+    ///
+    /// **This trusts clocks**: if the monotonic clocks of two nodes drift apart by more than
+    /// [`Lease::max_drift_permille`](crate::core::Lease::max_drift_permille) allows for, or a clock stands still while
+    /// its machine is suspended, a leader that was replaced may answer from a state that is no longer the newest. A
+    /// process that merely stands still is safe: the clock is looked at again after the query has run.
+    Lease,
     /// Answered locally once this slot has been applied here: sees at least that.
     Stale {
         /// Wait for this slot; [`Slot::ZERO`] waits for nothing.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     core::Token,
     error::{ChangeError, ProposeError, ReadError, TransferError},
-    types::{Membership, NodeId, Slot, Time},
+    types::{Ballot, Membership, NodeId, Slot, Time},
 };
 
 pub(super) type Outcome = Result<Bytes, ProposeError>;
@@ -162,6 +162,8 @@ pub(super) enum Waiter {
     Read {
         request: ReadRequest,
         slot: Option<Slot>,
+        /// Whose lease must last until the query has run.
+        lease: Option<Ballot>,
     },
     /// A transfer of leadership.
     Transfer(oneshot::Sender<Result<NodeId, TransferError>>),

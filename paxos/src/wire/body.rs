@@ -1,6 +1,7 @@
 //! What follows the prefix of a frame: the message's fields, and its entries or commands.
 
 use alloc::{borrow::ToOwned, format, string::ToString, vec::Vec};
+use core::time::Duration;
 
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -30,6 +31,40 @@ impl From<Pair> for Ballot {
             round: pair.0,
             node: pair.1,
         }
+    }
+}
+
+/// A ballot that may be missing.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(transparent)]
+struct MaybePair(Option<Pair>);
+
+impl From<Option<Ballot>> for MaybePair {
+    fn from(ballot: Option<Ballot>) -> Self {
+        Self(ballot.map(Pair::from))
+    }
+}
+
+impl From<MaybePair> for Option<Ballot> {
+    fn from(pair: MaybePair) -> Self {
+        pair.0.map(Ballot::from)
+    }
+}
+
+/// A time in nanoseconds; what does not fit lasts for centuries anyway.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Nanos(u64);
+
+impl From<Duration> for Nanos {
+    fn from(duration: Duration) -> Self {
+        Self(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl From<Nanos> for Duration {
+    fn from(nanos: Nanos) -> Self {
+        Self::from_nanos(nanos.0)
     }
 }
 
@@ -80,11 +115,11 @@ macro_rules! plain_messages {
 plain_messages! {
     1 Canvass { ballot: Pair, chosen: Slot }
     2 CanvassReply { ballot: Pair, granted: bool, highest: Pair, chosen: Slot }
-    3 Prepare { ballot: Pair, from: Slot }
+    3 Prepare { ballot: Pair, from: Slot, released: MaybePair }
     5 Refuse { ballot: Pair, promised: Pair }
     7 Accepted { ballot: Pair, upto: Slot, chosen: Slot }
-    8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64 }
-    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot, ready: bool }
+    8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64, lease: Nanos }
+    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot, ready: bool, leased: bool }
     10 Learn { from: Slot, upto: Slot }
     13 Forwarded { ballot: Pair, incarnation: Incarnation, expected: u64 }
     14 ReadIndex { token: u64 }

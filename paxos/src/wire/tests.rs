@@ -1,5 +1,7 @@
 use alloc::{string::ToString, vec, vec::Vec};
 
+use core::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use proptest::{collection::vec as many, prelude::*};
 
@@ -47,6 +49,7 @@ fn heartbeat() -> Message {
         start: Slot(1_000_000),
         chosen: Slot(2_000_000),
         round: 100_000,
+        lease: Duration::from_millis(400),
     }
 }
 
@@ -333,7 +336,13 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
                 }
             }
         ),
-        (any_ballot(), any_slot()).prop_map(|(ballot, from)| Message::Prepare { ballot, from }),
+        (any_ballot(), any_slot(), proptest::option::of(any_ballot())).prop_map(
+            |(ballot, from, released)| Message::Prepare {
+                ballot,
+                from,
+                released
+            }
+        ),
         (any_ballot(), any_slot(), any_slot(), any_slot(), slot_entries).prop_map(
             |(ballot, chosen, from, to, entries)| Message::Promise {
                 ballot,
@@ -344,23 +353,25 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
             }
         ),
         (any_ballot(), any_ballot()).prop_map(|(ballot, promised)| Message::Refuse { ballot, promised }),
-        (any_ballot(), any_slot(), any_slot(), any::<u64>()).prop_map(|(ballot, start, chosen, round)| {
-            Message::Heartbeat {
+        (any_ballot(), any_slot(), any_slot(), any::<u64>(), any::<u64>()).prop_map(
+            |(ballot, start, chosen, round, lease)| Message::Heartbeat {
                 ballot,
                 start,
                 chosen,
                 round,
+                lease: Duration::from_nanos(lease),
             }
-        }),
+        ),
         (
             any_ballot(),
             any::<u64>(),
             any_slot(),
             any_slot(),
             any_slot(),
+            any::<bool>(),
             any::<bool>()
         )
-            .prop_map(|(ballot, round, received, accepted, chosen, ready)| {
+            .prop_map(|(ballot, round, received, accepted, chosen, ready, leased)| {
                 Message::HeartbeatReply {
                     ballot,
                     round,
@@ -368,6 +379,7 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
                     accepted,
                     chosen,
                     ready,
+                    leased,
                 }
             }),
         (any_ballot(), any_slot(), any_slot()).prop_map(|(ballot, start, chosen)| Message::TakeOver {

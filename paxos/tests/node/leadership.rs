@@ -110,3 +110,116 @@ async fn a_transfer_that_cannot_be_says_why() {
     let not_voter = TransferError::Rejected(TransferRejection::NotVoter { node });
     assert_eq!(refused, Err(not_voter));
 }
+
+mod leases {
+    use paxos::{Read, core::Lease};
+
+    use super::*;
+
+    async fn leased_cluster() -> Cluster {
+        let mut config = config();
+        config.replica.lease = Some(Lease {
+            duration: Duration::from_millis(400),
+            max_drift_permille: 10,
+        });
+        let cluster = Cluster::start_with(config).await;
+        cluster.leader().await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_answers_alone_while_its_lease_lasts_and_no_longer() {
+        let cluster = leased_cluster().await;
+        let leader = cluster.leader().await;
+        let group = cluster.group(leader);
+        group.propose(text("a")).await.unwrap();
+        cluster.network.cut_off(leader);
+        assert_eq!(group.query(Read::Lease, text("")).await.unwrap(), "a");
+        assert_eq!(group.query_all(Read::Lease, vec![text("")]).await.unwrap(), ["a"]);
+        assert_eq!(group.metrics().lease_reads.get(), 2);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let late = group.query(Read::Lease, text(""));
+        assert!(late.await.is_err(), "nobody confirms that it still leads");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_node_answers_and_counts_how() {
+        let cluster = leased_cluster().await;
+        let leader = cluster.leader().await;
+        let follower = cluster.follower().await;
+        cluster.group(leader).propose(text("a")).await.unwrap();
+        for node in [leader, follower] {
+            let answer = cluster.group(node).query(Read::Lease, text("")).await;
+            assert_eq!(answer.unwrap(), "a");
+        }
+        assert_eq!(cluster.group(leader).metrics().lease_reads.get(), 1);
+        assert_eq!(cluster.group(follower).metrics().lease_fallbacks.get(), 1);
+    }
+}
+
+mod balance {
+    use std::collections::BTreeMap;
+
+    use paxos::{Ballot, GroupId};
+
+    use super::*;
+    use crate::{cluster::members, doubles::List};
+
+    const GROUPS: u32 = 64;
+
+    async fn add_groups(cluster: &Cluster, node: u64) {
+        for group in 2..=GROUPS {
+            let added = cluster.nodes[&node].add_group(GroupId(group), members(1..=3), List::default());
+            added.await.unwrap();
+        }
+    }
+
+    /// The leader of every group, as some node sees it.
+    fn leaders(cluster: &Cluster) -> BTreeMap<GroupId, Ballot> {
+        let node = cluster.nodes.values().next().unwrap();
+        let leaders = node.groups().into_iter();
+        leaders
+            .map(|group| (group.id(), group.leader().borrow().expect("a leader is known")))
+            .collect()
+    }
+
+    fn shares(leaders: &BTreeMap<GroupId, Ballot>) -> Vec<usize> {
+        let mut shares = BTreeMap::new();
+        for ballot in leaders.values() {
+            *shares.entry(ballot.node).or_insert(0) += 1;
+        }
+        shares.into_values().collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_groups_have_their_leaders_on_all_nodes_and_keep_them() {
+        let mut config = config();
+        config.replica.balance_leaders = true;
+        let mut cluster = Cluster::start_with(config).await;
+        for node in 1..=3 {
+            add_groups(&cluster, node).await;
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let balanced = leaders(&cluster);
+        assert_eq!(shares(&balanced), [21, 22, 21]);
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert_eq!(leaders(&cluster), balanced, "leaders stay where they are");
+        cluster.crash(3).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let without = leaders(&cluster);
+        let share = shares(&without);
+        assert!(share.len() == 2 && share[0].abs_diff(share[1]) <= 2, "{share:?}");
+        let moved = balanced
+            .iter()
+            .filter(|(group, before)| without[group] != **before);
+        assert!(
+            moved.clone().all(|(_, before)| before.node == NodeId(3)),
+            "only the groups of the lost node move"
+        );
+        cluster.start_node(3).await;
+        add_groups(&cluster, 3).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(shares(&leaders(&cluster)), [21, 22, 21]);
+    }
+}

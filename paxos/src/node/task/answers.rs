@@ -15,7 +15,7 @@ use super::{
 use crate::{
     core::{Rejection, Token},
     error::{ChangeError, ProposeError, ReadError},
-    types::{ChangeRejection, Membership},
+    types::{Ballot, ChangeRejection, Membership},
 };
 
 impl Task {
@@ -92,12 +92,15 @@ impl Task {
             }
             self.parked.pop_first();
             let waiter = self.waiting.remove(token, &self.shared.queue);
-            if let Some(Waiter::Read { request, .. }) = waiter {
-                if request.read == Read::Linearizable {
-                    answered += request.queries.weight().count;
-                    fastest = fastest.min(request.since.elapsed());
+            if let Some(Waiter::Read { request, lease, .. }) = waiter {
+                let by_quorum = lease.is_none() && !matches!(request.read, Read::Stale { .. });
+                let (count, took) = (request.queries.weight().count, request.since.elapsed());
+                if let Err(request) = self.answer_read(request, lease) {
+                    self.read_without_lease(request);
+                } else if by_quorum {
+                    answered += count;
+                    fastest = fastest.min(took);
                 }
-                self.answer_read(request);
             }
         }
         if answered > 0 {
@@ -110,7 +113,8 @@ impl Task {
         }
     }
 
-    fn answer_read(&mut self, request: ReadRequest) {
+    /// Gives the request back if it was to be answered under a lease and that is over.
+    fn answer_read(&mut self, request: ReadRequest, lease: Option<Ballot>) -> Result<(), ReadRequest> {
         let metrics = &self.shared.metrics;
         let failed = |why| {
             metrics.rejected.failed.increment();
@@ -122,28 +126,52 @@ impl Task {
             Queries::One(_, reply) if reply.is_closed() => {}
             Queries::Many(_, reply) if reply.is_closed() => {}
             Queries::One(query, reply) => {
+                let answer = self.machine.query(query.clone());
+                if !self.still_holds(lease) {
+                    let queries = Queries::One(query, reply);
+                    return Err(ReadRequest { queries, ..request });
+                }
                 // Nobody listens any more: fine, here and below.
-                let _ = reply.send(self.machine.query(query).map_err(failed));
+                let _ = reply.send(answer.map_err(failed));
             }
             Queries::Many(queries, reply) => {
-                let answers = queries
-                    .into_iter()
-                    .map(|query| self.machine.query(query))
-                    .collect();
-                let _ = reply.send(Result::map_err(answers, failed));
+                let answers = queries.iter().map(|query| self.machine.query(query.clone()));
+                let answers: Result<_, _> = answers.collect();
+                if !self.still_holds(lease) {
+                    let queries = Queries::Many(queries, reply);
+                    return Err(ReadRequest { queries, ..request });
+                }
+                let _ = reply.send(answers.map_err(failed));
             }
         }
-        if request.read == Read::Linearizable {
-            let now = Instant::now();
-            let took = now.saturating_duration_since(request.since);
-            metrics.read_index_duration.record(took);
-            if let Some(unsaid) = self.slow.reads.note(took, now) {
-                tracing::warn!(
-                    group = %self.shared.id, node = %self.shared.node,
-                    millis = took.as_millis() as u64, unsaid, "slow read"
-                );
-            }
+        match request.read {
+            Read::Lease if lease.is_some() => metrics.lease_reads.increment(),
+            Read::Lease => metrics.lease_fallbacks.increment(),
+            Read::Linearizable => self.note_read(request.since),
+            Read::Stale { .. } => {}
         }
+        Ok(())
+    }
+
+    /// A linearizable read was answered.
+    fn note_read(&mut self, since: Instant) {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(since);
+        self.shared.metrics.read_index_duration.record(took);
+        if let Some(unsaid) = self.slow.reads.note(took, now) {
+            tracing::warn!(
+                group = %self.shared.id, node = %self.shared.node,
+                millis = took.as_millis() as u64, unsaid, "slow read"
+            );
+        }
+    }
+
+    /// Whether a lease of this ballot, if one is needed, holds at this moment.
+    fn still_holds(&self, lease: Option<Ballot>) -> bool {
+        lease.is_none_or(|ballot| {
+            let held = self.replica.lease();
+            held.is_some_and(|(held, until)| held == ballot && self.shared.clock.now() < until)
+        })
     }
 
     /// The proposal or read did not happen.

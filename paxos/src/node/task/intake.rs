@@ -20,12 +20,16 @@ use crate::{
 };
 
 impl Task {
-    pub(super) fn take_events(&mut self, now: Time) -> Result<(), End> {
+    /// Collects what has come in. The clock is looked at afterwards: see the contract of [`core`](crate::core).
+    pub(super) fn collect_events(&mut self) {
         while self.taken_events.len() < self.environment.config.max_turn_inputs
             && let Ok(event) = self.events.try_recv()
         {
             self.taken_events.push(event);
         }
+    }
+
+    pub(super) fn take_events(&mut self, now: Time) -> Result<(), End> {
         let mut room = 0;
         let mut stop = None;
         let mut taken_events = mem::take(&mut self.taken_events);
@@ -173,18 +177,45 @@ impl Task {
     }
 
     fn take_read(&mut self, now: Time, request: ReadRequest) {
-        let deadline = Some(request.deadline);
         match request.read {
             Read::Linearizable => {
-                let token = self.waiting.add(Waiter::Read { request, slot: None }, deadline);
+                let token = self.wait_for_read(request);
                 self.replica.step(now, Input::Read { token });
             }
+            Read::Lease => {
+                let token = self.wait_for_read(request);
+                self.replica.step(now, Input::ReadByLease { token });
+            }
             Read::Stale { at_least } => {
-                let slot = Some(at_least);
-                let token = self.waiting.add(Waiter::Read { request, slot }, deadline);
+                let deadline = Some(request.deadline);
+                let waiter = Waiter::Read {
+                    request,
+                    slot: Some(at_least),
+                    lease: None,
+                };
+                let token = self.waiting.add(waiter, deadline);
                 self.parked.insert((at_least, token));
             }
         }
+    }
+
+    /// Waits until the replica says which slot the read has to see.
+    fn wait_for_read(&mut self, request: ReadRequest) -> Token {
+        let deadline = Some(request.deadline);
+        let waiter = Waiter::Read {
+            request,
+            slot: None,
+            lease: None,
+        };
+        self.waiting.add(waiter, deadline)
+    }
+
+    /// A lease ended before the query under it had run: asks a quorum after all, in the next turn.
+    pub(super) fn read_without_lease(&mut self, request: ReadRequest) {
+        self.shared.queue.reads.resumed(request.queries.weight());
+        let token = self.wait_for_read(request);
+        self.replica.step(self.shared.clock.now(), Input::Read { token });
+        self.has_more = true;
     }
 
     pub(super) fn expire(&mut self, now: Time, token: Token) {

@@ -176,6 +176,7 @@ impl Task {
         if let Some(why) = &*self.halt.borrow_and_update() {
             return Err(End::Halted(why.clone()));
         }
+        self.collect_events();
         let now = self.shared.clock.now();
         for peer in mem::take(&mut self.refused) {
             self.replica.step(now, Input::SendRefused(peer));

@@ -62,9 +62,14 @@ impl Task {
                 offset,
                 data,
             } => self.store_chunk(upto, total, offset, data),
-            Output::ReadReady { token, slot: ready } => {
-                if let Some(Waiter::Read { slot, .. }) = self.waiting.get_mut(token) {
+            Output::ReadReady {
+                token,
+                slot: ready,
+                lease: by,
+            } => {
+                if let Some(Waiter::Read { slot, lease, .. }) = self.waiting.get_mut(token) {
                     *slot = Some(ready);
+                    *lease = by;
                     self.parked.insert((ready, token));
                 }
             }

@@ -135,6 +135,9 @@ impl<W: Workload> Cluster<'_, W> {
                 token,
                 command: command.clone(),
             },
+            Request::Read if self.plan.config.lease.is_some() && self.random.chance(600) => {
+                Input::ReadByLease { token }
+            }
             Request::Read => Input::Read { token },
         };
         let id = self.nodes[node].id;

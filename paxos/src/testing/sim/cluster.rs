@@ -93,6 +93,14 @@ pub(super) enum Event {
     Strike {
         group: usize,
     },
+    /// A query has run under a lease of this ballot, on a machine that had applied so much; its answer is ready.
+    Answer {
+        node: usize,
+        life: u64,
+        group: usize,
+        token: Token,
+        queried: (Slot, crate::Ballot),
+    },
     Undo {
         epoch: u64,
         undo: Undo,
@@ -157,6 +165,8 @@ pub(super) struct Cluster<'a, W: Workload> {
     pub(super) groups: Vec<Group>,
     pub(super) clients: Vec<Client>,
     pub(super) transfers: BTreeMap<Token, Asked>,
+    /// Who was last seen to hold a lease in each group, and when.
+    pub(super) last_lease: BTreeMap<usize, (usize, u64)>,
     pub(super) clients_active: bool,
     /// Of each client one for each group, if the workload has them.
     pub(super) scripts: Vec<Box<dyn Script>>,
@@ -209,6 +219,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
             groups: groups.collect(),
             clients: vec![Client::default(); plan.clients],
             transfers: BTreeMap::new(),
+            last_lease: BTreeMap::new(),
             scripts: (0..plan.clients * plan.groups)
                 .map_while(|_| workload.script())
                 .collect(),
@@ -323,6 +334,16 @@ impl<'a, W: Workload> Cluster<'a, W> {
             Event::Impatient(token) => self.client_gives_up(token),
             Event::Fault => return self.next_fault(),
             Event::Strike { group } => return self.strike_leader(group),
+            Event::Answer {
+                node,
+                life,
+                group,
+                token,
+                queried,
+            } if self.lives(node, life) => {
+                self.resume(node);
+                return self.answer_by_lease(node, group, token, queried);
+            }
             Event::Succeed { epoch, group, past } if epoch == self.epoch && !self.network.calm => {
                 self.succeed(group, past);
             }
@@ -507,6 +528,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
         let before = core::mem::replace(&mut life.status, status);
         let (deadline, tick_at) = (life.replica.deadline(), life.tick_at);
         self.observe_status(node, group, &before);
+        self.one_lease_at_a_time(node, group, &before)?;
         let Some(deadline) = deadline else { return Ok(()) };
         ensure!(
             !ticked || deadline > now,

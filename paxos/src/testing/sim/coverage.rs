@@ -106,6 +106,9 @@ events! {
     ChangeWithoutLeader = "a change was refused because no leader was known",
     ChangeNotReady = "a change was refused because a new voter was not reached, or lagged behind",
     ChangeInvalid = "an invalid change was refused",
+    ReadByLease = "a leader answered a read by its lease",
+    LeaseOver = "a lease was over when the query under it had run",
+    LeaseSucceeded = "a node got a lease within a lease's duration of another one's",
     SnapshotSwapped = "a machine was replaced by a copy restored from its snapshot",
 }
 

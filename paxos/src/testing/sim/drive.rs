@@ -19,7 +19,7 @@ use bytes::Bytes;
 use crate::{
     core::{ChosenEntry, Input, Message, Output, PersistId, Rejection, Token},
     state_machine::{ApplyCommand, Chosen, MachineError, StateMachine},
-    types::{EntryKind, GroupId, HardState, Incarnation, NodeId, Slot, WriteOp},
+    types::{Ballot, EntryKind, GroupId, HardState, Incarnation, NodeId, Slot, WriteOp},
 };
 
 type Check = Result<(), Violation>;
@@ -53,7 +53,7 @@ impl<W: Workload> Cluster<'_, W> {
                 self.after(delay, loaded);
                 Ok(())
             }
-            Output::ReadReady { token, slot } => self.read_ready(node, group, token, slot),
+            Output::ReadReady { token, slot, lease } => self.read_ready(node, group, token, slot, lease),
             Output::Rejected { token, reason } => self.reject(node, group, token, reason),
             Output::Unknown { token } => {
                 if self.groups[group].changes.remove(&token).is_some() {
@@ -459,12 +459,19 @@ impl<W: Workload> Cluster<'_, W> {
         Ok(())
     }
 
-    fn read_ready(&mut self, node: usize, group: usize, token: Token, slot: Slot) -> Check {
+    fn read_ready(
+        &mut self,
+        node: usize,
+        group: usize,
+        token: Token,
+        slot: Slot,
+        lease: Option<Ballot>,
+    ) -> Check {
         let Some(life) = self.nodes[node].seat_mut(group) else {
             return Ok(());
         };
         self.coverage.meet_if(slot > life.applied, Sometimes::ReadWaited);
-        life.reads.push((slot, token));
+        life.reads.push((slot, token, lease));
         self.answer_reads(node, group)
     }
 
@@ -478,14 +485,18 @@ impl<W: Workload> Cluster<'_, W> {
             return Ok(());
         }
         let applied = life.applied;
-        let ready = |(slot, _): &mut (Slot, Token)| *slot <= applied;
-        let tokens: Vec<(Slot, Token)> = life.reads.extract_if(.., ready).collect();
-        for (_, token) in tokens {
+        let ready = |(slot, ..): &mut (Slot, Token, Option<Ballot>)| *slot <= applied;
+        let ready: Vec<(Slot, Token, Option<Ballot>)> = life.reads.extract_if(.., ready).collect();
+        for (_, token, lease) in ready {
             let query = self.workload.query(&mut self.random);
             let Some(life) = self.nodes[node].seat(group) else {
                 return Ok(());
             };
             let _answer = life.machine.query(query);
+            if let Some(ballot) = lease {
+                self.queried_by_lease(node, group, token, (applied, ballot))?;
+                continue;
+            }
             self.groups[group].history.read_answered(id, token, applied)?;
             self.coverage.meet_if(!leads, Sometimes::ReadOnFollower);
             self.client_hears(token, None);

@@ -4,7 +4,7 @@ use core::{fmt, time::Duration};
 use std::vec::Vec;
 
 use super::{Options, random::Random};
-use crate::core::Config;
+use crate::core::{Config, Lease};
 
 macro_rules! faults {
     ($($name:ident = $text:literal,)*) => {
@@ -52,6 +52,7 @@ faults! {
     Hangup = "Broken connections are noticed.",
     Overload = "Clients propose in bursts.",
     Oddities = "Clients propose empty and oversized commands, and cancel.",
+    LateAnswers = "What a leader is told reaches it late, when what it says has ceased to reach anybody.",
     Transfer = "Leadership is transferred on request.",
     Lull = "Clients have nothing to ask for a while, so that groups rest.",
     Reconfiguration = "The members of the groups change, sometimes by force and to all others at once.",
@@ -217,10 +218,21 @@ fn draw_config(random: &mut Random) -> Config {
         max_peer_inflight_bytes: random.pick(&[2 << 10, 16 << 20]),
         max_cache_bytes: random.pick(&[1 << 10, 16 << 20]),
         max_watermark_delay: Duration::from_millis(random.pick(&[0, 2, 20])),
+        balance_leaders: random.chance(300),
+        lease: draw_lease(random, election),
         forward: random.chance(800),
         pin_storages: random.chance(800),
         readmit: true,
         promote_learners: random.chance(200),
         ..Config::default()
     }
+}
+
+/// In half of the runs, with a bound that covers the drift of the clocks.
+fn draw_lease(random: &mut Random, election: u64) -> Option<Lease> {
+    let percent = random.pick(&[60, 80, 100, 100]);
+    random.chance(500).then(|| Lease {
+        duration: Duration::from_millis(election * percent / 100),
+        max_drift_permille: 50,
+    })
 }

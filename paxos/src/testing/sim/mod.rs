@@ -64,6 +64,7 @@
 //! | I9 | one effect and one answer for each command of a session (the workload [`Retrying`]) |
 //! | I11 | votes count in the membership in force at their slot only, with the disk that it admitted |
 //! | I10 | linearizable, by log positions |
+//! | I12 | no two nodes would answer a read by lease at one moment, nor does a node begin to lead then, as long as clocks drift no more than the lease allows for |
 //! | I13 | queues keep their bounds |
 //! | L1 | after a while without faults, every node answers writes and reads |
 //! | L2 | at the end all replicas have applied the same |

@@ -48,6 +48,10 @@ const STRIKES: &[Fault] = &[
     Fault::Damage,
     Fault::Succession,
     Fault::Succession,
+    Fault::LateAnswers,
+    Fault::LateAnswers,
+    Fault::LateAnswers,
+    Fault::LateAnswers,
     Fault::Transfer,
     Fault::Transfer,
     Fault::Transfer,
@@ -269,7 +273,7 @@ impl<W: Workload> Cluster<'_, W> {
         let leader = (0..self.nodes.len()).find(|node| self.nodes[*node].leads_any());
         let victim = match (fault, leader) {
             // Whom everybody else replaces at once, while it believes for a while that it leads on.
-            (Fault::Isolation, Some(leader)) => leader,
+            (Fault::Isolation | Fault::LateAnswers, Some(leader)) => leader,
             _ => self.victim(),
         };
         self.strike(fault, victim)
@@ -312,6 +316,7 @@ impl<W: Workload> Cluster<'_, W> {
                 self.undo_after(duration, Undo::FreeDisk(victim));
             }
             Fault::Damage => return self.damage(victim),
+            Fault::LateAnswers => self.answer_late(victim),
             Fault::Transfer => self.ask_for_transfer(victim),
             Fault::Reconfiguration if self.reconfigures => self.change_membership(),
             Fault::LostDisk if !self.reconfigures => return self.lose_disk(victim),
@@ -336,6 +341,22 @@ impl<W: Workload> Cluster<'_, W> {
             }
         }
         Ok(())
+    }
+
+    /// What others say to a leader waits, then what it says is cut off. The answers arrive about when the others look
+    /// for a new leader: they tell of the past.
+    fn answer_late(&mut self, leader: usize) {
+        let heartbeat = self.plan.config.heartbeat_interval.as_micros() as u64;
+        let election = self.plan.config.election_timeout.as_micros() as u64;
+        let cut_after = self.random.between(heartbeat, heartbeat * 2);
+        let late = cut_after + election * self.random.between(700, 950) / 1_000;
+        let others = (0..self.nodes.len()).filter(|other| *other != leader);
+        let others: Vec<usize> = others.collect();
+        for other in &others {
+            self.network.clog(*other, leader, self.now + late);
+        }
+        let words = others.iter().map(|other| (leader, *other)).collect();
+        self.undo_after(cut_after, Undo::Cut(words, 2 * election));
     }
 
     /// Often the leader, else anybody.
@@ -446,6 +467,7 @@ impl<W: Workload> Cluster<'_, W> {
             Undo::Cut(links, duration) => {
                 for (from, to) in &links {
                     self.network.cut(*from, *to);
+                    self.notice(*to, *from);
                 }
                 self.undo_after(duration, Undo::Mend(links));
             }
@@ -462,7 +484,7 @@ impl<W: Workload> Cluster<'_, W> {
         Ok(())
     }
 
-    fn resume(&mut self, node: usize) {
+    pub(super) fn resume(&mut self, node: usize) {
         if core::mem::take(&mut self.nodes[node].paused)
             && let Some(life) = &mut self.nodes[node].life
         {

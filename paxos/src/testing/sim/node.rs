@@ -18,7 +18,7 @@ use crate::{
         Config, Input, Phase, Replica, Start, Status, Token,
         peers::{Beat, Change, Peers},
     },
-    types::{GroupId, Identity, Incarnation, Membership, NodeId, Slot, StorageId, Time},
+    types::{Ballot, GroupId, Identity, Incarnation, Membership, NodeId, Slot, StorageId, Time},
 };
 
 /// A group's replica on a node, as long as that lives.
@@ -27,7 +27,7 @@ pub(super) struct Seat<M> {
     pub(super) machine: M,
     pub(super) tick_at: Option<u64>,
     pub(super) applied: Slot,
-    pub(super) reads: Vec<(Slot, Token)>,
+    pub(super) reads: Vec<(Slot, Token, Option<Ballot>)>,
     pub(super) status: Status,
 }
 

@@ -71,7 +71,7 @@ impl<W: Workload> Cluster<'_, W> {
             return (vec![Change::Promote { node: learner.node }], force);
         }
         let member = present.member(node);
-        let change = match self.random.below(9) {
+        let change = match self.random.below(10) {
             0 | 1 => Change::AddLearner { node: other, address },
             2 | 3 => match member.map(|member| member.role) {
                 None => Change::AddLearner { node, address },
@@ -85,6 +85,10 @@ impl<W: Workload> Cluster<'_, W> {
                 address,
             },
             6 => Change::SetAddress { node, address },
+            7 => Change::SetPriority {
+                node,
+                priority: self.random.below(3) as u8,
+            },
             _ => return (self.draw_other_voters(present, &all), true),
         };
         (vec![change], force)

@@ -90,6 +90,7 @@ pub struct Rig {
     letters: Vec<Letter>,
     cuts: BTreeSet<(u64, u64)>,
     endings: BTreeMap<Token, Ending>,
+    by_lease: BTreeSet<Token>,
     tokens: u64,
     oracle: Oracle,
     transcript: String,
@@ -114,7 +115,13 @@ impl Rig {
 
     /// As [`Self::with`], but leaders record disks and admit new ones, as configured.
     pub fn tending(nodes: u64, config: Config) -> Self {
-        let membership = Membership::new((1..=nodes).map(|id| Member::voter(NodeId(id), "")));
+        let members = (1..=nodes).map(|id| Member::voter(NodeId(id), ""));
+        Self::of(Membership::new(members), config)
+    }
+
+    /// The replicas of this membership, whose nodes are 1 to n, with this configuration, started, without a leader yet.
+    pub fn of(membership: Membership, config: Config) -> Self {
+        let nodes = membership.members.len() as u64;
         let mut rig = Self {
             config,
             oracle: Oracle::new(membership.clone()),
@@ -124,6 +131,7 @@ impl Rig {
             letters: Vec::new(),
             cuts: BTreeSet::new(),
             endings: BTreeMap::new(),
+            by_lease: BTreeSet::new(),
             tokens: 0,
             transcript: String::new(),
         };
@@ -309,7 +317,10 @@ impl Rig {
                 }
                 self.answer_reads(node);
             }
-            Output::ReadReady { token, slot } => {
+            Output::ReadReady { token, slot, lease } => {
+                if lease.is_some() {
+                    self.by_lease.insert(token);
+                }
                 self.seat(node).reads.push((slot, token));
                 self.answer_reads(node);
             }
@@ -505,6 +516,26 @@ impl Rig {
         let token = Token(self.tokens);
         self.step(node, Input::Read { token });
         token
+    }
+
+    /// A user of this node wants to read by lease.
+    pub fn read_by_lease(&mut self, node: u64) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        self.step(node, Input::ReadByLease { token });
+        token
+    }
+
+    /// Whether a read was answered by a lease.
+    pub fn was_by_lease(&self, token: Token) -> bool {
+        self.by_lease.contains(&token)
+    }
+
+    /// Whether a living node holds a lease now.
+    pub fn holds_lease(&self, node: u64) -> bool {
+        let replica = self.seats.get(&node).and_then(|seat| seat.replica.as_ref());
+        let lease = replica.and_then(Replica::lease);
+        lease.is_some_and(|(_, until)| self.now < until)
     }
 
     /// A user of this node wants that node to lead; `None`: anybody but this one.

@@ -49,7 +49,14 @@ pub fn message(message: &Message) -> String {
             let answer = if *granted { "yes" } else { "no" };
             format!("{name} {ballot} {answer}, highest {highest} chosen {chosen}")
         }
-        Message::Prepare { ballot, from } => format!("{name} {ballot} from slot {from}"),
+        Message::Prepare {
+            ballot,
+            from,
+            released,
+        } => {
+            let released = released.map_or(String::new(), |ballot| format!(", released by {ballot}"));
+            format!("{name} {ballot} from slot {from}{released}")
+        }
         Message::Promise {
             ballot,
             chosen,
@@ -84,6 +91,7 @@ pub fn message(message: &Message) -> String {
             start,
             chosen,
             round,
+            lease: _,
         }
         | Message::Rest {
             ballot,
@@ -98,11 +106,12 @@ pub fn message(message: &Message) -> String {
             accepted,
             chosen,
             ready,
+            leased,
         } => {
             let ready = if *ready { "" } else { ", not ready" };
-            format!(
-                "{name} {ballot} round {round} received {received} accepted {accepted} chosen {chosen}{ready}"
-            )
+            let leased = if *leased { ", leased" } else { "" };
+            let held = format!("received {received} accepted {accepted} chosen {chosen}");
+            format!("{name} {ballot} round {round} {held}{ready}{leased}")
         }
         Message::Chosen {
             ballot,
@@ -174,6 +183,7 @@ pub fn input(input: &Input) -> String {
         Input::Persisted(id) => format!("persisted #{}", id.0),
         Input::Propose { token, command } => format!("propose t{} ({} bytes)", token.0, command.len()),
         Input::Read { token } => format!("read t{}", token.0),
+        Input::ReadByLease { token } => format!("read t{} by lease", token.0),
         Input::TransferLeadership { token, to: Some(to) } => format!("transfer t{} to n{to}", token.0),
         Input::TransferLeadership { token, to: None } => format!("retire t{}", token.0),
         Input::ChangeMembership {
@@ -266,7 +276,10 @@ pub fn output(output: &Output) -> String {
             offset,
             data,
         } => format!("store {}", piece(*upto, *total, *offset, data.len())),
-        Output::ReadReady { token, slot } => format!("read t{} ready at slot {slot}", token.0),
+        Output::ReadReady { token, slot, lease } => {
+            let lease = if lease.is_some() { " by lease" } else { "" };
+            format!("read t{} ready at slot {slot}{lease}", token.0)
+        }
         Output::Rejected { token, reason } => format!("rejected t{}: {reason:?}", token.0),
         Output::Unknown { token } => format!("unknown t{}", token.0),
         Output::Leader(Some(ballot)) => format!("leader is n{} ({ballot})", ballot.node),

@@ -1,0 +1,87 @@
+//! Which node should lead a group: one of those with the highest priority, and of many groups each node its share.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{Replica, election::Role as Part};
+use crate::types::{Member, NodeId, Role, Time};
+
+/// For how many election timeouts another node has to be the better one before it is made leader.
+const PATIENCE: u32 = 4;
+/// How often that is doubled when hand-overs come to nothing.
+const MAX_DOUBLINGS: u32 = 6;
+
+/// The node that a leader would rather see in its place.
+#[derive(Clone, Copy, Debug, Default, Hash)]
+pub(super) struct Preference {
+    node: Option<NodeId>,
+    since: Time,
+    /// How many hand-overs have come to nothing.
+    pub(super) failures: u32,
+}
+
+impl Preference {
+    fn patience(&self, election_timeout: Duration) -> Duration {
+        election_timeout * (PATIENCE << self.failures.min(MAX_DOUBLINGS))
+    }
+}
+
+impl Replica {
+    /// Called with every heartbeat: hands over to a node that should lead instead, if that has been so for a while.
+    pub(super) fn follow_preference(&mut self) {
+        let better = self.preferred_leader().filter(|node| *node != self.identity.node);
+        let (now, timeout) = (self.now, self.config.election_timeout);
+        let Part::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        let preference = &mut leadership.preference;
+        if preference.node != better {
+            preference.node = better;
+            preference.since = now;
+        }
+        if better.is_none() || now.since(preference.since) < preference.patience(timeout) {
+            return;
+        }
+        preference.since = now;
+        // Refused: then it is not so any more, or a transfer is open.
+        let _ = self.begin_transfer(better);
+    }
+
+    /// Whether nobody should lead in place of this leader, as far as it knows.
+    pub(super) fn is_preferred(&self) -> bool {
+        self.preferred_leader()
+            .is_none_or(|node| node == self.identity.node)
+    }
+
+    /// The voter that should lead: of those that could, the ones of the highest priority; of these this node, or with
+    /// balanced leaders the one that the group's id draws. Whoever cannot lead now is drawn and passed over, so that the
+    /// groups of the others stay where they are.
+    fn preferred_leader(&self) -> Option<NodeId> {
+        let own = self.identity.node;
+        let voters = self.memberships.current().members.iter();
+        let voters = voters.filter(|member| member.role == Role::Voter);
+        let fit = |member: &&Member| member.node == own || self.is_in_step(member.node);
+        let highest = voters.clone().filter(fit).map(|member| member.priority).max()?;
+        let mut drawn: Vec<&Member> = voters.filter(|member| member.priority == highest).collect();
+        if !self.config.balance_leaders && drawn.iter().any(|member| member.node == own) {
+            return Some(own);
+        }
+        let mut ticket = self.group.0 as usize;
+        while !drawn.is_empty() {
+            let place = ticket % drawn.len();
+            ticket /= drawn.len();
+            let member = drawn.remove(place);
+            if fit(&member) {
+                return Some(member.node);
+            }
+        }
+        None
+    }
+
+    /// Whether this peer could lead and lacks no more than what is in flight.
+    fn is_in_step(&self, node: NodeId) -> bool {
+        let max_lag = self.config.max_window_entries as u64;
+        self.may_succeed(node)
+            .is_ok_and(|held| self.chosen.since(held) <= max_lag)
+    }
+}
