@@ -2,9 +2,8 @@
 //!
 //! Pure, like the rest of the core. A driver owns one [`Peers`] per node, calls [`Peers::tick`] when
 //! [`Peers::deadline`] says so, sends what that returns, hands in the beats that arrive, and tells all of its replicas
-//! of every [`Change`] ([`Input::PeerAlive`](super::Input::PeerAlive),
-//! [`Input::PeerSilent`](super::Input::PeerSilent)). A replica that is made later is told what holds then
-//! ([`Peers::known`]).
+//! of every [`Change`] ([`Input::PeerAlive`], [`Input::PeerSilent`]). A replica that is made later is told what holds
+//! then ([`Peers::known`]).
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
