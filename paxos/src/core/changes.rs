@@ -128,9 +128,11 @@ impl Replica {
         }
     }
 
-    /// Another leader: what became of the requests to the one before, nobody says any more.
-    pub(super) fn give_up_changes(&mut self) {
-        for (token, _) in core::mem::take(&mut self.changes.asked).into_values() {
+    /// Another leader: what became of the requests to the one before, nobody says any more. (A leader that leaves because
+    /// of the change itself still answers, so nothing is given up before there is another one.)
+    pub(super) fn give_up_changes(&mut self, leader: Ballot) {
+        let lost = |_: &u64, (_, asked): &mut (Token, Ballot)| *asked != leader;
+        for (_, (token, _)) in self.changes.asked.extract_if(.., lost) {
             self.outputs.push_back(Output::Unknown { token });
         }
     }

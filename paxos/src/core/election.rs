@@ -131,10 +131,10 @@ impl Replica {
         if self.leader != leader {
             self.leader = leader;
             self.outputs.push_back(Output::Leader(leader));
-            self.give_up_changes();
             self.rewind_forwards();
             self.ask_reads_again();
             if let Some(leader) = leader {
+                self.give_up_changes(leader);
                 self.answer_transfers(leader);
             }
         }

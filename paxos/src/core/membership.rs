@@ -4,6 +4,7 @@
 use alloc::{collections::BTreeSet, vec::Vec};
 
 use super::{Alarm, Message, Output, Replica, Standing, election::Role};
+use crate::planted;
 use crate::types::{ChosenMembership, EntryKind, Membership, NodeId, Role as MemberRole, Slot, StorageId};
 
 /// The chosen memberships of a group, the oldest first. The ones that nothing needs any more are forgotten.
@@ -261,6 +262,8 @@ impl Replica {
 
     /// The state machine has passed everything up to `slot`: later snapshots need no earlier membership.
     pub(super) fn forget_memberships_below(&mut self, slot: Slot) {
-        self.memberships.forget_below(slot);
+        if !planted::is("old_quorum_after_change") {
+            self.memberships.forget_below(slot);
+        }
     }
 }

@@ -8,6 +8,7 @@ mod doubles;
 mod failures;
 mod groups;
 mod leadership;
+mod membership;
 mod overload;
 mod proposals;
 mod running;
