@@ -88,20 +88,30 @@ fn group(cluster: &Cluster, node: usize) -> serde_json::Value {
     status.map_or(serde_json::Value::Null, |status| status["groups"][0].clone())
 }
 
-/// Waits until a node is in step, and holds the same as the leader.
-fn in_step(cluster: &Cluster, node: usize) -> serde_json::Value {
-    eventually(&format!("node {node} is in step"), || {
+/// Waits until a node has this standing, is in step, and holds the same as the leader.
+fn in_step(cluster: &Cluster, node: usize, standing: &str) -> serde_json::Value {
+    eventually(&format!("node {node} is in step as {standing}"), || {
         let (own, leaders) = (group(cluster, node), group(cluster, cluster.leader()));
         let same = ["applied", "digest"]
             .iter()
             .all(|field| own[field] == leaders[field]);
-        let well = own["in_sync"] == true;
+        let well = own["in_sync"] == true && own["standing"] == standing;
         if same && well {
             Ok(own)
         } else {
             Err((own, leaders))
         }
     })
+}
+
+/// The voters, as any node tells.
+fn voters(cluster: &Cluster, node: usize) -> Vec<u64> {
+    let listed = json(cluster, node, &["member", "list"]);
+    let members = listed[0]["members"].as_array().expect("members").clone();
+    let voters = members.iter().filter(|member| member["role"] == "voter");
+    voters
+        .map(|member| member["id"].as_u64().expect("an id"))
+        .collect()
 }
 
 /// A client that writes one key after the other, and notes what it is told.
@@ -154,6 +164,95 @@ impl Load {
 }
 
 #[test]
+fn a_node_joins_votes_and_leaves_under_load() {
+    let mut cluster = Cluster::start(3, &[]);
+    let load = Load::at(&cluster, 1);
+    let four = cluster.join_node();
+    in_step(&cluster, four, "learner");
+    assert_eq!(voters(&cluster, 2), [1, 2, 3]);
+
+    let (code, told) = verb(&cluster, 3, &["member", "promote", "4", "--wait"]);
+    assert_eq!(code, 0, "{told}");
+    assert_eq!(voters(&cluster, four), [1, 2, 3, 4]);
+    let again = json(&cluster, 2, &["member", "promote", "4"]);
+    assert_eq!(
+        (&again[0]["ok"], &again[0]["changed"]),
+        (&true.into(), &false.into())
+    );
+    let (code, told) = verb(&cluster, 1, &["leader", "transfer", "4"]);
+    assert_eq!(code, 0, "{told}");
+    let (code, told) = verb(&cluster, 2, &["member", "demote", "4"]);
+    assert_eq!(code, 0, "{told}");
+    assert_eq!(voters(&cluster, 1), [1, 2, 3]);
+    let (code, told) = verb(&cluster, 2, &["member", "promote", "4", "--wait"]);
+    assert_eq!(code, 0, "{told}");
+    let (code, told) = verb(&cluster, 3, &["member", "remove", "4"]);
+    assert_eq!(code, 0, "{told}");
+    assert_eq!(voters(&cluster, 1), [1, 2, 3]);
+    eventually("the node knows that it was removed", || {
+        let group = group(&cluster, four);
+        if group["standing"] == "removed" {
+            Ok(())
+        } else {
+            Err(group)
+        }
+    });
+    load.finish(&cluster, 2);
+
+    let (code, told) = verb(&cluster, 1, &["member", "promote", "9"]);
+    assert_eq!(code, 3, "{told}");
+    assert!(told.contains("node 9 is not a member"), "{told}");
+}
+
+#[test]
+fn a_change_that_would_stop_the_cluster_is_refused_unless_forced() {
+    let mut cluster = Cluster::start(3, &[]);
+    let down = cluster.leader() % 3 + 1;
+    let (here, other) = (cluster.leader(), 6 - down - cluster.leader());
+    cluster.kill(down);
+    // The voters that would be left are one that lives and one that does not.
+    eventually("the leader misses the node", || {
+        let listed = json(&cluster, here, &["member", "list"]);
+        let members = listed[0]["members"].as_array().expect("members");
+        let missed = members
+            .iter()
+            .any(|member| member["id"] == down && member["alive"] == false);
+        if missed { Ok(()) } else { Err(listed) }
+    });
+    let (code, refused) = verb(&cluster, here, &["member", "remove", &other.to_string()]);
+    assert_eq!(code, 1, "{refused}");
+    assert!(
+        refused.contains(&format!("node {down}")) && refused.contains("force"),
+        "{refused}"
+    );
+    assert_eq!(voters(&cluster, other), [1, 2, 3]);
+    let (code, told) = verb(&cluster, other, &["member", "remove", &down.to_string()]);
+    assert_eq!(code, 0, "{told}");
+    assert!(!voters(&cluster, here).contains(&(down as u64)));
+}
+
+#[test]
+fn a_node_that_lost_its_disk_comes_back_by_itself() {
+    let mut cluster = Cluster::start(3, &[]);
+    let load = Load::at(&cluster, cluster.leader());
+    let lost = cluster.leader() % 3 + 1;
+    in_step(&cluster, lost, "voter");
+    cluster.kill(lost);
+    std::fs::remove_dir_all(cluster.data_dir(lost)).expect("the directory is removed");
+    cluster.start_node(lost);
+    eventually("the node is admitted again", || {
+        let group = group(&cluster, lost);
+        if group["standing"] == "voter" && group["in_sync"] == true {
+            Ok(())
+        } else {
+            Err(group)
+        }
+    });
+    load.finish(&cluster, lost);
+    in_step(&cluster, lost, "voter");
+}
+
+#[test]
 fn a_node_that_missed_more_than_the_log_holds_comes_back_by_a_snapshot() {
     let flags = ["--snapshot-entries", "200", "--snapshot-tail", "20"];
     let mut cluster = Cluster::start(3, &flags);
@@ -179,7 +278,7 @@ fn a_node_that_missed_more_than_the_log_holds_comes_back_by_a_snapshot() {
         }
     });
     load.finish(&cluster, away);
-    in_step(&cluster, away);
+    in_step(&cluster, away, "voter");
 
     let saved = json(&cluster, away, &["snapshot", "save"]);
     let upto = saved[0]["groups"][0]["snapshot"].as_u64();
@@ -187,4 +286,19 @@ fn a_node_that_missed_more_than_the_log_holds_comes_back_by_a_snapshot() {
         upto.is_some() && upto == group(&cluster, away)["snapshot"].as_u64(),
         "{saved}"
     );
+}
+
+#[test]
+fn a_node_that_has_moved_is_found_again() {
+    let mut cluster = Cluster::start(3, &[]);
+    let moved = cluster.leader() % 3 + 1;
+    cluster.terminate(moved);
+    cluster.peers[moved - 1] = common::free_ports(1)[0];
+    let address = cluster.peer(moved);
+    cluster.flags = vec!["--peer".into(), address.clone()];
+    cluster.start_node(moved);
+    let member = format!("{moved}={address}");
+    let (code, told) = verb(&cluster, cluster.leader(), &["member", "update", &member]);
+    assert_eq!(code, 0, "{told}");
+    in_step(&cluster, moved, "voter");
 }

@@ -30,7 +30,7 @@ pub(super) struct GroupOptions {
 
 impl GroupOptions {
     /// Carries a command out at the first endpoint that can, and again while its moment is a bad one, within the timeout.
-    async fn ask(&self, words: &[&str]) -> Result<Vec<Outcome>, Failure> {
+    pub(super) async fn ask(&self, words: &[&str]) -> Result<Vec<Outcome>, Failure> {
         let group = self.group.map(|group| group.to_string());
         let mut args: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         if let Some(group) = &group {
@@ -58,7 +58,7 @@ impl GroupOptions {
         }
     }
 
-    fn show(&self, outcomes: &[Outcome], table: fn(&[Outcome]) -> Table) -> Result<Exit, Failure> {
+    pub(super) fn show(&self, outcomes: &[Outcome], table: fn(&[Outcome]) -> Table) -> Result<Exit, Failure> {
         match self.client.output {
             Output::Table => print(format_args!("{}", table(outcomes).render())),
             Output::Json => {
@@ -72,7 +72,7 @@ impl GroupOptions {
 }
 
 /// How the verb ends; what went wrong is told on standard error.
-fn end(outcomes: &[Outcome]) -> Result<Exit, Failure> {
+pub(super) fn end(outcomes: &[Outcome]) -> Result<Exit, Failure> {
     let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.ok).collect();
     if failed.is_empty() {
         return Ok(Exit::Ok);
@@ -95,7 +95,7 @@ fn end(outcomes: &[Outcome]) -> Result<Exit, Failure> {
     Err(Failure::new(exit, told.join("; ")))
 }
 
-fn or_dash(number: Option<u64>) -> String {
+pub(super) fn or_dash(number: Option<u64>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 

@@ -12,7 +12,7 @@ use paxos_backends::Backend;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Failure,
+    Failure, join,
     serve::{Plan, cluster_id},
 };
 
@@ -54,6 +54,36 @@ impl Facts {
         }
     }
 
+    /// As a node that joins a running cluster.
+    async fn joiner(plan: &Plan) -> Result<Self, Failure> {
+        let (cluster, told) = join::learn(&plan.join, plan.id).await?;
+        let differs = |what: &str, theirs: &dyn Display, given: &dyn Display| {
+            Err(Failure::usage(format!(
+                "{what} {given} is not that of the cluster, which has {theirs}; leave it away"
+            )))
+        };
+        if let Some(groups) = plan.groups
+            && groups != told.groups
+        {
+            return differs("--groups", &told.groups, &groups);
+        }
+        if let Some(name) = &plan.cluster_name
+            && told.name.as_ref() != Some(name)
+        {
+            return differs("--cluster-id", &told.name.as_deref().unwrap_or("none"), name);
+        }
+        Ok(Self {
+            format: FORMAT,
+            storage: plan.backend.name().to_owned(),
+            cluster: cluster.to_string(),
+            name: told.name,
+            node: plan.id,
+            groups: told.groups,
+            members: BTreeMap::new(),
+            peer: plan.peer.clone().unwrap_or_default(),
+        })
+    }
+
     pub(super) fn cluster(&self) -> Result<ClusterId, Failure> {
         let id = u64::from_str_radix(&self.cluster, 16);
         id.map(ClusterId).map_err(|_| {
@@ -67,7 +97,7 @@ impl Facts {
 
 /// What the data directory says, checked against the flags; or what the flags say, for a new one. The flag
 /// tells to [`write`] it.
-pub(super) fn settle(plan: &Plan) -> Result<(Facts, bool), Failure> {
+pub(super) async fn settle(plan: &Plan) -> Result<(Facts, bool), Failure> {
     if let Some(found) = read(plan)? {
         check(plan, &found)?;
         let peer = moved_to(plan, &found).unwrap_or_else(|| found.peer.clone());
@@ -83,8 +113,10 @@ pub(super) fn settle(plan: &Plan) -> Result<(Facts, bool), Failure> {
     }
     match &plan.members {
         Some(members) => Ok((Facts::founder(plan, members), true)),
+        None if !plan.join.is_empty() => Ok((Facts::joiner(plan).await?, true)),
         None => Err(Failure::usage(format!(
-            "the data directory {} is new: give --cluster 1=host:port,... to found a cluster",
+            "the data directory {} is new: give --cluster 1=host:port,... to found a cluster, or --join host:port to \
+             join a running one",
             plan.data_dir.display()
         ))),
     }
@@ -157,6 +189,12 @@ fn check(plan: &Plan, found: &Facts) -> Result<(), Failure> {
     let Some(members) = &plan.members else {
         return Ok(());
     };
+    if found.members.is_empty() {
+        return Err(Failure::error(format!(
+            "the data directory {directory} is that of a node that joined a running cluster; it knows its cluster: leave \
+             --cluster away, or choose another --data-dir"
+        )));
+    }
     if !members.keys().eq(found.members.keys()) {
         return Err(Failure::error(format!(
             "the data directory {directory} was made for a cluster of the nodes {}, not {}; it knows its cluster: leave \

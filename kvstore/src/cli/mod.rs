@@ -4,6 +4,8 @@ mod admin;
 mod bench;
 mod demo;
 mod directory;
+mod join;
+mod member;
 mod node;
 mod serve;
 mod status;
@@ -136,6 +138,9 @@ enum Verb {
         #[command(flatten)]
         client: ClientOptions,
     },
+    /// Show or change who belongs to the cluster
+    #[command(subcommand)]
+    Member(Box<member::MemberVerb>),
     /// Take snapshots
     #[command(subcommand)]
     Snapshot(admin::SnapshotVerb),
@@ -228,6 +233,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
             client,
         } => block_on(verbs::cas(&client, &key, &old, &new)),
         Verb::Status { watch, client } => block_on(status::run(&client, watch)),
+        Verb::Member(verb) => block_on(member::run(&verb)),
         Verb::Snapshot(verb) => block_on(admin::snapshot(&verb)),
         Verb::Leader(options) => block_on(admin::leader(&options)),
         Verb::Bench(command) => block_on(bench::run(*command)),

@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     Exit, Failure,
     directory::{self, Facts},
+    join::{self, Introduction},
     serve::Plan,
 };
 use crate::{
@@ -38,7 +39,7 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
     let mut stopping = Stopping::new(plan.exit_with_stdin)?;
     allow_open_files(plan.max_clients);
     // The address first: a node that is running already should be the reason given, and not its locked directory.
-    let (facts, is_new) = directory::settle(&plan)?;
+    let (facts, is_new) = directory::settle(&plan).await?;
     let failed = |error: std::io::Error| Failure::error(format!("cannot serve: {error}"));
     let address =
         |listener: &std::net::TcpListener| listener.local_addr().map(|bound| reachable(bound, &facts.peer));
@@ -46,7 +47,16 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
         resp: address(&plan.resp).map_err(failed)?,
         http: address(&plan.http).map_err(failed)?,
     };
-    let transport = Tcp::bind(TcpConfig::new(facts.peer.clone())).map_err(|error| {
+    let introduction = Introduction {
+        groups: facts.groups,
+        name: facts.name.clone(),
+        clients: addresses.resp.clone(),
+    };
+    let config = TcpConfig {
+        introduction: introduction.encode()?,
+        ..TcpConfig::new(facts.peer.clone())
+    };
+    let transport = Tcp::bind(config).map_err(|error| {
         let advice =
             "stop what uses the address that --cluster or --peer gives this node, or change it there";
         Failure::error(format!("{error}; {advice}"))
@@ -92,6 +102,13 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
         stop.subscribe(),
     ));
     let announce = tokio::spawn(server::announce(Arc::clone(&shared)));
+    if !plan.join.is_empty() {
+        tokio::spawn(join::enrol(
+            Arc::clone(&shared),
+            plan.join.clone(),
+            facts.peer.clone(),
+        ));
+    }
     let leaders = tokio::spawn(log_leaders(shared, Arc::downgrade(&node)));
 
     let failed = tokio::select! {
@@ -178,6 +195,7 @@ async fn open(
     config.replica.snapshot_bytes = plan.snapshots.bytes;
     config.replica.keep_entries = plan.snapshots.tail;
     config.read_timeout = request_timeout;
+    config.change_timeout = request_timeout;
     let keep = usize::from(plan.snapshots.keep);
     let node = Node::builder(storage, transport).config(config);
     let node = if plan.backend == Backend::Memory {
@@ -200,7 +218,11 @@ async fn add_groups(facts: &Facts, node: &Node) -> Result<Vec<paxos::node::Group
     for group in 0..u32::from(facts.groups) {
         // One process's writes are told apart by its session.
         let machine = Sessions::with_limits(Machine::default(), server::session_limits());
-        let added = node.add_group(GroupId(group), membership.clone(), machine).await;
+        let added = if facts.members.is_empty() {
+            node.join_group(GroupId(group), machine).await
+        } else {
+            node.add_group(GroupId(group), membership.clone(), machine).await
+        };
         groups.push(added.map_err(|error| Failure::error(format!("group {group} cannot start: {error}")))?);
     }
     Ok(groups)

@@ -25,7 +25,17 @@ pub(super) struct ServeOptions {
     /// them. Not needed any more once the data directory is made
     #[arg(long, env = "KVSTORE_CLUSTER")]
     cluster: Option<String>,
-    /// Where this node talks to the others, host:port, if not as --cluster says
+    /// Join a running cluster as a new node: where some of its nodes talk to each other, host:port,... Not needed any
+    /// more once the data directory is made
+    #[arg(
+        long,
+        env = "KVSTORE_JOIN",
+        value_delimiter = ',',
+        conflicts_with = "cluster",
+        requires = "peer"
+    )]
+    join: Vec<String>,
+    /// Where this node talks to the others, host:port; needed with --join, else it is what --cluster says
     #[arg(long, env = "KVSTORE_PEER")]
     peer: Option<String>,
     /// Where to serve Redis clients
@@ -99,6 +109,8 @@ pub(super) struct Plan {
     pub(super) id: u64,
     /// The nodes of the cluster that is to be founded, and their addresses.
     pub(super) members: Option<BTreeMap<u64, String>>,
+    /// Where nodes of the running cluster talk to each other that this node is to join.
+    pub(super) join: Vec<String>,
     /// Where this node talks to the others, if that was said apart.
     pub(super) peer: Option<String>,
     /// The cluster's name, if it was given one.
@@ -141,7 +153,8 @@ fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
         )));
     }
     let peer = options.peer.iter().map(|peer| ("--peer", peer));
-    for (flag, address) in peer {
+    let seeds = options.join.iter().map(|seed| ("--join", seed));
+    for (flag, address) in peer.chain(seeds) {
         if !is_address(address) {
             return Err(Failure::usage(format!(
                 "{flag} {address} is no address; write host:port, as in 127.0.0.1:7101"
@@ -154,6 +167,7 @@ fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
         id: options.id,
         cluster_name: options.cluster_id.clone(),
         members,
+        join: options.join.clone(),
         peer: options.peer.clone(),
         backend,
         data_dir: options.data_dir.clone(),

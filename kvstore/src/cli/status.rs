@@ -65,7 +65,7 @@ pub(super) fn table(answers: &[Answer]) -> String {
                 report.node_id.to_string(),
                 endpoint.clone(),
                 group.group.to_string(),
-                if group.is_leader { "leader" } else { "follower" }.to_owned(),
+                role(group),
                 group
                     .leader
                     .map_or_else(|| "none".to_owned(), |leader| leader.to_string()),
@@ -96,6 +96,14 @@ pub(super) fn table(answers: &[Answer]) -> String {
         }
     }
     text
+}
+
+fn role(group: &GroupReport) -> String {
+    match group.standing.as_str() {
+        "voter" if group.is_leader => "leader".to_owned(),
+        "voter" => "follower".to_owned(),
+        other => other.to_owned(),
+    }
 }
 
 /// As of which slot, or how far it has come from another node.

@@ -114,6 +114,12 @@ pub const COMMANDS: &[Command] = &[
         "Tells who leads each group; TRANSFER makes another node lead",
     ),
     wide(
+        "kv.member",
+        -2,
+        Wide::Member,
+        "Lists and changes the members: LIST, ADD, PROMOTE, DEMOTE, REMOVE, REPLACE, UPDATE",
+    ),
+    wide(
         "kv.snapshot",
         -2,
         Wide::Snapshot,

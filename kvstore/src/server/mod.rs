@@ -6,6 +6,7 @@ mod clients;
 mod connection;
 mod info;
 pub mod local;
+mod members;
 mod metrics;
 mod pipeline;
 mod routing;

@@ -2,7 +2,7 @@
 
 use paxos::{
     Member, Role,
-    core::Status,
+    core::{Standing, Status},
     node::{Group, GroupStatus},
 };
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,9 @@ pub struct GroupReport {
     pub leader: Option<u64>,
     /// The leader's ballot, or the highest promised one without a leader.
     pub ballot: BallotReport,
+    /// What this node is in the group: `voter`, `learner`, `joining`, `not admitted` or `removed`.
+    #[serde(default)]
+    pub standing: String,
     /// Whether this node takes part and has about everything.
     #[serde(default)]
     pub in_sync: bool,
@@ -207,6 +210,7 @@ fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
             round: ballot.round,
             node: ballot.node.0,
         },
+        standing: standing_name(replica.standing).into(),
         in_sync: out_of_sync.is_none(),
         out_of_sync,
         chosen: replica.chosen.0,
@@ -227,10 +231,28 @@ fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
     }
 }
 
+const fn standing_name(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Voter => "voter",
+        Standing::Learner => "learner",
+        Standing::Joining => "joining",
+        Standing::NotAdmitted => "not admitted",
+        Standing::Removed => "removed",
+    }
+}
+
 /// Why this node's replica cannot be counted on now; `None` if it can.
 fn out_of_sync(status: &GroupStatus) -> Option<String> {
     let replica = &status.replica;
     let lag = replica.chosen.since(status.applied);
+    let in_the_way = match replica.standing {
+        Standing::Joining => Some("it has not joined yet: run 'kvstore member add' for this node".to_owned()),
+        Standing::NotAdmitted => Some(
+            "its disk is another one than the cluster knows: it catches up, and votes again when that is done".to_owned(),
+        ),
+        Standing::Removed => Some("it was removed from the cluster and can be shut down".to_owned()),
+        Standing::Voter | Standing::Learner => None,
+    };
     if let Some(why) = &status.halted {
         Some(format!("it has halted: {why}"))
     } else if let Some(fetch) = &replica.fetch {
@@ -240,6 +262,8 @@ fn out_of_sync(status: &GroupStatus) -> Option<String> {
         ))
     } else if let Some(upto) = status.restoring {
         Some(format!("it restores the snapshot as of slot {upto}"))
+    } else if in_the_way.is_some() {
+        in_the_way
     } else if replica.leader.is_none() {
         Some("it knows no leader".to_owned())
     } else {

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use paxos::node::Read;
 
 use super::{
-    Session, Shared, admin, info,
+    Session, Shared, admin, info, members,
     writer::{Draft, WriteError},
 };
 use crate::{
@@ -33,6 +33,8 @@ pub enum Wide {
     Status,
     /// `KV.LEADER`
     Leader,
+    /// `KV.MEMBER`
+    Member,
     /// `KV.SNAPSHOT`
     Snapshot,
 }
@@ -77,6 +79,7 @@ pub(super) async fn run(
         }
         Wide::Status => json(&shared.report().await, reply)?,
         Wide::Leader => json(&admin::leader(shared, args).await?, reply)?,
+        Wide::Member => json(&members::member(shared, args).await?, reply)?,
         Wide::Snapshot => json(&admin::snapshot(shared, args).await?, reply)?,
     }
     Ok(())
@@ -92,7 +95,7 @@ fn is(arg: &[u8], name: &str) -> bool {
     arg.eq_ignore_ascii_case(name.as_bytes())
 }
 
-fn encoded(operation: Operation, args: &[&[u8]]) -> Bytes {
+pub(super) fn encoded(operation: Operation, args: &[&[u8]]) -> Bytes {
     let mut bytes = BytesMut::new();
     codec::encode(&mut bytes, operation.code, args.iter().copied());
     bytes.freeze()

@@ -16,6 +16,7 @@ mod links;
 mod nemesis;
 mod nodes;
 mod register;
+mod replace;
 mod run;
 
 use std::{

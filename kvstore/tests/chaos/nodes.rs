@@ -5,7 +5,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kvstore::{client::Client, server::Report};
@@ -44,12 +44,17 @@ pub(crate) struct Nodes {
     http: Vec<String>,
     running: Vec<Option<Child>>,
     paused: Vec<bool>,
+    /// Which nodes belong to the cluster.
+    members: Vec<usize>,
+    /// The nodes are reached through their links; if any may join, they are reached as they are.
+    has_spares: bool,
     pub(crate) links: Links,
 }
 
 impl Nodes {
-    /// Starts `size` nodes in this directory.
-    pub(crate) async fn start(size: usize, directory: &Path, storage: &str) -> Self {
+    /// Starts `founders` nodes in this directory, with room for some more.
+    pub(crate) async fn start(founders: usize, spares: usize, directory: &Path, storage: &str) -> Self {
+        let size = founders + spares;
         let ports = fixed_ports(size * 3);
         let mut addresses = ports.into_iter().map(|port| format!("127.0.0.1:{port}"));
         let mut take = || -> Vec<String> { addresses.by_ref().take(size).collect() };
@@ -63,8 +68,10 @@ impl Nodes {
             http,
             running: (0..size).map(|_| None).collect(),
             paused: vec![false; size],
+            members: (1..=founders).collect(),
+            has_spares: spares > 0,
         };
-        for node in 1..=size {
+        for node in 1..=founders {
             nodes.start_node(node);
         }
         nodes
@@ -72,6 +79,30 @@ impl Nodes {
 
     pub(crate) fn ids(&self) -> std::ops::RangeInclusive<usize> {
         1..=self.resp.len()
+    }
+
+    /// Those that belong to the cluster.
+    pub(crate) fn members(&self) -> Vec<usize> {
+        self.members.clone()
+    }
+
+    /// Where a node talks to the others.
+    pub(crate) fn peer(&self, node: usize) -> &str {
+        &self.peers[node - 1]
+    }
+
+    /// Starts a node that joins through the members.
+    pub(crate) fn join(&mut self, node: usize) {
+        let seeds: Vec<&str> = self.members.iter().map(|seed| self.peer(*seed)).collect();
+        let (seeds, peer) = (seeds.join(","), self.peer(node).to_owned());
+        self.spawn(node, &["--join", &seeds, "--peer", &peer]);
+        self.members.push(node);
+    }
+
+    /// Stops a node that belongs to the cluster no more.
+    pub(crate) fn retire(&mut self, node: usize) {
+        self.members.retain(|member| *member != node);
+        self.kill(node);
     }
 
     /// Where clients find the nodes.
@@ -88,20 +119,26 @@ impl Nodes {
     }
 
     pub(crate) fn start_node(&mut self, node: usize) {
-        let members = self.ids().map(|member| {
+        let members = self.members.iter().map(|member| {
+            let member = *member;
             // The others behind their links; itself where it listens.
-            let address = if member == node {
-                self.peers[node - 1].clone()
+            let address = if member == node || self.has_spares {
+                self.peers[member - 1].clone()
             } else {
                 self.links.address(node, member).to_string()
             };
             format!("{member}={address}")
         });
         let cluster = members.collect::<Vec<_>>().join(",");
+        self.spawn(node, &["--cluster", &cluster]);
+    }
+
+    fn spawn(&mut self, node: usize, cluster: &[&str]) {
         let (id, data_dir) = (node.to_string(), self.data_dir(node).display().to_string());
         let log = File::options().create(true).append(true).open(self.log(node));
-        let mut command = kvstore(&["serve", "--id", &id, "--cluster", &cluster]);
+        let mut command = kvstore(&["serve", "--id", &id]);
         command
+            .args(cluster)
             .args(["--cluster-id", "chaos", "--storage", &self.storage])
             .args(["--resp", &self.resp[node - 1], "--http", &self.http[node - 1]])
             .args(["--data-dir", &data_dir, "--exit-with-stdin"])
@@ -147,7 +184,7 @@ impl Nodes {
     /// Heals the links, and lets every node run that does not.
     pub(crate) fn heal(&mut self) {
         self.links.heal();
-        for node in self.ids() {
+        for node in self.members() {
             if std::mem::take(&mut self.paused[node - 1])
                 && let Some(child) = &self.running[node - 1]
             {
@@ -184,6 +221,19 @@ impl Nodes {
             }
         }
         leader.map(|(_, node)| node)
+    }
+}
+
+impl Nodes {
+    /// The leader, as soon as there is one.
+    pub(crate) async fn leader_within(&self, deadline: Instant) -> Result<usize, String> {
+        loop {
+            match self.leader().await {
+                Some(leader) => return Ok(leader),
+                None if Instant::now() > deadline => return Err("nobody leads".to_owned()),
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
     }
 }
 

@@ -44,7 +44,17 @@ pub(crate) struct Run {
 impl Run {
     /// Starts a cluster and its clients in a directory of their own.
     pub(crate) async fn start(storage: &str, seed: u64, directory: tempfile::TempDir) -> Self {
-        let nodes = Nodes::start(NODES, directory.path(), storage).await;
+        Self::start_with_spares(storage, seed, directory, 0).await
+    }
+
+    /// As [`start`](Self::start), with room for nodes that join later; clients try them from the start.
+    pub(crate) async fn start_with_spares(
+        storage: &str,
+        seed: u64,
+        directory: tempfile::TempDir,
+        spares: usize,
+    ) -> Self {
+        let nodes = Nodes::start(NODES, spares, directory.path(), storage).await;
         let clients = Clients::start(CLIENTS, nodes.resp(), seed);
         Self {
             seed,
@@ -64,7 +74,7 @@ impl Run {
 
     /// Waits until clients have been answered by this node, so that the cluster is known to work.
     pub(crate) async fn until_it_works(&self) -> Result<(), String> {
-        for node in self.nodes.ids() {
+        for node in self.nodes.members() {
             self.read_at(node).await?;
         }
         Ok(())
@@ -123,7 +133,7 @@ async fn settle(nodes: &mut Nodes, clients: Clients) -> (Noted, Result<(), Strin
     let mut noted = clients.stop().await;
     let keys: Vec<String> = noted.by_key().into_keys().map(str::to_owned).collect();
     for key in keys {
-        for node in nodes.ids() {
+        for node in nodes.members() {
             match common.read(&key, node, PATIENCE).await {
                 Ok(note) => noted.notes.push(note),
                 Err(text) => return (noted, none_has_ended(nodes).and(Err(text))),
@@ -142,7 +152,7 @@ async fn agree(nodes: &Nodes) -> Result<(), String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut states = Vec::new();
-        for node in nodes.ids() {
+        for node in nodes.members() {
             let report = nodes.status(node).await;
             states.push(report.and_then(|report| {
                 let group = report.groups.first()?;

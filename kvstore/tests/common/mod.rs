@@ -63,8 +63,8 @@ pub struct Cluster {
     pub peers: Vec<u16>,
     pub resp: Vec<u16>,
     pub http: Vec<u16>,
-    /// How many nodes founded the cluster; the others have joined.
-    founders: usize,
+    /// The nodes that founded the cluster, and their addresses then; the others have joined.
+    founders: Vec<String>,
     nodes: Vec<Option<Child>>,
 }
 
@@ -80,9 +80,11 @@ impl Cluster {
             peers: ports,
             resp,
             http,
-            founders: size,
+            founders: Vec::new(),
             nodes: (0..size).map(|_| None).collect(),
         };
+        let founder = |node| format!("{node}={}", cluster.peer(node));
+        cluster.founders = (1..=size).map(founder).collect();
         for node in 1..=size {
             cluster.start_node(node);
         }
@@ -97,11 +99,7 @@ impl Cluster {
     }
 
     pub fn members(&self) -> String {
-        let members = self.peers.iter().take(self.founders).enumerate();
-        members
-            .map(|(at, port)| format!("{}=127.0.0.1:{port}", at + 1))
-            .collect::<Vec<_>>()
-            .join(",")
+        self.founders.join(",")
     }
 
     pub fn data_dir(&self, node: usize) -> PathBuf {
@@ -116,7 +114,7 @@ impl Cluster {
     pub fn arguments(&self, node: usize) -> Vec<String> {
         let seeds: Vec<String> = self.running().map(|seed| self.peer(seed)).collect();
         let (seeds, peer, members) = (seeds.join(","), self.peer(node), self.members());
-        let cluster = if node <= self.founders {
+        let cluster = if node <= self.founders.len() {
             vec!["--cluster", &members]
         } else {
             vec!["--join", &seeds, "--peer", &peer]

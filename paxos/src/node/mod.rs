@@ -55,7 +55,7 @@ use crate::{
     state_machine::MachineError,
     storage::{Finding, RecoveredGroup, Storage, StorageError},
     transport::{Peer, Transport, TransportError},
-    types::{GroupId, Identity, Incarnation, Membership, NodeId, Time},
+    types::{GroupId, Identity, Incarnation, Member, Membership, NodeId, Time},
 };
 
 /// What a frame may need beside commands, in bytes: headers, tables, and the table of a full batch.
@@ -110,6 +110,27 @@ struct Memberships {
     in_force: BTreeMap<GroupId, Membership>,
     /// Later ones, which may come into force.
     heard_of: BTreeMap<GroupId, Membership>,
+    /// Members that have left in this life of the node, the latest last, and where they were: they ask, and are told.
+    departed: Vec<(NodeId, String)>,
+}
+
+/// So many nodes that are no members any more are answered.
+const MAX_DEPARTED: usize = 16;
+
+impl Memberships {
+    fn put_in_force(&mut self, group: GroupId, membership: Membership) {
+        self.heard_of.remove(&group);
+        let Some(before) = self.in_force.insert(group, membership.clone()) else {
+            return;
+        };
+        let has_left = |member: &&Member| membership.member(member.node).is_none();
+        for member in before.members.iter().filter(has_left) {
+            self.departed.retain(|(node, _)| *node != member.node);
+            self.departed.push((member.node, member.address.clone()));
+        }
+        let surplus = self.departed.len().saturating_sub(MAX_DEPARTED);
+        self.departed.drain(..surplus);
+    }
 }
 
 /// What all groups of a node use.
@@ -129,8 +150,7 @@ impl Environment {
     /// The transport shall reach the members of all groups.
     fn set_membership(&self, group: GroupId, membership: Membership) {
         let mut memberships = lock(&self.memberships);
-        memberships.heard_of.remove(&group);
-        memberships.in_force.insert(group, membership);
+        memberships.put_in_force(group, membership);
         self.reach(&memberships);
     }
 
@@ -152,20 +172,29 @@ impl Environment {
 
     /// Called with the memberships locked, so that an older set of peers never replaces a newer one.
     fn reach(&self, memberships: &Memberships) {
-        let Memberships { in_force, heard_of } = memberships;
+        let Memberships {
+            in_force,
+            heard_of,
+            departed,
+        } = memberships;
         let all = in_force.values().chain(heard_of.values());
         let members = all.flat_map(|membership| &membership.members);
-        let addresses: BTreeMap<NodeId, &String> =
+        let members: BTreeMap<NodeId, &String> =
             members.map(|member| (member.node, &member.address)).collect();
-        let peers: Vec<Peer> = addresses
-            .into_iter()
-            .map(|(node, address)| Peer {
-                node,
-                address: address.clone(),
-            })
-            .collect();
-        self.transport.set_peers(&peers);
-        let others = peers.into_iter().filter(|peer| peer.node != self.identity.node);
+        let peers = |addresses: &BTreeMap<NodeId, &String>| -> Vec<Peer> {
+            let peer = |(node, address): (&NodeId, &&String)| Peer {
+                node: *node,
+                address: (*address).clone(),
+            };
+            addresses.iter().map(peer).collect()
+        };
+        let mut reached = members.clone();
+        for (node, address) in departed {
+            reached.entry(*node).or_insert(address);
+        }
+        self.transport.set_peers(&peers(&reached));
+        let others = peers(&members);
+        let others = others.into_iter().filter(|peer| peer.node != self.identity.node);
         self.liveness
             .watch(others.map(|peer| (peer.node, peer.address)).collect());
     }

@@ -1,0 +1,332 @@
+//! `KV.MEMBER`: who belongs to the groups.
+//!
+//! A request says how the membership should be, and changes what is not so yet: asked again, after whatever failure, it
+//! does the rest. It is made with the version of the membership that it was made for, so that nothing is done twice and
+//! nothing of another operator is undone.
+
+use std::time::{Duration, Instant};
+
+use paxos::{
+    Change, ChangeError, ChangeRejection, Membership, NodeId, Role,
+    node::{Group, Read},
+};
+
+use super::{
+    Shared,
+    admin::{Options, Outcome, Reason, each, is, node_id},
+    status::member_reports,
+};
+use crate::{machine::operations as op, resp::Args};
+
+/// The pause before a change is tried again that came at a bad moment.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How an operator wants a membership to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wish {
+    Member {
+        node: NodeId,
+        address: String,
+    },
+    Voter {
+        node: NodeId,
+    },
+    Learner {
+        node: NodeId,
+    },
+    Gone {
+        node: NodeId,
+    },
+    Replaced {
+        node: NodeId,
+        by: NodeId,
+        address: String,
+    },
+    At {
+        node: NodeId,
+        address: String,
+    },
+}
+
+/// Why a wish cannot be fulfilled.
+type Refusal = (Reason, String);
+
+impl Wish {
+    /// Reads `ADD id address`, `PROMOTE id`, `DEMOTE id`, `REMOVE id`, `REPLACE id by address`, `UPDATE id address`, and
+    /// says where the options begin.
+    fn parse(args: Args<'_>) -> Result<(Self, usize), String> {
+        let sub = args.get(1);
+        let node = || node_id(args.get(2));
+        let address = |at: usize| {
+            let text = String::from_utf8(args.get(at).to_vec()).unwrap_or_default();
+            let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+            match text.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() && is_port(port) => Ok(text),
+                _ => Err("ERR an address is host:port, where the node talks to the other nodes".to_owned()),
+            }
+        };
+        if is(sub, "ADD") {
+            let (node, address) = (node()?, address(3)?);
+            Ok((Self::Member { node, address }, 4))
+        } else if is(sub, "UPDATE") {
+            let (node, address) = (node()?, address(3)?);
+            Ok((Self::At { node, address }, 4))
+        } else if is(sub, "REPLACE") {
+            let (node, by, address) = (node()?, node_id(args.get(3))?, address(4)?);
+            Ok((Self::Replaced { node, by, address }, 5))
+        } else if is(sub, "PROMOTE") {
+            Ok((Self::Voter { node: node()? }, 3))
+        } else if is(sub, "DEMOTE") {
+            Ok((Self::Learner { node: node()? }, 3))
+        } else if is(sub, "REMOVE") {
+            Ok((Self::Gone { node: node()? }, 3))
+        } else {
+            Err("ERR unknown subcommand. Try LIST, ADD, PROMOTE, DEMOTE, REMOVE, REPLACE or UPDATE.".into())
+        }
+    }
+
+    /// The change that fulfils the wish; `None` if it is fulfilled.
+    fn change(&self, now: &Membership) -> Result<Option<Change>, Refusal> {
+        let role = |node: NodeId| now.member(node).map(|member| member.role);
+        let no_such = |node: NodeId| {
+            let why = format!("node {node} is not a member; see 'kvstore member list'");
+            Err((Reason::NotFound, why))
+        };
+        match *self {
+            Self::Member { node, ref address } => match now.member(node) {
+                None => Ok(Some(Change::AddLearner {
+                    node,
+                    address: address.clone(),
+                })),
+                Some(member) if member.address == *address => Ok(None),
+                Some(member) => Err((
+                    Reason::Refused,
+                    format!(
+                        "node {node} is a member already, at {}; if it has moved: kvstore member update {node}={address}",
+                        member.address
+                    ),
+                )),
+            },
+            Self::Voter { node } => match role(node) {
+                None => no_such(node),
+                Some(Role::Voter) => Ok(None),
+                Some(Role::Learner) => Ok(Some(Change::Promote { node })),
+            },
+            Self::Learner { node } => match role(node) {
+                None => no_such(node),
+                Some(Role::Learner) => Ok(None),
+                Some(Role::Voter) => Ok(Some(Change::Demote { node })),
+            },
+            Self::Gone { node } => match role(node) {
+                None if now.removed.contains(&node) => Ok(None),
+                None => no_such(node),
+                Some(_) => Ok(Some(Change::Remove { node })),
+            },
+            Self::Replaced {
+                node,
+                by,
+                ref address,
+            } => match (role(node), role(by)) {
+                (None, Some(_)) => Ok(None),
+                (None, None) => no_such(node),
+                // It was promoted meanwhile.
+                (Some(_), Some(Role::Voter)) => Ok(Some(Change::Remove { node })),
+                (Some(_), _) => Ok(Some(Change::Replace {
+                    node,
+                    by,
+                    address: address.clone(),
+                })),
+            },
+            Self::At { node, ref address } => match now.member(node) {
+                None => no_such(node),
+                Some(member) if member.address == *address => Ok(None),
+                Some(_) => Ok(Some(Change::SetAddress {
+                    node,
+                    address: address.clone(),
+                })),
+            },
+        }
+    }
+}
+
+/// `KV.MEMBER LIST [GROUP n]`, and the wishes `[GROUP n] [FORCE]`
+pub(super) async fn member(shared: &Shared, args: Args<'_>) -> Result<Vec<Outcome>, String> {
+    if is(args.get(1), "LIST") {
+        let groups = Options::parse(args, 2)?.groups(shared)?;
+        return Ok(each(groups, |group| async move { list(&group).await }).await);
+    }
+    let (wish, options_at) = Wish::parse(args)?;
+    let options = Options::parse(args, options_at)?;
+    let groups = options.groups(shared)?;
+    let deadline = Instant::now() + shared.settings.request_timeout;
+    let fulfilled = each(groups, |group| {
+        let wish = wish.clone();
+        async move { fulfil(&group, &wish, options.force, deadline).await }
+    });
+    Ok(fulfilled.await)
+}
+
+async fn list(group: &Group) -> Outcome {
+    let status = group.status().await;
+    let membership = &status.replica.membership;
+    if membership.version == 0 {
+        return not_joined(group);
+    }
+    Outcome {
+        ok: true,
+        version: Some(membership.version),
+        members: member_reports(group, &status.replica),
+        ..Outcome::of(group)
+    }
+}
+
+fn not_joined(group: &Group) -> Outcome {
+    let why = "this node has not joined the group yet; ask another one";
+    Outcome::refused(group, Reason::NoLeader, why)
+}
+
+/// Changes the membership until it is as wished, or something is against it.
+async fn fulfil(group: &Group, wish: &Wish, force: bool, deadline: Instant) -> Outcome {
+    let mut changed = false;
+    loop {
+        // What this node knows must not be older than what others were told already.
+        let asked = super::wide::encoded(op::SIZES, &[]);
+        if let Err(error) = group.query(Read::Linearizable, asked).await {
+            return Outcome::refused(group, Reason::NoLeader, format!("no leader answers: {error}"));
+        }
+        let now = group.membership().borrow().clone();
+        if now.version == 0 {
+            return not_joined(group);
+        }
+        let change = match wish.change(&now) {
+            Ok(Some(change)) => change,
+            Ok(None) => return done(group, &now, changed),
+            Err((reason, why)) => return Outcome::refused(group, reason, why),
+        };
+        let error = match group.change_membership(now.version, vec![change], force).await {
+            Ok(membership) => return done(group, &membership, true),
+            Err(error) => error,
+        };
+        // If it happened, it was this request that did it, as a rule.
+        changed |= error == ChangeError::Unknown;
+        if !passes(&error) || Instant::now() + PAUSE >= deadline {
+            return Outcome::refused(group, reason(&error), error.to_string());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn done(group: &Group, membership: &Membership, changed: bool) -> Outcome {
+    Outcome {
+        ok: true,
+        changed: Some(changed),
+        version: Some(membership.version),
+        ..Outcome::of(group)
+    }
+}
+
+/// Whether the same may do in a moment.
+fn passes(error: &ChangeError) -> bool {
+    matches!(
+        error,
+        ChangeError::Unknown
+            | ChangeError::Overloaded { .. }
+            | ChangeError::Refused(
+                ChangeRejection::VersionMismatch { .. }
+                    | ChangeRejection::UnderWay
+                    | ChangeRejection::NotReady
+                    | ChangeRejection::NoLeader
+            )
+    )
+}
+
+fn reason(error: &ChangeError) -> Reason {
+    match error {
+        ChangeError::Unknown => Reason::Unknown,
+        ChangeError::Overloaded { .. } => Reason::Busy,
+        ChangeError::Refused(rejection) => match rejection {
+            ChangeRejection::NoLeader => Reason::NoLeader,
+            ChangeRejection::Unreachable { .. } => Reason::Unreachable,
+            ChangeRejection::Behind { .. } => Reason::Behind,
+            ChangeRejection::NoSuchMember { .. } => Reason::NotFound,
+            other if passes(&ChangeError::Refused(other.clone())) => Reason::Busy,
+            _ => Reason::Refused,
+        },
+        _ => Reason::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use paxos::Member;
+
+    fn parsed(words: &str) -> Result<(Wish, usize), String> {
+        let mut buffer = format!("{words}\r\n").into_bytes();
+        let mut parser = crate::resp::Parser::default();
+        parser.parse(&mut buffer).unwrap();
+        Wish::parse(parser.command(0, &buffer))
+    }
+
+    #[test]
+    fn wishes_are_read_and_bad_ones_are_named() {
+        let (node, address) = (NodeId(4), "host:7104".to_owned());
+        assert_eq!(
+            parsed("KV.MEMBER add 4 host:7104"),
+            Ok((Wish::Member { node, address }, 4))
+        );
+        assert_eq!(parsed("KV.MEMBER PROMOTE 4"), Ok((Wish::Voter { node }, 3)));
+        for (words, why) in [
+            ("KV.MEMBER ADD 0 host:7104", "number above 0"),
+            ("KV.MEMBER ADD x host:7104", "number above 0"),
+            ("KV.MEMBER ADD 4", "host:port"),
+            ("KV.MEMBER ADD 4 host", "host:port"),
+            ("KV.MEMBER UPDATE 4 :7104", "host:port"),
+            ("KV.MEMBER REPLACE 1 4", "host:port"),
+            ("KV.MEMBER", "unknown subcommand"),
+        ] {
+            assert!(parsed(words).unwrap_err().contains(why), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_is_already_so_is_not_changed_again() {
+        let mut now = Membership::new([Member::voter(NodeId(1), "a:1"), Member::voter(NodeId(2), "b:2")]);
+        now.removed.push(NodeId(3));
+        let change = |words: &str| parsed(words).unwrap().0.change(&now);
+        for words in [
+            "KV.MEMBER ADD 1 a:1",
+            "KV.MEMBER PROMOTE 1",
+            "KV.MEMBER REMOVE 3",
+            "KV.MEMBER REPLACE 3 2 b:2",
+            "KV.MEMBER UPDATE 2 b:2",
+        ] {
+            assert_eq!(change(words), Ok(None), "{words}");
+        }
+        for (words, expected) in [
+            ("KV.MEMBER PROMOTE 9", Reason::NotFound),
+            ("KV.MEMBER REMOVE 9", Reason::NotFound),
+            ("KV.MEMBER REPLACE 8 9 c:3", Reason::NotFound),
+            ("KV.MEMBER ADD 1 c:3", Reason::Refused),
+        ] {
+            assert_eq!(change(words).unwrap_err().0, expected, "{words}");
+        }
+        let (node, by) = (NodeId(1), NodeId(2));
+        assert_eq!(
+            change("KV.MEMBER REPLACE 1 2 b:2"),
+            Ok(Some(Change::Remove { node }))
+        );
+        assert_eq!(
+            change("KV.MEMBER REPLACE 1 4 d:4"),
+            Ok(Some(Change::Replace {
+                node,
+                by: NodeId(4),
+                address: "d:4".into()
+            }))
+        );
+        assert_eq!(
+            change("KV.MEMBER DEMOTE 2"),
+            Ok(Some(Change::Demote { node: by }))
+        );
+    }
+}
