@@ -32,7 +32,7 @@ fn json(cluster: &Cluster, node: usize, words: &[&str]) -> serde_json::Value {
 
 #[test]
 fn any_node_is_asked_to_make_another_one_lead() {
-    let cluster = Cluster::start(3, &["--groups", "2"]);
+    let cluster = Cluster::start(3, &["--groups", "2", "--balance-leaders", "false"]);
     let leader = cluster.leader();
     let next = leader % 3 + 1;
     let last = next % 3 + 1;
@@ -55,6 +55,41 @@ fn any_node_is_asked_to_make_another_one_lead() {
             Err(told)
         }
     });
+}
+
+#[test]
+fn the_leaders_of_several_groups_are_dealt_out() {
+    let cluster = Cluster::start(3, &["--groups", "6", "--lease-reads"]);
+    eventually("each node leads two groups", || {
+        let (code, told) = verb(&cluster, 1, &["leader", "-o", "json"]);
+        let outcomes: Vec<serde_json::Value> = serde_json::from_str(&told).unwrap_or_default();
+        let led = |node: u64| {
+            outcomes
+                .iter()
+                .filter(|outcome| outcome["leader"] == node)
+                .count()
+        };
+        if code == 0 && (1..=3).all(|node| led(node) == 2) {
+            Ok(())
+        } else {
+            Err(told)
+        }
+    });
+    let load = Load::at(&cluster, 1);
+    for node in [2, 3] {
+        let mut client = cluster.connect(node);
+        redis::cmd("SET")
+            .arg("seen")
+            .arg(node)
+            .exec(&mut client)
+            .expect("a write");
+        let seen: usize = redis::cmd("GET")
+            .arg("seen")
+            .query(&mut cluster.connect(1))
+            .expect("a read");
+        assert_eq!(seen, node);
+    }
+    load.finish(&cluster, 3);
 }
 
 #[test]

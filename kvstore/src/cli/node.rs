@@ -8,8 +8,8 @@ use std::{
 };
 
 use paxos::{
-    FileSnapshots, GroupId, Member, Membership, MemorySnapshots, Node, NodeId, sessions::Sessions,
-    storage::Owner,
+    FileSnapshots, GroupId, Member, Membership, MemorySnapshots, Node, NodeId, Read, core::Lease,
+    sessions::Sessions, storage::Owner,
 };
 use paxos_backends::Backend;
 use paxos_transports::tcp::{Tcp, TcpConfig};
@@ -32,6 +32,8 @@ use crate::{
     server::{self, Settings, Shared},
 };
 
+/// How far a node's monotonic clock may run fast or slow, in thousandths, if reads rely on it.
+const MAX_DRIFT_PERMILLE: u32 = 10;
 /// How long clients' last replies and the store's closing may take.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -90,6 +92,11 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
         route: plan.route,
         max_clients: plan.max_clients,
         request_timeout,
+        read: if plan.lease_reads {
+            Read::Lease
+        } else {
+            Read::Linearizable
+        },
         limits: Limits::default(),
     };
     let shared = Shared::new(settings, groups);
@@ -191,6 +198,11 @@ async fn open(
     let mut config = paxos::node::Config::default();
     config.replica.election_timeout = plan.election_timeout;
     config.replica.heartbeat_interval = plan.heartbeat_interval;
+    config.replica.balance_leaders = plan.balance_leaders && facts.groups > 1;
+    config.replica.lease = plan.lease_reads.then_some(Lease {
+        duration: plan.election_timeout,
+        max_drift_permille: MAX_DRIFT_PERMILLE,
+    });
     config.replica.snapshot_entries = plan.snapshots.entries;
     config.replica.snapshot_bytes = plan.snapshots.bytes;
     config.replica.keep_entries = plan.snapshots.tail;

@@ -68,6 +68,14 @@ pub(super) struct ServeOptions {
     /// How often a leader gives signs of life
     #[arg(long, env = "KVSTORE_HEARTBEAT_INTERVAL", value_parser = super::duration, default_value = "100ms")]
     heartbeat_interval: Duration,
+    /// Answer reads from the leader without asking the others, while it holds a lease of --election-timeout: right as long
+    /// as no node's monotonic clock runs fast or slow by more than 1 %, or stands still. The same on every node; to turn
+    /// it off, stop all nodes for that long
+    #[arg(long, env = "KVSTORE_LEASE_READS")]
+    lease_reads: bool,
+    /// Deal out the leadership of several groups evenly; a leader that was chosen by hand stays only without this
+    #[arg(long, env = "KVSTORE_BALANCE_LEADERS", default_value_t = true, action = clap::ArgAction::Set)]
+    balance_leaders: bool,
     #[command(flatten)]
     snapshots: SnapshotOptions,
     /// What to log: error, warn, info, debug, trace, or a filter like info,paxos=debug
@@ -118,6 +126,8 @@ pub(super) struct Plan {
     pub(super) backend: Backend,
     pub(super) data_dir: PathBuf,
     pub(super) groups: Option<u16>,
+    pub(super) lease_reads: bool,
+    pub(super) balance_leaders: bool,
     pub(super) snapshots: SnapshotOptions,
     pub(super) route: Route,
     pub(super) max_clients: usize,
@@ -172,6 +182,8 @@ fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
         backend,
         data_dir: options.data_dir.clone(),
         groups: options.groups,
+        lease_reads: options.lease_reads,
+        balance_leaders: options.balance_leaders,
         snapshots: options.snapshots.clone(),
         route: options.route,
         max_clients: options.max_clients as usize,

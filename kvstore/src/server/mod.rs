@@ -20,7 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use paxos::{Ballot, NodeId, node::Group};
+use paxos::{
+    Ballot, NodeId,
+    node::{Group, Read},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -55,6 +58,8 @@ pub struct Settings {
     pub max_clients: usize,
     /// How long a command may wait for a leader and its outcome.
     pub request_timeout: Duration,
+    /// How clients' reads are answered: linearizably, in one of the ways to do so.
+    pub read: Read,
     /// What a client may send.
     pub limits: Limits,
 }

@@ -6,7 +6,6 @@
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use paxos::node::Read;
 
 use super::{
     Session, Shared,
@@ -247,7 +246,7 @@ impl Pipeline {
             let requests = std::mem::take(requests);
             let count = requests.len();
             shared.count_forwarded(group, count);
-            asked.push((count > 0).then(|| (count, group.query_all(Read::Linearizable, requests))));
+            asked.push((count > 0).then(|| (count, group.query_all(shared.settings.read, requests))));
         }
         let mut replies = Vec::with_capacity(asked.len());
         for outcome in asked {

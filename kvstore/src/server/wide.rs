@@ -50,7 +50,7 @@ pub(super) async fn run(
     match command {
         Wide::DbSize => {
             let mut sum = 0;
-            for size in shared.ask_all(Read::Linearizable, op::DBSIZE, &[]).await {
+            for size in shared.ask_all(shared.settings.read, op::DBSIZE, &[]).await {
                 if let Value::Integer(size) = size? {
                     sum += size;
                 }
@@ -158,7 +158,11 @@ async fn scan(shared: &Shared, args: Args<'_>, reply: &mut BytesMut) -> Result<(
     let (first, end_text) = (first.to_string(), end.to_string());
     let mut operands = vec![first.as_bytes(), end_text.as_bytes()];
     operands.extend(args.from(2));
-    let (next, keys) = page(&shared.ask(group, Read::Linearizable, op::SCAN, &operands).await?)?;
+    let (next, keys) = page(
+        &shared
+            .ask(group, shared.settings.read, op::SCAN, &operands)
+            .await?,
+    )?;
     let next = if next == HASH_SLOTS { 0 } else { next };
     write::array(reply, 2);
     write::bulk(reply, next.to_string().as_bytes());
@@ -212,7 +216,7 @@ async fn keys(shared: &Shared, pattern: &[u8]) -> Result<Vec<Bytes>, String> {
                     b"COUNT",
                     KEYS_PAGE.as_bytes(),
                 ];
-                shared.groups[*group].query(Read::Linearizable, encoded(op::SCAN, &operands))
+                shared.groups[*group].query(shared.settings.read, encoded(op::SCAN, &operands))
             })
             .collect();
         for ((_, slots), answer) in open.iter_mut().zip(asked) {
