@@ -20,7 +20,8 @@ pub(super) struct Transfer {
     /// What the log held when the transfer began: once the successor has that, commands wait.
     goal: Slot,
     commands_wait: bool,
-    /// When the successor was last told to take over. From the first time on it may, at any time.
+    /// When the successor, which holds everything, was last told to take over. From the first time on it may, at any
+    /// time.
     told_at: Option<Time>,
     give_up_at: Time,
 }
@@ -205,8 +206,12 @@ impl Replica {
         let held = leadership.peers.get(&transfer.to).map_or(Slot::ZERO, held);
         transfer.commands_wait |= held >= transfer.goal;
         let has_all = held >= leadership.next.previous();
-        if !transfer.commands_wait || !has_all || transfer.told_at.is_some_and(|told| now < told.plus(again))
-        {
+        if !transfer.commands_wait || !has_all {
+            // It may have been told, and have lost its disk since.
+            transfer.told_at = None;
+            return;
+        }
+        if transfer.told_at.is_some_and(|told| now < told.plus(again)) {
             return;
         }
         transfer.told_at = Some(now);

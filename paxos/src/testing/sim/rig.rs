@@ -254,6 +254,8 @@ impl Rig {
         };
         replica.step(now, input);
         let outputs: Vec<Output> = core::iter::from_fn(|| replica.poll()).collect();
+        let idle = line != "tick" || replica.deadline().is_none_or(|deadline| deadline > now);
+        assert!(idle, "n{node} wants another tick at once\n{}", self.transcript);
         if line != "tick" || !outputs.is_empty() {
             self.say(&format!("n{node} {line}"));
         }
