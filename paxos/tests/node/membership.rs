@@ -21,6 +21,7 @@ impl Cluster {
     /// Makes a change at this node, as an operator would: looks at the membership and tries again while that is advised.
     async fn change(&self, node: u64, change: Change) -> Membership {
         let group = self.group(node);
+        let mut may_have_happened = false;
         for _ in 0..1_000 {
             let version = group.membership().borrow().version;
             match group
@@ -28,17 +29,22 @@ impl Cluster {
                 .await
             {
                 Ok(membership) => return membership,
-                Err(
-                    ChangeError::Unknown
-                    | ChangeError::Refused(
-                        ChangeRejection::VersionMismatch { .. }
-                        | ChangeRejection::UnderWay
-                        | ChangeRejection::NotReady
-                        | ChangeRejection::NoLeader
-                        | ChangeRejection::Unreachable { .. }
-                        | ChangeRejection::Behind { .. },
-                    ),
-                ) => tokio::time::sleep(Duration::from_millis(20)).await,
+                // The leader left with the answer; the member that was to go is gone.
+                Err(ChangeError::Refused(ChangeRejection::NoSuchMember { .. })) if may_have_happened => {
+                    return group.membership().borrow().clone();
+                }
+                Err(ChangeError::Unknown) => {
+                    may_have_happened = true;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(ChangeError::Refused(
+                    ChangeRejection::VersionMismatch { .. }
+                    | ChangeRejection::UnderWay
+                    | ChangeRejection::NotReady
+                    | ChangeRejection::NoLeader
+                    | ChangeRejection::Unreachable { .. }
+                    | ChangeRejection::Behind { .. },
+                )) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(error) => panic!("{change:?}: {error}"),
             }
         }
