@@ -72,14 +72,14 @@ fn a_newer_format_is_refused() {
         let file = directory.path().join("identity");
         let text = fs::read_to_string(&file).expect("a text");
         let (fields, _) = text.rsplit_once("checksum ").expect("a checksum");
-        let newer = fields.replace("format 1", "format 2");
+        let newer = fields.replace("format 2", "format 3");
         assert_ne!(newer, fields);
         let checksum = crc32c::crc32c(newer.as_bytes());
         fs::write(&file, format!("{newer}checksum {checksum:08x}\n")).expect("a writable file");
         let error = refusal(backend, directory.path(), OWNER);
         assert!(matches!(error, StorageError::WrongFormat { .. }), "{error:?}");
         assert!(
-            error.to_string().contains("format 2, this program reads 1"),
+            error.to_string().contains("format 3, this program reads 2"),
             "{error}"
         );
     }

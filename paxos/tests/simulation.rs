@@ -110,7 +110,7 @@ fn full_and_damaged_disks_stop_their_nodes_only() {
         ..Options::default()
     };
     let (mut full, mut damaged) = (0, 0);
-    for seed in 1..=20 {
+    for seed in 1..=100 {
         let report = run(seed, &options, &Checking);
         assert_eq!(report.failure, None);
         full += report.coverage.count(Event::FullAtSync);
