@@ -15,7 +15,7 @@
 //! | W11 | units are mixed up | all times are of type `Duration` or `Time`; here: `what_is_lost_is_sent_again_within_three_heartbeats` |
 //! | W12 | equal commands are taken for one another | `scenarios`: `equal_commands_of_two_nodes_are_two_commands` |
 //! | W13 | retiring the leader has no effect | `leadership`: `a_leader_that_retires_leads_no_longer` |
-//! | W14 | half a snapshot is installed | not applicable before snapshots are exchanged |
+//! | W14 | half a snapshot, or a wrong one, is installed | `scenarios_snapshots`: `a_damaged_snapshot_is_never_installed`, `a_crash_between_receiving_and_installing_begins_from_the_snapshot`, `a_snapshot_that_the_log_has_overtaken_is_not_installed` |
 //! | W15 | any "chosen" message is believed | here: `an_announced_watermark_proves_nothing_of_what_is_missing`, `strangers_have_no_vote` |
 //! | W16 | a timeout is ambiguous | `scenarios`: `a_proposal_that_left_its_node_ends_unknown_and_happens_once`, `a_proposal_that_never_left_its_node_certainly_did_not_happen` |
 #![cfg(feature = "testing")]

@@ -205,7 +205,8 @@ pub enum Output {
     /// started). One is open at a time.
     TakeSnapshot(SnapshotHeader),
     /// Replace the machine's state by this snapshot, the last one reported by [`Input::SnapshotReceived`], before anything
-    /// that comes later is applied. It is ahead of all that was applied.
+    /// that comes later is applied. It is ahead of all that was applied. It must be kept until then, even if a newer one
+    /// is received before.
     InstallSnapshot {
         /// As of which slot it is.
         upto: Slot,

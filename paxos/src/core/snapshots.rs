@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{Alarm, FetchStatus, Message, Output, Replica, election::Role};
 use crate::planted;
 use crate::snapshot::{Origins, SnapshotHeader};
-use crate::types::{NodeId, Slot, Time, WriteOp};
+use crate::types::{ChosenMembership, NodeId, Slot, Time, WriteOp};
 
 /// How many peers may catch up from this node at once; further ones ask elsewhere, or later.
 const MAX_READERS: usize = 64;
@@ -187,8 +187,9 @@ impl Replica {
         if !snapshots.wanted && (!due || self.is_newest_fetched()) {
             return;
         }
-        let Some(membership) = self.memberships.as_of(applied).cloned() else {
-            // It is being read back from the log.
+        let known = |chosen: &&ChosenMembership| chosen.membership.version > 0;
+        let Some(membership) = self.memberships.as_of(applied).filter(known).cloned() else {
+            // Not known while the log is replayed up to it, or on a node that joins.
             return;
         };
         let header = SnapshotHeader {
@@ -302,9 +303,14 @@ impl Replica {
                 }
             }
         }
-        for reader in self.snapshots.readers.values() {
-            if self.is_recent(reader) && self.is_waited_for(reader.has, limit) {
-                needed = needed.min(reader.has);
+        for (node, reader) in &self.snapshots.readers {
+            let watermark = match &self.role {
+                Role::Leader(leadership) => leadership.peers.get(node).map(|peer| peer.unclaimed),
+                _ => None,
+            };
+            let has = reader.has.max(watermark.unwrap_or_default());
+            if self.is_recent(reader) && self.is_waited_for(has, limit) {
+                needed = needed.min(has);
             }
         }
         needed

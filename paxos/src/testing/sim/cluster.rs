@@ -14,7 +14,7 @@ use super::{
     Options,
     clients::Client,
     coverage::{Coverage, Event as Sometimes},
-    faults::{Plan, SECOND},
+    faults::{Fault, Plan, SECOND},
     history::{History, Operation, Outcome},
     leadership::Asked,
     machine::{Auditor, Script, Workload},
@@ -23,6 +23,7 @@ use super::{
     node::Node,
     oracle::{Oracle, Violation, ensure, within_bounds},
     random::Random,
+    snapshots::Work,
     trace,
 };
 use crate::{
@@ -64,6 +65,12 @@ pub(super) enum Event {
         upto: Slot,
         max_bytes: usize,
     },
+    Snapshot {
+        node: usize,
+        life: u64,
+        group: usize,
+        work: Work,
+    },
     Hint {
         node: usize,
         group: usize,
@@ -88,6 +95,11 @@ pub(super) enum Event {
         epoch: u64,
         group: usize,
         past: Vec<(usize, usize)>,
+    },
+    /// A fault strikes a node out of turn.
+    StrikeNode {
+        node: usize,
+        fault: Fault,
     },
     /// The leader of a group goes, out of turn.
     Strike {
@@ -200,7 +212,8 @@ impl<'a, W: Workload> Cluster<'a, W> {
             .zip(1..)
             .map(|(rate, id)| {
                 let joins = id > plan.nodes as u64;
-                Node::new(NodeId(id), Self::clock_base(&mut random), *rate, joins)
+                let clock_base = Self::clock_base(&mut random);
+                Node::new(NodeId(id), plan.groups, clock_base, *rate, joins)
             })
             .collect();
         let groups = (0..plan.groups).map(|_| Group {
@@ -327,12 +340,19 @@ impl<'a, W: Workload> Cluster<'a, W> {
                 upto,
                 max_bytes,
             } if self.lives(node, life) => return self.loaded(node, group, (from, upto), max_bytes),
+            Event::Snapshot {
+                node,
+                life,
+                group,
+                work,
+            } if self.lives(node, life) => return self.snapshot_work(node, group, work),
             Event::Hint { node, group, input } => self.input(node, group, input),
             Event::Watch { node, life } if self.lives(node, life) => self.watch(node),
             Event::Heard { to, from, beat } => self.heard(to, from, beat),
             Event::Client(client) => self.client_acts(client),
             Event::Impatient(token) => self.client_gives_up(token),
             Event::Fault => return self.next_fault(),
+            Event::StrikeNode { node, fault } => return self.strike(fault, node),
             Event::Strike { group } => return self.strike_leader(group),
             Event::Answer {
                 node,
@@ -426,6 +446,9 @@ impl<'a, W: Workload> Cluster<'a, W> {
         for (group, input) in inputs {
             let ticked = matches!(input, Input::Tick);
             stepped[group] = Some(ticked || stepped[group] == Some(true));
+            if let Input::Cancel { token } = &input {
+                self.give_up_parked(node, group, *token)?;
+            }
             self.observe_input(node, group, &input);
             let Some(seat) = self.nodes[node].seat_mut(group) else {
                 continue;
@@ -454,6 +477,9 @@ impl<'a, W: Workload> Cluster<'a, W> {
 
     fn observe_input(&mut self, node: usize, group: usize, input: &Input) {
         self.note(self.now << 5 | (group << 3 | node) as u64);
+        if let Input::Message { from, message, .. } = input {
+            self.observe_snapshot(node, group, *from, message);
+        }
         let Some(life) = self.nodes[node].seat(group) else {
             return;
         };
@@ -517,6 +543,8 @@ impl<'a, W: Workload> Cluster<'a, W> {
     /// Checks what the replica says of itself, and arranges its next tick.
     fn end_round(&mut self, node: usize, group: usize, now: Time, ticked: bool) -> Result<(), Violation> {
         let (id, lateness) = (self.nodes[node].id, self.plan.tick_lateness);
+        let newest = self.nodes[node].files[group].newest();
+        let acceptor = self.nodes[node].acceptor();
         let Some(life) = self.nodes[node].seat_mut(group) else {
             return Ok(());
         };
@@ -524,6 +552,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
         self.groups[group]
             .oracle
             .status(id, &status, Some(&life.status))?;
+        self.groups[group].oracle.snapshots(acceptor, &status, newest)?;
         within_bounds(id, &status, &life.status, &self.plan.config)?;
         let before = core::mem::replace(&mut life.status, status);
         let (deadline, tick_at) = (life.replica.deadline(), life.tick_at);
@@ -582,6 +611,10 @@ impl<'a, W: Workload> Cluster<'a, W> {
         let alone = now.peers.values().any(|peer| !peer.alive);
         coverage.meet_if(rests && alone, Sometimes::RestedWithoutPeer);
         coverage.meet_if(leads && now.window_entries > 1, Sometimes::WindowOfMany);
+        let kept = now.snapshot.0.saturating_sub(self.plan.config.keep_entries);
+        let waits = leads && now.snapshot > before.snapshot && now.trimmed.0 < kept;
+        coverage.meet_if(waits, Sometimes::TrimWaited);
+        coverage.meet_if(now.trimmed > before.trimmed, Sometimes::LogTrimmed);
         let full = now.window_entries == self.plan.config.max_window_entries;
         coverage.meet_if(leads && full, Sometimes::WindowFull);
         self.note(fingerprint);

@@ -110,6 +110,22 @@ events! {
     LeaseOver = "a lease was over when the query under it had run",
     LeaseSucceeded = "a node got a lease within a lease's duration of another one's",
     SnapshotSwapped = "a machine was replaced by a copy restored from its snapshot",
+    SnapshotTaken = "a snapshot was taken",
+    SnapshotFailed = "a snapshot could not be written",
+    LogTrimmed = "a log was trimmed",
+    TrimWaited = "a leader kept entries for a peer that was behind",
+    Trimmed = "a peer had trimmed the entries that a replica asked for",
+    SnapshotGone = "a peer fetched a snapshot that was not kept any more",
+    SnapshotDamaged = "a damaged snapshot was received, and not installed",
+    ReceiverCrashed = "a replica crashed while it received a snapshot",
+    FetchResumed = "a snapshot was fetched on after its sender had crashed",
+    SnapshotInstalled = "a snapshot of a peer was installed",
+    InstalledAcrossElection = "the leader changed while a snapshot was fetched",
+    InstallOvertaken = "a newer snapshot came while one was being installed",
+    AppliesWaited = "entries waited until a snapshot was installed",
+    UnknownByInstall = "a proposal ended unknown because a snapshot holds its effect",
+    RestartedFromSnapshot = "a replica restarted from a snapshot and the log behind it",
+    RestartedHalfInstalled = "a replica restarted with a snapshot ahead of its log",
 }
 
 /// How often each event was met.

@@ -30,6 +30,9 @@ impl<W: Workload> Cluster<'_, W> {
         if self.is_traced() {
             self.say(|| format!("n{}{}   {}", node + 1, self.tag(group), trace::output(&output)));
         }
+        let Some(output) = self.snapshot_output(node, group, output)? else {
+            return Ok(());
+        };
         match output {
             Output::Send { to, message } => self.send(node, group, &to, &message),
             Output::Persist { id, ops, sync } => self.persist(node, group, id, ops, sync),
@@ -61,6 +64,9 @@ impl<W: Workload> Cluster<'_, W> {
                     return Ok(());
                 }
                 self.coverage.meet(Sometimes::ProposalUnknown);
+                let seat = self.nodes[node].seat(group);
+                let installed = seat.is_some_and(|seat| seat.installed_in == self.events);
+                self.coverage.meet_if(installed, Sometimes::UnknownByInstall);
                 let id = self.nodes[node].id;
                 self.groups[group].history.unknown(id, token)?;
                 self.client_hears(token, None);
@@ -205,6 +211,7 @@ impl<W: Workload> Cluster<'_, W> {
         let acceptor = self.nodes[node].acceptor();
         let node_id = acceptor.0;
         let mut overwritten = false;
+        let newest = self.nodes[node].files[group].newest();
         let view = self.nodes[node].disk.view.group(group_id(group));
         let mut after = view.hard;
         for op in &ops {
@@ -221,7 +228,15 @@ impl<W: Workload> Cluster<'_, W> {
                 WriteOp::Accept { slot, entry, .. } => {
                     overwritten |= view.entries.get(slot).is_some_and(|held| held.entry != *entry);
                 }
-                WriteOp::Trim { .. } | WriteOp::RemoveGroup { .. } => {}
+                WriteOp::Trim { upto, .. } => {
+                    ensure!(
+                        *upto <= newest && *upto <= after.chosen,
+                        "I7",
+                        "{node_id} trims up to {upto}; its newest snapshot is of {newest}, its watermark {}",
+                        after.chosen
+                    );
+                }
+                WriteOp::RemoveGroup { .. } => {}
             }
         }
         self.coverage.meet_if(overwritten, Sometimes::AcceptedOverwritten);
@@ -475,7 +490,7 @@ impl<W: Workload> Cluster<'_, W> {
         self.answer_reads(node, group)
     }
 
-    fn answer_reads(&mut self, node: usize, group: usize) -> Check {
+    pub(super) fn answer_reads(&mut self, node: usize, group: usize) -> Check {
         let id = self.nodes[node].id;
         let leads = self.nodes[node].leads(group);
         let Some(life) = self.nodes[node].seat_mut(group) else {
@@ -500,6 +515,19 @@ impl<W: Workload> Cluster<'_, W> {
             self.groups[group].history.read_answered(id, token, applied)?;
             self.coverage.meet_if(!leads, Sometimes::ReadOnFollower);
             self.client_hears(token, None);
+        }
+        Ok(())
+    }
+
+    /// The user of a read that is ready, but waits for its slot, waits no longer.
+    pub(super) fn give_up_parked(&mut self, node: usize, group: usize, token: Token) -> Check {
+        let reads = self.nodes[node].seat_mut(group).map(|life| &mut life.reads);
+        let place = reads
+            .as_ref()
+            .and_then(|reads| reads.iter().position(|(_, read, _)| *read == token));
+        if let (Some(reads), Some(place)) = (reads, place) {
+            reads.remove(place);
+            self.reject(node, group, token, Rejection::Expired)?;
         }
         Ok(())
     }
@@ -530,6 +558,6 @@ impl<W: Workload> Cluster<'_, W> {
     }
 }
 
-fn failed(node: NodeId, error: &MachineError) -> Violation {
+pub(super) fn failed(node: NodeId, error: &MachineError) -> Violation {
     Violation::new("machine", format!("{node}: {error}"))
 }

@@ -58,6 +58,11 @@ faults! {
     Reconfiguration = "The members of the groups change, sometimes by force and to all others at once.",
     LostDisk = "A node loses its disk and comes back with an empty one. A minority at the most.",
     SnapshotSwap = "Machines are replaced by copies restored from their snapshots.",
+    Snapshots = "Snapshots are taken, and the log is trimmed behind them.",
+    SnapshotFailure = "A snapshot cannot be written.",
+    SnapshotDamage = "A snapshot is damaged where it is read for a peer.",
+    SlowInstall = "Snapshots take long to be installed.",
+    Absence = "A node that does not lead is cut off for long.",
 }
 
 /// A set of fault classes.
@@ -136,6 +141,15 @@ pub(super) struct Plan {
     pub(super) clock_rates: Vec<u64>,
     /// How much later than its deadline a tick may come.
     pub(super) tick_lateness: u64,
+    /// How long it takes to write a snapshot, and to restore a machine from one.
+    pub(super) snapshot_mean: u64,
+    /// How long it takes to store a piece of one.
+    pub(super) store_mean: u64,
+    pub(super) install_mean: u64,
+    pub(super) snapshot_failure_permille: u64,
+    pub(super) chunk_damage_permille: u64,
+    /// How many snapshots of a group a node keeps.
+    pub(super) keep_snapshots: usize,
 }
 
 impl Plan {
@@ -171,10 +185,16 @@ impl Plan {
                 if faults.has(Fault::Drift) { drawn } else { 1_000 }
             })
             .collect();
-        let config = draw_config(random);
+        let config = Config {
+            snapshots: faults.has(Fault::Snapshots),
+            ..draw_config(random)
+        };
         let clients = random.between(1, 6) as usize;
         let storms = random.between(1, 2) as u32;
         let sync_failure_permille = rate(random, Fault::FailedSync, 5);
+        let snapshot_failure_permille = rate(random, Fault::SnapshotFailure, 300);
+        let chunk_damage_permille = rate(random, Fault::SnapshotDamage, 200);
+        let slow_install = random.pick(&[50 * MS, SECOND, 4 * SECOND, 4 * SECOND]);
         Self {
             nodes,
             spares,
@@ -196,6 +216,16 @@ impl Plan {
             sync_failure_permille,
             clock_rates,
             tick_lateness: random.pick(&[0, 100, 5 * MS]),
+            snapshot_mean: random.pick(&[MS, 20 * MS, 300 * MS]),
+            store_mean: random.pick(&[MS, MS, 20 * MS, 200 * MS]),
+            install_mean: if faults.has(Fault::SlowInstall) {
+                slow_install
+            } else {
+                MS
+            },
+            snapshot_failure_permille,
+            chunk_damage_permille,
+            keep_snapshots: random.pick(&[1, 2]),
         }
     }
 }
@@ -216,7 +246,7 @@ fn draw_config(random: &mut Random) -> Config {
         max_pending_reads: random.pick(&[4, 65_536]),
         max_message_bytes: random.pick(&[256, 4 << 10, 1 << 20]),
         max_peer_inflight_bytes: random.pick(&[2 << 10, 16 << 20]),
-        max_cache_bytes: random.pick(&[1 << 10, 16 << 20]),
+        max_cache_bytes: random.pick(&[0, 0, 1 << 10, 16 << 20]),
         max_watermark_delay: Duration::from_millis(random.pick(&[0, 2, 20])),
         balance_leaders: random.chance(300),
         lease: draw_lease(random, election),
@@ -224,7 +254,13 @@ fn draw_config(random: &mut Random) -> Config {
         pin_storages: random.chance(800),
         readmit: true,
         promote_learners: random.chance(200),
-        ..Config::default()
+        snapshots: false,
+        snapshot_entries: random.pick(&[0, 5, 5, 20, 1_000]),
+        snapshot_bytes: random.pick(&[0, 2 << 10, 1 << 20]),
+        keep_entries: random.pick(&[0, 0, 2, 10, 100]),
+        keep_bytes: random.pick(&[256, 4 << 10, 1 << 20]),
+        max_laggard_entries: random.pick(&[0, 0, 10, 1_000]),
+        snapshot_chunk_bytes: random.pick(&[64, 64, 200, 1 << 20]),
     }
 }
 

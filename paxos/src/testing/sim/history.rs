@@ -331,6 +331,26 @@ impl History {
         Ok(())
     }
 
+    /// A replica goes on from a snapshot with this digest (I4, I8).
+    pub(super) fn restored(&self, node: NodeId, upto: Slot, digest: Option<u64>) -> Check {
+        let Some(reference) = self.slot(upto) else {
+            return Err(Violation::new(
+                "I4",
+                std::format!("{node} goes on from a snapshot of slot {upto}, which is not chosen"),
+            ));
+        };
+        let same = reference
+            .first_seen
+            .as_ref()
+            .is_none_or(|(_, _, first)| *first == digest);
+        ensure!(
+            same,
+            "I8",
+            "{node} has another state from its snapshot of slot {upto} than those who applied it"
+        );
+        Ok(())
+    }
+
     /// A command's reply reaches its client. `offset` counts the commands of the slot before it.
     pub(super) fn write_answered(
         &mut self,

@@ -60,7 +60,8 @@
 //! | I4 | what a replica holds for chosen, or applies, is durably chosen; slots are applied in order |
 //! | I5 | everything a node ever said is on its disk, at once and after every restart |
 //! | I6 | promises never go back; a ballot has one owner, one life and a quorum of promises |
-//! | I8 | equal states and replies at equal slots |
+//! | I7 | trimmed <= durable snapshot <= applied <= chosen, and none goes back |
+//! | I8 | equal states and replies at equal slots, also of machines restored from a snapshot |
 //! | I9 | one effect and one answer for each command of a session (the workload [`Retrying`]) |
 //! | I11 | votes count in the membership in force at their slot only, with the disk that it admitted |
 //! | I10 | linearizable, by log positions |
@@ -78,6 +79,7 @@ mod coverage;
 mod disk;
 mod drive;
 mod faults;
+mod files;
 mod history;
 mod leadership;
 mod machine;
@@ -90,6 +92,7 @@ mod reconfigure;
 mod rig;
 mod sessions;
 mod shrink;
+mod snapshots;
 mod store;
 pub mod trace;
 

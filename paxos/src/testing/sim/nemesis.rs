@@ -269,6 +269,10 @@ impl<W: Workload> Cluster<'_, W> {
             return Ok(());
         }
         self.schedule_fault();
+        if self.random.chance(200) {
+            let absent = self.random.index(self.nodes.len());
+            self.strike(Fault::Absence, absent)?;
+        }
         let fault = self.random.pick(STRIKES);
         let leader = (0..self.nodes.len()).find(|node| self.nodes[*node].leads_any());
         let victim = match (fault, leader) {
@@ -286,8 +290,9 @@ impl<W: Workload> Cluster<'_, W> {
         leader.map_or(Ok(()), |leader| self.strike(fault, leader))
     }
 
-    fn strike(&mut self, fault: Fault, victim: usize) -> Check {
-        if self.network.calm || !self.plan.faults.has(fault) {
+    pub(super) fn strike(&mut self, fault: Fault, victim: usize) -> Check {
+        let leads = fault == Fault::Absence && self.nodes[victim].leads_any();
+        if self.network.calm || leads || !self.plan.faults.has(fault) {
             return Ok(());
         }
         self.say(|| format!("-- {}", fault.name()));
@@ -297,7 +302,12 @@ impl<W: Workload> Cluster<'_, W> {
         } else {
             SECOND
         };
-        let duration = 20 * MS + self.random.exponential(mean);
+        let least = if fault == Fault::Absence {
+            SECOND / 2
+        } else {
+            20 * MS
+        };
+        let duration = least + self.random.exponential(mean);
         match fault {
             Fault::Crash => return self.crash_minority(victim),
             Fault::CrashAll => return self.crash_all(),
@@ -376,7 +386,7 @@ impl<W: Workload> Cluster<'_, W> {
         match fault {
             Fault::Cut => vec![(victim, other), (other, victim)],
             Fault::OneWayCut => vec![(victim, other)],
-            Fault::Isolation => (0..count)
+            Fault::Isolation | Fault::Absence => (0..count)
                 .flat_map(|peer| [(victim, peer), (peer, victim)])
                 .collect(),
             _ => {

@@ -1,23 +1,29 @@
 //! The nodes of a simulated cluster: how they come to life, and how they die.
 
 use core::time::Duration;
-use std::{collections::VecDeque, format, vec::Vec};
+use std::{boxed::Box, collections::VecDeque, format, vec::Vec};
+
+use bytes::Bytes;
 
 use super::{
     cluster::{CLUSTER, Cluster, Event},
     coverage::Event as Sometimes,
     disk::Disk,
     faults::{Fault, MS, SECOND},
+    files::Files,
     machine::Workload,
     network::{Arrival, Fate},
     oracle::{Violation, ensure},
+    snapshots::Source,
     store::Store,
 };
 use crate::{
     core::{
-        Config, Input, Phase, Replica, Start, Status, Token,
+        Config, Input, Output, Phase, Replica, Start, Status, Token,
         peers::{Beat, Change, Peers},
     },
+    snapshot::SnapshotHeader,
+    state_machine::SnapshotSource,
     types::{Ballot, GroupId, Identity, Incarnation, Membership, NodeId, Slot, StorageId, Time},
 };
 
@@ -29,6 +35,16 @@ pub(super) struct Seat<M> {
     pub(super) applied: Slot,
     pub(super) reads: Vec<(Slot, Token, Option<Ballot>)>,
     pub(super) status: Status,
+    /// The frozen machine that is being written.
+    pub(super) saving: Option<(SnapshotHeader, Box<dyn SnapshotSource>)>,
+    /// The snapshot that the machine is being restored from, and what must wait for that.
+    pub(super) restoring: Option<(Slot, Bytes)>,
+    pub(super) backlog: VecDeque<Output>,
+    /// What is to be installed after that: it is kept, however many newer ones come.
+    pub(super) next_installs: VecDeque<Bytes>,
+    /// In which round of the node a snapshot was last installed.
+    pub(super) installed_in: u64,
+    pub(super) source: Option<Source>,
 }
 
 /// A node's time between a start and a crash.
@@ -47,6 +63,8 @@ pub(super) struct Node<M> {
     pub(super) id: NodeId,
     pub(super) storage: StorageId,
     pub(super) disk: Disk,
+    /// For each group its snapshots.
+    pub(super) files: Vec<Files>,
     /// The user's storage, if the workload has one.
     pub(super) store: Option<Store>,
     clock_base: u64,
@@ -62,11 +80,12 @@ pub(super) struct Node<M> {
 }
 
 impl<M> Node<M> {
-    pub(super) fn new(id: NodeId, clock_base: u64, clock_rate: u64, joins: bool) -> Self {
+    pub(super) fn new(id: NodeId, groups: usize, clock_base: u64, clock_rate: u64, joins: bool) -> Self {
         Self {
             id,
             storage: StorageId(1_000 + id.0),
             disk: Disk::default(),
+            files: (0..groups).map(|_| Files::default()).collect(),
             store: None,
             clock_base,
             clock_rate,
@@ -193,13 +212,15 @@ impl<W: Workload> Cluster<'_, W> {
         incarnation: Incarnation,
     ) -> Result<Seat<W::Machine>, Violation> {
         let seed = self.random.bits();
+        let (machine, snapshot) = self.restored_machine(node, group)?;
+        let upto = snapshot.as_ref().map_or(Slot::ZERO, |header| header.upto);
         let Node {
             id, storage, disk, ..
         } = &self.nodes[node];
         let now = self.nodes[node].clock(self.now);
         let oracle = &self.groups[group].oracle;
         let state = disk.durable.group(group_id(group));
-        oracle.restarted((*id, *storage), state)?;
+        oracle.restarted((*id, *storage), state, upto)?;
         let tail = state.tail();
         let nobody = Membership::default();
         let first = if self.nodes[node].joins {
@@ -209,6 +230,10 @@ impl<W: Workload> Cluster<'_, W> {
         };
         self.coverage
             .meet_if(!tail.is_empty(), Sometimes::RestartedWithTail);
+        let replays = upto > Slot::ZERO && upto < state.hard.chosen;
+        self.coverage.meet_if(replays, Sometimes::RestartedFromSnapshot);
+        self.coverage
+            .meet_if(upto > state.hard.chosen, Sometimes::RestartedHalfInstalled);
         let start = Start {
             group: group_id(group),
             identity: Identity {
@@ -222,7 +247,7 @@ impl<W: Workload> Cluster<'_, W> {
             hard_state: state.hard,
             trimmed: state.trimmed,
             tail,
-            snapshot: None,
+            snapshot,
         };
         let replica = Replica::new(self.plan.config.clone(), start, now);
         let status = replica.status(now);
@@ -234,11 +259,17 @@ impl<W: Workload> Cluster<'_, W> {
         );
         Ok(Seat {
             replica,
-            machine: self.workload.machine(),
+            machine,
             tick_at: None,
-            applied: Slot::ZERO,
+            applied: upto,
             reads: Vec::new(),
             status,
+            saving: None,
+            restoring: None,
+            backlog: VecDeque::new(),
+            next_installs: VecDeque::new(),
+            installed_in: 0,
+            source: None,
         })
     }
 
@@ -247,7 +278,13 @@ impl<W: Workload> Cluster<'_, W> {
         if self.nodes[node].life.take().is_none() {
             return Ok(());
         }
-        let Node { id, disk, store, .. } = &mut self.nodes[node];
+        let Node {
+            id,
+            disk,
+            files,
+            store,
+            ..
+        } = &mut self.nodes[node];
         let id = *id;
         let unsynced = disk.unsynced().len();
         let under_way = disk.under_way().count();
@@ -265,6 +302,11 @@ impl<W: Workload> Cluster<'_, W> {
             .meet_if(keep > 0 && keep < unsynced, Sometimes::WritesCut);
         let before = disk.durable.hard_states();
         let writes = disk.crash(keep);
+        for files in files {
+            self.coverage
+                .meet_if(files.is_receiving(), Sometimes::ReceiverCrashed);
+            files.crash();
+        }
         self.say(|| format!("n{id} crashes, keeps {keep} of {unsynced} unsynced writes"));
         self.now_durable(node, &writes, &before)?;
         self.nodes[node].paused = false;

@@ -83,6 +83,8 @@ struct Said {
     accepted: BTreeMap<Slot, Ballot>,
     /// For each promise, what it must report: the slots held when it was made, each with its ballot.
     held: BTreeMap<Ballot, BTreeMap<Slot, Ballot>>,
+    /// The newest snapshot that it said to have.
+    snapshot: Slot,
 }
 
 /// Checks I1 to I6 on every durable write, every message and every restart.
@@ -190,6 +192,11 @@ impl Oracle {
                     "promise",
                     "{node} accepts slot {slot} at {ballot}, but has promised {}",
                     view.hard.promised
+                );
+                ensure!(
+                    *slot > view.trimmed,
+                    "I7",
+                    "{node} writes slot {slot}, which it has trimmed"
                 );
                 ensure!(
                     *slot > view.hard.chosen || self.decided(*slot) == Some(entry),
@@ -646,12 +653,24 @@ impl Oracle {
         Ok(())
     }
 
-    /// I5: a node comes back; its disk holds at least all that it ever said.
-    pub(super) fn restarted(&self, acceptor: Acceptor, disk: &DiskState) -> Check {
+    /// A node comes back. I5: its disk holds at least all that it ever said. I7: what it trimmed is in its newest snapshot, which is at least as new as any that it said to have.
+    pub(super) fn restarted(&self, acceptor: Acceptor, disk: &DiskState, snapshot: Slot) -> Check {
         let node = acceptor.0;
+        ensure!(
+            disk.trimmed <= snapshot,
+            "I7",
+            "{node} came back with a log trimmed up to {} and a snapshot of {snapshot}",
+            disk.trimmed
+        );
         let Some(said) = self.said.get(&acceptor) else {
             return Ok(());
         };
+        ensure!(
+            snapshot >= said.snapshot,
+            "I7",
+            "{node} came back with a snapshot of {snapshot}, it had one of {}",
+            said.snapshot
+        );
         ensure!(
             disk.hard.promised >= said.promised,
             "I5",
@@ -694,9 +713,29 @@ impl Oracle {
         if let Some(before) = before {
             let forward = now.promised >= before.promised
                 && now.chosen >= before.chosen
-                && now.applied >= before.applied;
+                && now.applied >= before.applied
+                && now.snapshot >= before.snapshot
+                && now.trimmed >= before.trimmed;
             ensure!(forward, "I6", "{node} went back: {before:?} to {now:?}");
         }
+        Ok(())
+    }
+}
+
+impl Oracle {
+    /// I7: trimmed <= durable snapshot <= applied <= chosen, as a replica says with this newest snapshot on its disk.
+    pub(super) fn snapshots(&mut self, acceptor: Acceptor, now: &Status, newest: Slot) -> Check {
+        let node = acceptor.0;
+        ensure!(
+            now.trimmed <= now.snapshot && now.snapshot <= newest && now.snapshot <= now.applied,
+            "I7",
+            "{node} says: trimmed {}, snapshot {}, applied {}; its newest snapshot is of {newest}",
+            now.trimmed,
+            now.snapshot,
+            now.applied
+        );
+        let said = self.said.entry(acceptor).or_default();
+        said.snapshot = said.snapshot.max(now.snapshot);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use super::{
     cluster::{Cluster, Event},
     coverage::Event as Sometimes,
     faults::Fault,
+    files::Files,
     machine::Workload,
     node::{Node, group_id},
     oracle::{Violation, ensure},
@@ -217,8 +218,11 @@ impl<W: Workload> Cluster<'_, W> {
         let id = self.nodes[victim].id;
         self.say(|| std::format!("-- n{id} loses its disk"));
         self.crash(victim)?;
-        let Node { disk, storage, .. } = &mut self.nodes[victim];
+        let Node {
+            disk, files, storage, ..
+        } = &mut self.nodes[victim];
         disk.replace();
+        files.fill_with(Files::default);
         *storage = StorageId(storage.0 + 1_000);
         self.restart_later(victim);
         Ok(())

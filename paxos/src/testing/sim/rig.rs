@@ -2,16 +2,17 @@
 
 use core::{fmt::Write, time::Duration};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     format,
     string::String,
     vec::Vec,
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::{
     disk::{Disk, DiskState},
+    files::{Files, Stored},
     oracle::Oracle,
     oracle::Violation,
     trace,
@@ -20,6 +21,7 @@ use crate::{
     core::{
         Config, Input, Message, Output, Phase, Rejection, Replica, Start, Status, Token, TransferRejection,
     },
+    snapshot::SnapshotHeader,
     types::{
         Change, ChangeRejection, ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot,
         StorageId, Time, WriteOp,
@@ -69,9 +71,35 @@ struct Seat {
     applied_upto: Slot,
     applied: Vec<Bytes>,
     reads: Vec<(Slot, Token)>,
+    files: Files,
+    /// The frozen state that is not written yet, while snapshots are held.
+    saving: Option<(SnapshotHeader, Vec<u8>)>,
+    snapshots_held: bool,
+    /// A peer's snapshot that is whole, but not verified yet, while snapshots are held.
+    received: Option<SnapshotHeader>,
+    /// What the disk has to say when the outputs of this round are carried out.
+    answers: VecDeque<Input>,
 }
 
 const GROUP: GroupId = GroupId(1);
+
+/// How many snapshots a node keeps.
+const KEPT_SNAPSHOTS: usize = 2;
+
+/// The state of the machine, which is all commands that it has applied.
+fn freeze(applied: &[Bytes]) -> Vec<u8> {
+    let sized = |command: &Bytes| [&(command.len() as u32).to_le_bytes()[..], command].concat();
+    applied.iter().flat_map(sized).collect()
+}
+
+fn thaw(mut state: Bytes) -> Vec<Bytes> {
+    let mut applied = Vec::new();
+    while !state.is_empty() {
+        let length = state.get_u32_le() as usize;
+        applied.push(state.split_to(length));
+    }
+    applied
+}
 
 impl Seat {
     fn durable(&self) -> &DiskState {
@@ -167,7 +195,10 @@ impl Rig {
     pub fn restart(&mut self, node: u64) {
         let disk = self.seat(node).durable().clone();
         let acceptor = self.acceptor(node);
-        let check = self.oracle.restarted(acceptor, &disk);
+        let snapshot = self.seat(node).files.open_newest();
+        let (snapshot, state) = snapshot.unzip();
+        let upto = snapshot.as_ref().map_or(Slot::ZERO, |header| header.upto);
+        let check = self.oracle.restarted(acceptor, &disk, upto);
         self.demand(check);
         let (now, config, mut membership) = (self.now, self.config.clone(), self.membership.clone());
         if self.seat(node).joins {
@@ -188,11 +219,11 @@ impl Rig {
             hard_state: seat.durable().hard,
             trimmed: seat.durable().trimmed,
             tail: seat.durable().tail(),
-            snapshot: None,
+            snapshot,
         };
         seat.replica = Some(Replica::new(config, start, now));
-        seat.applied_upto = Slot::ZERO;
-        seat.applied.clear();
+        seat.applied_upto = upto;
+        seat.applied = thaw(state.unwrap_or_default());
         seat.reads.clear();
         self.say(&format!("n{node} starts"));
         self.step(node, Input::Tick);
@@ -216,6 +247,7 @@ impl Rig {
         let seat = self.seat(node);
         seat.disks_lost += 1;
         seat.disk.replace();
+        seat.files = Files::default();
     }
 
     /// A user of this node wants the truly chosen membership changed.
@@ -243,6 +275,10 @@ impl Rig {
         let seat = self.seat(node);
         seat.replica = None;
         seat.disk.crash(0);
+        seat.files.crash();
+        seat.saving = None;
+        seat.received = None;
+        seat.answers.clear();
     }
 
     /// Gives a living replica an input and carries out what comes of it.
@@ -266,7 +302,18 @@ impl Rig {
         let status = self.status(node);
         let check = self.oracle.status(NodeId(node), &status, None);
         self.demand(check);
+        let newest = self.seat(node).files.newest();
+        let acceptor = self.acceptor(node);
+        let check = self.oracle.snapshots(acceptor, &status, newest);
+        self.demand(check);
         self.sync(node);
+        self.take_answers(node);
+    }
+
+    fn take_answers(&mut self, node: u64) {
+        while let Some(answer) = self.seat(node).answers.pop_front() {
+            self.step(node, answer);
+        }
     }
 
     fn carry_out(&mut self, node: u64, output: Output) {
@@ -299,7 +346,7 @@ impl Rig {
                 max_bytes,
             } => {
                 let entries = self.seat(node).disk.view.group(GROUP).read(from, upto, max_bytes);
-                self.step(node, Input::Loaded { from, entries });
+                self.seat(node).answers.push_back(Input::Loaded { from, entries });
             }
             Output::Apply(chosen) => {
                 assert!(
@@ -328,13 +375,10 @@ impl Rig {
             }
             Output::Rejected { token, reason } => self.end(Some(token), Ending::Rejected(reason)),
             Output::Unknown { token } => self.end(Some(token), Ending::Unknown),
-            Output::Leader(_)
-            | Output::Membership { .. }
-            | Output::Peers(_)
-            | Output::TakeSnapshot(_)
+            Output::TakeSnapshot(_)
             | Output::InstallSnapshot { .. }
             | Output::LoadChunk { .. }
-            | Output::StoreChunk { .. } => {}
+            | Output::StoreChunk { .. } => self.carry_out_snapshot(node, output),
             Output::Transferred { token, result } => self.end(Some(token), Ending::Transferred(result)),
             Output::MembershipChanged { token, result } => {
                 let ending = match result {
@@ -343,8 +387,95 @@ impl Rig {
                 };
                 self.end(Some(token), ending);
             }
+            Output::Leader(_) | Output::Membership { .. } | Output::Peers(_) => {}
             Output::Alarm(alarm) => panic!("n{node} raises {alarm:?}\n{}", self.transcript),
         }
+    }
+
+    fn carry_out_snapshot(&mut self, node: u64, output: Output) {
+        let seat = self.seat(node);
+        match output {
+            Output::TakeSnapshot(header) => {
+                assert_eq!(header.upto, seat.applied_upto, "it is the state of now");
+                seat.saving = Some((header, freeze(&seat.applied)));
+                self.save(node);
+            }
+            Output::InstallSnapshot { upto } => {
+                assert!(upto > seat.applied_upto, "never backwards");
+                let state = seat.files.open(upto).expect("it was received");
+                seat.applied = thaw(state);
+                seat.applied_upto = upto;
+                self.answer_reads(node);
+            }
+            Output::LoadChunk {
+                to,
+                upto,
+                offset,
+                max_bytes,
+            } => {
+                let (total, data) = seat.files.read(upto, offset, max_bytes);
+                let input = Input::ChunkLoaded {
+                    to,
+                    upto,
+                    total,
+                    offset,
+                    data,
+                };
+                seat.answers.push_back(input);
+            }
+            Output::StoreChunk {
+                upto,
+                total,
+                offset,
+                data,
+            } => {
+                let input = match seat.files.store(upto, total, offset, &data, KEPT_SNAPSHOTS) {
+                    Stored::Whole(header) if seat.snapshots_held => {
+                        seat.received = Some(header);
+                        return;
+                    }
+                    Stored::Upto(next_offset) => Input::ChunkStored { upto, next_offset },
+                    Stored::Whole(header) => Input::SnapshotReceived(header),
+                    Stored::Damaged => Input::SnapshotFailed { upto },
+                };
+                seat.answers.push_back(input);
+            }
+            other => unreachable!("{other:?} is no output of snapshots"),
+        }
+    }
+
+    /// Writes the frozen state, unless snapshots are held.
+    fn save(&mut self, node: u64) {
+        let seat = self.seat(node);
+        if !seat.snapshots_held
+            && let Some((header, state)) = seat.saving.take()
+        {
+            seat.files.save(&header, &state, KEPT_SNAPSHOTS);
+            let upto = header.upto;
+            seat.answers.push_back(Input::SnapshotTaken { upto });
+        }
+    }
+
+    /// From now on no snapshot that this node takes becomes durable, and none that it receives is reported whole, until
+    /// [`Self::release_snapshots`].
+    pub fn hold_snapshots(&mut self, node: u64) {
+        self.seat(node).snapshots_held = true;
+    }
+
+    /// The snapshot that this node has taken becomes durable, the one that it has received is whole, and all later ones
+    /// are at once.
+    pub fn release_snapshots(&mut self, node: u64) {
+        self.seat(node).snapshots_held = false;
+        self.save(node);
+        let seat = self.seat(node);
+        let received = seat.received.take().map(Input::SnapshotReceived);
+        seat.answers.extend(received);
+        self.take_answers(node);
+    }
+
+    /// As of which slot the newest snapshot on this node's disk is.
+    pub fn snapshot(&self, node: u64) -> Slot {
+        self.seats[&node].files.newest()
     }
 
     fn answer_reads(&mut self, node: u64) {
