@@ -351,6 +351,11 @@ impl StateMachine for Router {
         self.applied
     }
 
+    fn reaches(&self) -> Slot {
+        let reached = self.machines.values().map(|routed| routed.machine.reaches());
+        reached.max().unwrap_or(self.applied).max(self.applied)
+    }
+
     fn durable(&self) -> Slot {
         let durable = self.machines.values().map(|routed| routed.machine.durable());
         durable.min().unwrap_or_default()
@@ -374,6 +379,13 @@ impl StateMachine for Router {
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+        let reaches = self.reaches();
+        if reaches != self.applied {
+            return Err(MachineError(format!(
+                "a machine on disk holds the slots up to {reaches}, and others those up to {} only",
+                self.applied
+            )));
+        }
         let frozen = self.machines.iter().map(|(id, routed)| {
             let source = routed.machine.snapshot();
             source.map(|source| (*id, source)).map_err(|error| error.of(*id))
@@ -405,8 +417,11 @@ impl StateMachine for Router {
         Ok(())
     }
 
-    /// Of all machines; `None` if one has none.
+    /// Of all machines; `None` if one has none, or they are not at one slot.
     fn digest(&self) -> Option<u64> {
+        if self.reaches() != self.applied {
+            return None;
+        }
         self.machines.iter().try_fold(0, |digest: u64, (id, routed)| {
             let machine = routed.machine.digest()?.rotate_left(17) ^ u64::from(id.0);
             Some((digest.rotate_left(23) ^ machine).wrapping_mul(0x9e37_79b9_7f4a_7c15))

@@ -73,6 +73,13 @@ pub trait StateMachine: Send + 'static {
     /// The last slot whose effects the state holds.
     fn applied(&self) -> Slot;
 
+    /// The last slot of which any effect shows in the state: [`applied`](Self::applied), as a rule. A machine that is
+    /// made of several is ahead of itself while some of them, on disk, hold more than the others. Until the others have
+    /// caught up its state is that of no slot, so no snapshot is taken of it and it has no digest.
+    fn reaches(&self) -> Slot {
+        self.applied()
+    }
+
     /// The last slot whose effects survive a crash of the process. Machines in memory keep the default.
     fn durable(&self) -> Slot {
         Slot::ZERO
@@ -85,7 +92,7 @@ pub trait StateMachine: Send + 'static {
     /// Answers a read from the state as it is. Must not change it.
     fn query(&self, query: Bytes) -> Bytes;
 
-    /// Freezes the state as of [`applied`](Self::applied); should take microseconds, the writing comes later, while
+    /// Freezes the state as of [`applied`](Self::applied), which is also what it [`reaches`](Self::reaches); should take microseconds, the writing comes later, while
     /// [`apply`](Self::apply) goes on. Changes nothing. What is applied later must not show in it.
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError>;
 
@@ -103,6 +110,10 @@ pub trait StateMachine: Send + 'static {
 impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
     fn applied(&self) -> Slot {
         (**self).applied()
+    }
+
+    fn reaches(&self) -> Slot {
+        (**self).reaches()
     }
 
     fn durable(&self) -> Slot {

@@ -48,6 +48,12 @@ impl Machine {
         self.applied
     }
 
+    /// Whether the whole machine is at this slot: it is not away, and no part of it is ahead of the log.
+    pub(super) fn is_at(&self, slot: Slot) -> bool {
+        let reaches = |machine: &Box<dyn StateMachine>| machine.reaches();
+        self.applied == slot && self.inner.as_ref().map(reaches) == Some(slot)
+    }
+
     /// Adds a chosen entry to the run, unless the machine already holds its effects.
     pub(super) fn push(&mut self, entry: ChosenEntry) {
         if entry.slot <= self.applied {
@@ -147,6 +153,7 @@ mod tests {
     use super::*;
     use crate::{
         core::{ChosenCommand, Command},
+        router::{MachineId, Router},
         types::Ballot,
     };
 
@@ -252,6 +259,22 @@ mod tests {
             .map(|answer| (answer.token, answer.reply))
             .collect();
         assert_eq!(answers, [(Some(Token(3)), Bytes::from("c"))]);
+    }
+
+    #[test]
+    fn a_machine_is_at_a_slot_when_all_of_its_parts_are() {
+        let part = |applied| Echo {
+            applied: Slot(applied),
+            runs: Vec::new(),
+        };
+        let router = Router::new()
+            .machine(MachineId(1), part(2))
+            .machine(MachineId(2), part(0));
+        let mut machine = Machine::new(Box::new(router));
+        assert!(!machine.is_at(Slot(0)) && !machine.is_at(Slot(2)));
+        machine.push(entry(2, ""));
+        machine.apply().map(drop).unwrap();
+        assert!(machine.is_at(Slot(2)));
     }
 
     #[test]

@@ -252,6 +252,25 @@ fn a_machine_on_disk_is_not_given_again_what_it_holds() {
 }
 
 #[test]
+fn there_is_no_snapshot_while_a_machine_on_disk_is_ahead_of_the_others() {
+    let mut router = Router::new()
+        .machine(A, Text::on_disk(3, "abc"))
+        .machine(B, Text::default());
+    run(&mut router, &[(A, "a"), (B, "x")]).unwrap();
+    assert_eq!((router.applied(), router.reaches()), (Slot(2), Slot(3)));
+    let refused = router.snapshot().map(drop).unwrap_err().0;
+    assert!(refused.contains("up to 3"), "{refused}");
+
+    run(&mut router, &[(A, "c")]).unwrap();
+    assert_eq!(router.reaches(), router.applied());
+    let mut copy = Router::new()
+        .machine(A, Text::on_disk(0, ""))
+        .machine(B, Text::default());
+    copy.restore(Slot(3), &mut &snapshot(&router)[..]).unwrap();
+    assert_eq!(run(&mut copy, &[(A, "d")]).unwrap()[0], "\0abcd");
+}
+
+#[test]
 #[should_panic(expected = "two machines have the id 1")]
 fn an_id_belongs_to_one_machine() {
     let _ = router().machine(A, Text::default());

@@ -151,8 +151,8 @@ impl Task {
         if let Some(why) = &self.snapshots.off {
             return Err(SnapshotError::Off(why.clone()));
         }
-        if self.machine.is_away() || self.machine.applied() != upto {
-            // It was ahead of the log when it was started, or is being restored.
+        if !self.machine.is_at(upto) {
+            // It, or a part of it, was ahead of the log when it was started, or it is being restored.
             return Err(SnapshotError::Unready { upto });
         }
         self.machine.snapshot().map_err(|why| {
