@@ -22,3 +22,10 @@ pub mod machine;
 pub mod resp;
 pub mod server;
 pub mod shards;
+
+/// Whether this is `host:port`.
+pub(crate) fn is_address(text: &str) -> bool {
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && is_port(port))
+}

@@ -240,6 +240,55 @@ fn a_node_joins_votes_and_leaves_under_load() {
 }
 
 #[test]
+fn a_node_goes_on_joining_when_it_is_started_again() {
+    let mut cluster = Cluster::start(3, &[]);
+    // One node says which cluster it is, and nobody can add another one.
+    cluster.kill(2);
+    cluster.kill(3);
+    let four = cluster.join_node();
+    eventually("the node waits to be added", || {
+        let log = cluster.log(four);
+        if log.contains("not added to the cluster yet") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    cluster.kill(four);
+    cluster.start_node(2);
+    cluster.start_node(four);
+    in_step(&cluster, four, "learner");
+}
+
+#[test]
+fn a_node_that_was_removed_does_not_add_itself_again() {
+    let mut cluster = Cluster::start(3, &[]);
+    let four = cluster.join_node();
+    in_step(&cluster, four, "learner");
+    let (code, told) = verb(&cluster, 1, &["member", "remove", "4"]);
+    assert_eq!(code, 0, "{told}");
+    cluster.kill(four);
+    std::fs::remove_dir_all(cluster.data_dir(four)).expect("the directory is removed");
+    cluster.start_node(four);
+    eventually("the node is told", || {
+        let log = cluster.log(four);
+        if log.contains("node 4 was removed") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    let listed = json(&cluster, 1, &["member", "list"]);
+    let members = listed[0]["members"].as_array().expect("members");
+    assert_eq!(members.len(), 3, "{listed}");
+
+    let member = format!("4={}", cluster.peer(four));
+    let (code, told) = verb(&cluster, 2, &["member", "add", &member]);
+    assert_eq!(code, 0, "{told}");
+    in_step(&cluster, four, "learner");
+}
+
+#[test]
 fn a_change_that_would_stop_the_cluster_is_refused_unless_forced() {
     let mut cluster = Cluster::start(3, &[]);
     let down = cluster.leader() % 3 + 1;

@@ -19,7 +19,7 @@ use super::{
 const FILE: &str = "kvstore.json";
 const FORMAT: u32 = 2;
 
-/// Who a node is, and which cluster it belongs to. Never changes, but for the address.
+/// Who a node is, and which cluster it belongs to. Never changes, but for the addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Facts {
@@ -35,6 +35,10 @@ pub(super) struct Facts {
     pub(super) members: BTreeMap<u64, String>,
     /// Where this node talks to the others.
     pub(super) peer: String,
+    /// Where nodes of the cluster talk to each other that this node has joined, as it was last told: whom to ask while it
+    /// knows nobody else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) seeds: Vec<String>,
 }
 
 impl Facts {
@@ -51,6 +55,7 @@ impl Facts {
             groups,
             members: members.clone(),
             peer: plan.peer.clone().unwrap_or(own),
+            seeds: Vec::new(),
         }
     }
 
@@ -81,6 +86,7 @@ impl Facts {
             groups: told.groups,
             members: BTreeMap::new(),
             peer: plan.peer.clone().unwrap_or_default(),
+            seeds: plan.join.clone(),
         })
     }
 
@@ -109,7 +115,13 @@ pub(super) async fn settle(plan: &Plan) -> Result<(Facts, bool), Failure> {
                 "this node has moved; tell the cluster: kvstore member update {id}={peer}"
             );
         }
-        return Ok((Facts { peer, ..found }, has_moved));
+        let seeds = if plan.join.is_empty() {
+            found.seeds.clone()
+        } else {
+            plan.join.clone()
+        };
+        let is_news = has_moved || seeds != found.seeds;
+        return Ok((Facts { peer, seeds, ..found }, is_news));
     }
     match &plan.members {
         Some(members) => Ok((Facts::founder(plan, members), true)),
@@ -168,6 +180,12 @@ fn check(plan: &Plan, found: &Facts) -> Result<(), Failure> {
     };
     if found.format != FORMAT {
         return differs("format", "a program of format", &found.format, &FORMAT);
+    }
+    if let Err(why) = join::check_groups(found.groups) {
+        return Err(Failure::error(format!(
+            "the data directory {directory} is damaged: its cluster {why}; restore {FILE} from a copy, or let the node join \
+             anew with another --data-dir"
+        )));
     }
     if found.storage != plan.backend.name() {
         return differs("storage", "--storage", &found.storage, &plan.backend.name());

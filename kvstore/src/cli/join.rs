@@ -1,6 +1,7 @@
 //! How a new node comes into a running cluster: it asks one of the nodes which cluster that is, and has itself added.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +14,8 @@ use super::Failure;
 use crate::{
     client::Client,
     resp::Value,
-    server::{Outcome, Shared},
+    server::{Outcome, Reason, Shared},
+    shards::Shards,
 };
 
 /// How long a node that wants to join looks for one that answers.
@@ -37,6 +39,27 @@ impl Introduction {
     pub(super) fn encode(&self) -> Result<String, Failure> {
         serde_json::to_string(self).map_err(|error| Failure::error(error.to_string()))
     }
+
+    /// What a node has told, whatever answers there.
+    fn decode(text: &str) -> Result<Self, String> {
+        let introduction: Self = serde_json::from_str(text)
+            .map_err(|_| "it runs another program, or another version of it".to_owned())?;
+        check_groups(introduction.groups).map_err(|why| format!("it says that the cluster {why}"))?;
+        Ok(introduction)
+    }
+}
+
+/// A number of groups that somebody else has told, or a file.
+pub(super) fn check_groups(groups: u16) -> Result<(), String> {
+    let possible = 1..=Shards::MAX_GROUPS;
+    if possible.contains(&groups) {
+        return Ok(());
+    }
+    Err(format!(
+        "has {groups} groups, but {} to {} are possible",
+        possible.start(),
+        possible.end()
+    ))
 }
 
 /// Asks each of these nodes in turn, given by the addresses where they talk to the others.
@@ -45,9 +68,9 @@ async fn ask(seeds: &[String], own_id: u64) -> Result<(ClusterId, Introduction),
     for seed in seeds {
         let failure = match tcp::introduction(seed, ANSWER_WITHIN).await {
             Ok(told) if told.node.0 == own_id => format!("it is node {own_id} itself"),
-            Ok(told) => match serde_json::from_str(&told.text) {
+            Ok(told) => match Introduction::decode(&told.text) {
                 Ok(introduction) => return Ok((told.cluster, introduction)),
-                Err(_) => "it runs another program, or another version of it".to_owned(),
+                Err(why) => why,
             },
             Err(error) => error.to_string(),
         };
@@ -76,20 +99,28 @@ pub(super) async fn learn(seeds: &[String], own_id: u64) -> Result<(ClusterId, I
     }
 }
 
-/// Has this node added to every group, as a learner, unless it has been a member of it before. Runs until that is so.
+/// Has this node added to every group that it knows nothing of, as a learner. Ends when it knows them all, or has been
+/// told that it was removed: a node that was removed does not come back by itself.
 pub(super) async fn enrol(shared: Arc<Shared>, seeds: Vec<String>, peer: String) {
     let id = shared.settings.node.0;
+    let mut removed_from = BTreeSet::new();
     let mut told = String::new();
     loop {
-        // A node that was removed must not come back by itself: it has learned of a membership once.
-        let is_new = |group: &paxos::node::Group| group.membership().borrow().version == 0;
-        if !shared.groups.iter().any(is_new) {
+        let groups = shared.groups.iter();
+        let unknown = groups.filter(|group| group.membership().borrow().version == 0);
+        let unknown: BTreeSet<u32> = unknown.map(|group| group.id().0).collect();
+        let wanted: Vec<u32> = unknown.difference(&removed_from).copied().collect();
+        if wanted.is_empty() {
             return;
         }
-        match have_added(&seeds, id, &peer).await {
-            Ok(()) => told.clear(),
-            Err(why) if why == told => {}
-            Err(why) => {
+        let failure = match have_added(&seeds, id, &peer, &wanted, &mut removed_from).await {
+            Ok(failure) => failure,
+            Err(why) => Some(why),
+        };
+        match failure {
+            None => told.clear(),
+            Some(why) if why == told => {}
+            Some(why) => {
                 tracing::warn!(why, "this node is not added to the cluster yet");
                 told = why;
             }
@@ -98,30 +129,61 @@ pub(super) async fn enrol(shared: Arc<Shared>, seeds: Vec<String>, peer: String)
     }
 }
 
-async fn have_added(seeds: &[String], id: u64, peer: &str) -> Result<(), String> {
+/// Asks for each of these groups. Says what is in the way in one of them, if it may pass.
+async fn have_added(
+    seeds: &[String],
+    id: u64,
+    peer: &str,
+    groups: &[u32],
+    removed_from: &mut BTreeSet<u32>,
+) -> Result<Option<String>, String> {
     let (_, introduction) = ask(seeds, id).await?;
     let mut client = Client::connect(&introduction.clients, ANSWER_WITHIN)
         .await
         .map_err(|error| error.to_string())?;
-    let id = id.to_string();
-    let words: [&[u8]; 4] = [b"KV.MEMBER", b"ADD", id.as_bytes(), peer.as_bytes()];
-    let reply = client.call(&words).await.map_err(|error| error.to_string())?;
-    let outcomes: Vec<Outcome> = match reply {
-        Value::Bulk(text) => serde_json::from_slice(&text).map_err(|error| error.to_string())?,
-        other => return Err(other.to_text()),
-    };
-    let failed = outcomes.into_iter().find(|outcome| !outcome.ok);
-    match failed {
-        None => {
-            tracing::info!(
-                "this node is a learner of the cluster now; to let it vote: kvstore member promote {id} --wait"
-            );
-            Ok(())
+    let mut failure = None;
+    for group in groups {
+        let words = format!("KV.MEMBER ENROL {id} {peer} GROUP {group}");
+        let words: Vec<&[u8]> = words.split(' ').map(str::as_bytes).collect();
+        let reply = client.call(&words).await.map_err(|error| error.to_string())?;
+        let outcomes: Vec<Outcome> = match reply {
+            Value::Bulk(text) => serde_json::from_slice(&text).map_err(|error| error.to_string())?,
+            other => return Err(other.to_text()),
+        };
+        for outcome in outcomes {
+            let why = outcome.error.unwrap_or_default();
+            if outcome.ok {
+                tracing::info!(
+                    group,
+                    "this node is a learner of the group now; to let it vote: kvstore member promote {id} --wait"
+                );
+            } else if outcome.reason == Some(Reason::Removed) {
+                tracing::error!(group, why, "this node is not added to the group");
+                removed_from.insert(*group);
+            } else {
+                failure = Some(format!("group {group}: {why}"));
+            }
         }
-        Some(outcome) => Err(format!(
-            "group {}: {}",
-            outcome.group,
-            outcome.error.unwrap_or_default()
-        )),
+    }
+    Ok(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_introduction_that_cannot_be_is_refused() {
+        let told = |groups: u32| format!(r#"{{"groups":{groups},"name":null,"clients":"127.0.0.1:7001"}}"#);
+        assert_eq!(Introduction::decode(&told(3)).unwrap().groups, 3);
+        for groups in [0, u32::from(Shards::MAX_GROUPS) + 1] {
+            let refused = Introduction::decode(&told(groups)).unwrap_err();
+            assert!(refused.contains(&format!("has {groups} groups")), "{refused}");
+        }
+        assert!(
+            Introduction::decode("hello")
+                .unwrap_err()
+                .contains("another program")
+        );
     }
 }

@@ -8,10 +8,12 @@ use super::{
     Exit, Failure,
     admin::{GroupOptions, end, or_dash},
     complain,
-    serve::is_address,
     terminal::Table,
 };
-use crate::server::{Outcome, Reason};
+use crate::{
+    is_address,
+    server::{Outcome, Reason},
+};
 
 /// How often a node is looked after that catches up.
 const POLL: Duration = Duration::from_millis(500);

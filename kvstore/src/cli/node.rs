@@ -109,10 +109,10 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
         stop.subscribe(),
     ));
     let announce = tokio::spawn(server::announce(Arc::clone(&shared)));
-    if !plan.join.is_empty() {
+    if !facts.seeds.is_empty() {
         tokio::spawn(join::enrol(
             Arc::clone(&shared),
-            plan.join.clone(),
+            facts.seeds.clone(),
             facts.peer.clone(),
         ));
     }

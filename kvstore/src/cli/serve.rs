@@ -13,7 +13,7 @@ use paxos_backends::Backend;
 use tracing_subscriber::EnvFilter;
 
 use super::{Exit, Failure, directory, node};
-use crate::{server::Route, shards::Shards};
+use crate::{is_address, server::Route, shards::Shards};
 
 /// The flags of `serve`.
 #[derive(Clone, Debug, Args)]
@@ -25,8 +25,8 @@ pub(super) struct ServeOptions {
     /// them. Not needed any more once the data directory is made
     #[arg(long, env = "KVSTORE_CLUSTER")]
     cluster: Option<String>,
-    /// Join a running cluster as a new node: where some of its nodes talk to each other, host:port,... Not needed any
-    /// more once the data directory is made
+    /// Join a running cluster as a new node: where some of its nodes talk to each other, host:port,... Remembered: not
+    /// needed any more once the data directory is made
     #[arg(
         long,
         env = "KVSTORE_JOIN",
@@ -263,13 +263,6 @@ fn members(cluster: &str) -> Result<BTreeMap<u64, String>, Failure> {
         }
     }
     Ok(members)
-}
-
-/// `host:port`.
-pub(super) fn is_address(text: &str) -> bool {
-    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
-    text.rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && is_port(port))
 }
 
 fn listen(flag: &str, address: &str) -> Result<TcpListener, Failure> {

@@ -56,6 +56,8 @@ pub enum Reason {
     Unreachable,
     /// The node that is needed has not caught up.
     Behind,
+    /// The node was removed: it does not come back by itself.
+    Removed,
     /// It will not be done.
     Refused,
     /// It may have been done.

@@ -16,7 +16,7 @@ use super::{
     admin::{Options, Outcome, Reason, each, is, node_id},
     status::member_reports,
 };
-use crate::{machine::operations as op, resp::Args};
+use crate::{is_address, machine::operations as op, resp::Args};
 
 /// The pause before a change is tried again that came at a bad moment.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -25,6 +25,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wish {
     Member {
+        node: NodeId,
+        address: String,
+    },
+    /// As a member, but for a node that was removed: this is what a node asks for itself.
+    Enrolled {
         node: NodeId,
         address: String,
     },
@@ -52,22 +57,25 @@ enum Wish {
 type Refusal = (Reason, String);
 
 impl Wish {
-    /// Reads `ADD id address`, `PROMOTE id`, `DEMOTE id`, `REMOVE id`, `REPLACE id by address`, `UPDATE id address`, and
+    /// Reads `ADD id address`, `ENROL id address`, `PROMOTE id`, `DEMOTE id`, `REMOVE id`, `REPLACE id by address`, `UPDATE id address`, and
     /// says where the options begin.
     fn parse(args: Args<'_>) -> Result<(Self, usize), String> {
         let sub = args.get(1);
         let node = || node_id(args.get(2));
         let address = |at: usize| {
             let text = String::from_utf8(args.get(at).to_vec()).unwrap_or_default();
-            let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
-            match text.rsplit_once(':') {
-                Some((host, port)) if !host.is_empty() && is_port(port) => Ok(text),
-                _ => Err("ERR an address is host:port, where the node talks to the other nodes".to_owned()),
+            if is_address(&text) {
+                Ok(text)
+            } else {
+                Err("ERR an address is host:port, where the node talks to the other nodes".to_owned())
             }
         };
         if is(sub, "ADD") {
             let (node, address) = (node()?, address(3)?);
             Ok((Self::Member { node, address }, 4))
+        } else if is(sub, "ENROL") {
+            let (node, address) = (node()?, address(3)?);
+            Ok((Self::Enrolled { node, address }, 4))
         } else if is(sub, "UPDATE") {
             let (node, address) = (node()?, address(3)?);
             Ok((Self::At { node, address }, 4))
@@ -93,20 +101,31 @@ impl Wish {
             Err((Reason::NotFound, why))
         };
         match *self {
-            Self::Member { node, ref address } => match now.member(node) {
-                None => Ok(Some(Change::AddLearner {
-                    node,
-                    address: address.clone(),
-                })),
-                Some(member) if member.address == *address => Ok(None),
-                Some(member) => Err((
-                    Reason::Refused,
+            Self::Enrolled { node, .. } if now.member(node).is_none() && now.removed.contains(&node) => {
+                Err((
+                    Reason::Removed,
                     format!(
-                        "node {node} is a member already, at {}; if it has moved: kvstore member update {node}={address}",
-                        member.address
+                        "node {node} was removed; to take it in again: kvstore member add {node}=host:port; a node that \
+                     takes its place gets another id"
                     ),
-                )),
-            },
+                ))
+            }
+            Self::Member { node, ref address } | Self::Enrolled { node, ref address } => {
+                match now.member(node) {
+                    None => Ok(Some(Change::AddLearner {
+                        node,
+                        address: address.clone(),
+                    })),
+                    Some(member) if member.address == *address => Ok(None),
+                    Some(member) => Err((
+                        Reason::Refused,
+                        format!(
+                            "node {node} is a member already, at {}; if it has moved: kvstore member update {node}={address}",
+                            member.address
+                        ),
+                    )),
+                }
+            }
             Self::Voter { node } => match role(node) {
                 None => no_such(node),
                 Some(Role::Voter) => Ok(None),
@@ -127,8 +146,8 @@ impl Wish {
                 by,
                 ref address,
             } => match (role(node), role(by)) {
-                (None, Some(_)) => Ok(None),
-                (None, None) => no_such(node),
+                (None, Some(_)) if now.removed.contains(&node) => Ok(None),
+                (None, _) => no_such(node),
                 // It was promoted meanwhile.
                 (Some(_), Some(Role::Voter)) => Ok(Some(Change::Remove { node })),
                 (Some(_), _) => Ok(Some(Change::Replace {
@@ -296,6 +315,7 @@ mod tests {
         let change = |words: &str| parsed(words).unwrap().0.change(&now);
         for words in [
             "KV.MEMBER ADD 1 a:1",
+            "KV.MEMBER ENROL 1 a:1",
             "KV.MEMBER PROMOTE 1",
             "KV.MEMBER REMOVE 3",
             "KV.MEMBER REPLACE 3 2 b:2",
@@ -307,9 +327,18 @@ mod tests {
             ("KV.MEMBER PROMOTE 9", Reason::NotFound),
             ("KV.MEMBER REMOVE 9", Reason::NotFound),
             ("KV.MEMBER REPLACE 8 9 c:3", Reason::NotFound),
+            ("KV.MEMBER REPLACE 22 2 b:2", Reason::NotFound),
+            ("KV.MEMBER ENROL 3 c:3", Reason::Removed),
             ("KV.MEMBER ADD 1 c:3", Reason::Refused),
         ] {
             assert_eq!(change(words).unwrap_err().0, expected, "{words}");
+        }
+        for added in ["KV.MEMBER ADD 3 c:3", "KV.MEMBER ENROL 4 c:3"] {
+            let change = change(added);
+            assert!(
+                matches!(change, Ok(Some(Change::AddLearner { .. }))),
+                "{added}: {change:?}"
+            );
         }
         let (node, by) = (NodeId(1), NodeId(2));
         assert_eq!(

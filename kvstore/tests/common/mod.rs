@@ -116,6 +116,8 @@ impl Cluster {
         let (seeds, peer, members) = (seeds.join(","), self.peer(node), self.members());
         let cluster = if node <= self.founders.len() {
             vec!["--cluster", &members]
+        } else if self.data_dir(node).exists() {
+            vec![]
         } else {
             vec!["--join", &seeds, "--peer", &peer]
         };
