@@ -23,10 +23,12 @@
 //!
 //! # When a session ends
 //!
-//! Only the log decides, so all replicas agree: the group's clock is the highest stamp (a proposer's wall clock) that
-//! has been applied, and a session expires when that has moved on by more than its time to live since its last command.
-//! One stamp moves it by a minute at the most. If there are [`Limits::max_sessions`] already, opening one
-//! ends the least recently used one. A command of a session that is gone, or never was, is answered
+//! Only the log decides, so all replicas agree: commands carry a stamp (the client's wall clock), and the group's clock
+//! moves on with the fastest of its clients' clocks, by the time that passes between their stamps. A session expires when
+//! the group's clock has moved on by more than its time to live since its last command. What time a client's clock shows
+//! does not matter, and a minute or more without any command is not counted: so a clock that is wrong by years, or is set
+//! to another year, ends no session, and one that is set ahead by less ends only sessions that were about to expire. If
+//! there are [`Limits::max_sessions`] already, opening one ends the least recently used one. A command of a session that is gone, or never was, is answered
 //! [`Expired`](Answer::Expired): that copy is not executed, and never will be, since ids are not used again.
 //!
 //! When kept replies reach a bound the oldest go first. Their commands are still not executed again: whoever repeats one is
@@ -245,6 +247,10 @@ impl<M: StateMachine> Sessions<M> {
 impl<M: StateMachine> StateMachine for Sessions<M> {
     fn applied(&self) -> Slot {
         self.applied
+    }
+
+    fn reaches(&self) -> Slot {
+        self.machine.reaches().max(self.applied)
     }
 
     fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {

@@ -19,7 +19,7 @@ use std::{
 use super::{
     Limits, Sessions,
     replies::{Kept, Replies},
-    table::{Session, Table},
+    table::{MAX_CLOCK_MS, Pace, Session, Table},
     wire::{Answer, SessionId},
 };
 use crate::{
@@ -29,8 +29,8 @@ use crate::{
 };
 
 const MAGIC: [u8; 4] = *b"PSES";
-const VERSION: u8 = 1;
-/// No snapshot has a clock or an id above it.
+const VERSION: u8 = 2;
+/// No snapshot has an id above it.
 const MAX_ID: u64 = 1 << 62;
 
 struct Frozen {
@@ -66,6 +66,7 @@ impl Frozen {
         }
         for number in [
             self.table.clock_ms,
+            self.table.opening.lead_ms,
             self.table.last_id.0,
             self.hash,
             self.table.len() as u64,
@@ -77,6 +78,7 @@ impl Frozen {
                 session.id.0,
                 session.ttl_ms,
                 session.used_ms,
+                session.pace.lead_ms,
                 session.acked,
                 session.next,
                 session.ahead.len() as u64,
@@ -173,10 +175,11 @@ impl Tables {
         }
         let mut table = Table::new(limits);
         table.clock_ms = number(from)?;
+        table.opening = pace(from)?;
         table.last_id = SessionId(number(from)?);
         demand(
-            table.clock_ms < MAX_ID && table.last_id.0 < MAX_ID,
-            "a clock out of range",
+            table.clock_ms <= MAX_CLOCK_MS && table.last_id.0 < MAX_ID,
+            "a clock or an id out of range",
         )?;
         let hash = number(from)?;
         let count = size(from)?;
@@ -218,6 +221,7 @@ fn read_session(from: &mut &[u8], limits: &Limits) -> Result<Session, MachineErr
         id: SessionId(number(from)?),
         ttl_ms: number(from)?,
         used_ms: number(from)?,
+        pace: pace(from)?,
         acked: number(from)?,
         next: number(from)?,
         ..Session::default()
@@ -236,6 +240,12 @@ fn read_session(from: &mut &[u8], limits: &Limits) -> Result<Session, MachineErr
         "a window out of range",
     )?;
     Ok(session)
+}
+
+fn pace(from: &mut &[u8]) -> Result<Pace, MachineError> {
+    let lead_ms = number(from)?;
+    demand(lead_ms <= 2 * MAX_CLOCK_MS, "a client's clock out of range")?;
+    Ok(Pace { lead_ms })
 }
 
 fn read_replies(from: &mut &[u8]) -> Result<Vec<Kept>, MachineError> {

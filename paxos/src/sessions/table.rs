@@ -15,11 +15,39 @@ use super::{
 };
 
 /// The group's clock stops here, in the year 10889: a stamp cannot make the ids run out.
-const MAX_CLOCK_MS: u64 = 1 << 48;
-/// One stamp moves the group's clock by no more: a client whose clock is wrong by years does not end all sessions.
-const MAX_CLOCK_STEP_MS: u64 = 60_000;
+pub(super) const MAX_CLOCK_MS: u64 = 1 << 48;
+/// Stamps move the group's clock by what passes between them, if that is not more: else nobody has used a session
+/// meanwhile, or a client's clock was set.
+const MAX_PAUSE_MS: u64 = 60_000;
 /// No session lives for less.
 const MIN_TTL_MS: u64 = 1_000;
+
+/// How a client's clock reads against the group's. Only the passing of its time counts, not which time it shows: clocks
+/// that are wrong by years pass time as well as others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pace {
+    /// By how much the group's clock was ahead of the client's, and [`MAX_CLOCK_MS`].
+    pub(super) lead_ms: u64,
+}
+
+impl Pace {
+    /// Of a client whose stamp comes while the group's clock shows `clock_ms`.
+    fn new(stamp_ms: u64, clock_ms: u64) -> Self {
+        Self {
+            lead_ms: MAX_CLOCK_MS + clock_ms - stamp_ms.min(MAX_CLOCK_MS),
+        }
+    }
+
+    /// What the group's clock shows after this stamp.
+    fn advance(&mut self, stamp_ms: u64, clock_ms: u64) -> u64 {
+        let now = (stamp_ms.min(MAX_CLOCK_MS) + self.lead_ms).saturating_sub(MAX_CLOCK_MS);
+        if now.saturating_sub(clock_ms) > MAX_PAUSE_MS {
+            *self = Self::new(stamp_ms, clock_ms);
+            return clock_ms;
+        }
+        clock_ms.max(now.min(MAX_CLOCK_MS))
+    }
+}
 
 /// Where a session is in the table, and its replies in [`Replies`](super::replies::Replies). Used again for another
 /// session when it has ended.
@@ -31,6 +59,8 @@ pub(super) struct Session {
     pub(super) ttl_ms: u64,
     /// The group's clock when it was last used.
     pub(super) used_ms: u64,
+    /// Of its client.
+    pub(super) pace: Pace,
     /// When it was last used among all sessions; [`Table::insert`] sets it.
     pub(super) used: u64,
     pub(super) acked: u64,
@@ -90,7 +120,10 @@ pub(super) enum Step {
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     limits: Limits,
+    /// 0 until a session is opened.
     pub(super) clock_ms: u64,
+    /// Of those who open sessions, taken together.
+    pub(super) opening: Pace,
     /// The last id that was given out.
     pub(super) last_id: SessionId,
     /// Counts the uses of sessions.
@@ -109,6 +142,7 @@ impl Table {
         Self {
             limits,
             clock_ms: 0,
+            opening: Pace::default(),
             last_id: SessionId(0),
             uses: 0,
             places: HashMap::new(),
@@ -162,30 +196,19 @@ impl Table {
         steps.push(Step::Forget(place));
     }
 
-    /// The group's clock is the highest stamp seen, but for the bounds on it.
-    fn advance(&mut self, stamp_ms: u64) {
-        let stamp_ms = stamp_ms.min(MAX_CLOCK_MS);
-        if stamp_ms > self.clock_ms {
-            let most = if self.clock_ms == 0 {
-                MAX_CLOCK_MS
-            } else {
-                self.clock_ms + MAX_CLOCK_STEP_MS
-            };
-            self.clock_ms = stamp_ms.min(most);
-        }
-    }
-
     fn is_expired(&self, place: Place) -> bool {
         let session = self.session(place);
         self.clock_ms - session.used_ms > session.ttl_ms
     }
 
-    /// The place of a living session; one that has expired is removed.
-    fn find(&mut self, id: SessionId, steps: &mut Vec<Step>) -> Option<Place> {
+    /// The place of a living session, after its client's stamp has passed time; one that has expired is removed.
+    fn find(&mut self, id: SessionId, stamp_ms: u64, steps: &mut Vec<Step>) -> Option<Place> {
         let place = match self.recent {
             Some(recent) if self.session(recent).id == id => recent,
             _ => *self.places.get(&id)?,
         };
+        let session = &mut self.sessions[place as usize];
+        self.clock_ms = session.pace.advance(stamp_ms, self.clock_ms);
         if self.is_expired(place) {
             self.remove(place, steps);
             return None;
@@ -195,7 +218,11 @@ impl Table {
 
     /// Opens a session, after those that have expired, or had to make room, have gone.
     pub(super) fn open(&mut self, ttl_ms: u64, stamp_ms: u64, steps: &mut Vec<Step>) {
-        self.advance(stamp_ms);
+        if self.clock_ms == 0 {
+            self.clock_ms = stamp_ms.clamp(1, MAX_CLOCK_MS);
+            self.opening = Pace::new(stamp_ms, self.clock_ms);
+        }
+        self.clock_ms = self.opening.advance(stamp_ms, self.clock_ms);
         while let Some(oldest) = self.by_use.first_key_value().map(|(_, place)| *place)
             && (self.len() >= self.limits.max_sessions || self.is_expired(oldest))
         {
@@ -207,6 +234,7 @@ impl Table {
             id: self.last_id,
             ttl_ms: ttl_ms.clamp(MIN_TTL_MS, self.limits.max_ttl_ms.max(MIN_TTL_MS)),
             used_ms: self.clock_ms,
+            pace: Pace::new(stamp_ms, self.clock_ms),
             acked: 1,
             next: 1,
             ..Session::default()
@@ -215,16 +243,14 @@ impl Table {
     }
 
     pub(super) fn close(&mut self, id: SessionId, stamp_ms: u64, steps: &mut Vec<Step>) {
-        self.advance(stamp_ms);
-        if let Some(place) = self.find(id, steps) {
+        if let Some(place) = self.find(id, stamp_ms, steps) {
             self.remove(place, steps);
         }
         steps.push(Step::Answer(Answer::Closed));
     }
 
     pub(super) fn call(&mut self, call: &Call, steps: &mut Vec<Step>) {
-        self.advance(call.stamp_ms);
-        let Some(place) = self.find(call.session, steps) else {
+        let Some(place) = self.find(call.session, call.stamp_ms, steps) else {
             return steps.push(Step::Answer(Answer::Expired));
         };
         self.touch(place);

@@ -268,11 +268,67 @@ fn sessions_expire_by_the_stamps_in_the_log() {
 
 #[test]
 fn a_clock_that_is_wrong_by_years_ends_no_session() {
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
     let mut machine = machine();
     let session = open_at(&mut machine, 90_000, 1_000);
-    let other = open_at(&mut machine, 90_000, u64::MAX);
-    assert_eq!(apply(&mut machine, call(session, 1, 1)), reply("1 c1"));
-    assert!(other > session);
+    let ahead = open_at(&mut machine, 90_000, YEAR_MS);
+    let at_its_end = open_at(&mut machine, 90_000, u64::MAX);
+    assert!(session < ahead && ahead < at_its_end);
+    for sequence in 1..=100 {
+        apply(
+            &mut machine,
+            call_at(ahead, sequence, sequence, YEAR_MS + sequence),
+        );
+        let closed = Command::Close {
+            session: at_its_end,
+            stamp_ms: u64::MAX,
+        };
+        apply(&mut machine, closed.encode());
+    }
+    // It is set right, and wrong again.
+    for (sequence, stamp_ms) in (101..).zip([1_100, 2 * YEAR_MS, 1_200, 3 * YEAR_MS]) {
+        swap(&mut machine);
+        apply(&mut machine, call_at(ahead, sequence, sequence, stamp_ms));
+    }
+    assert_eq!(
+        apply(&mut machine, call_at(session, 1, 1, 2_000)),
+        reply("105 c1")
+    );
+}
+
+#[test]
+fn a_clock_that_is_wrong_by_years_passes_time() {
+    let mut machine = machine();
+    let idle = open_at(&mut machine, 90_000, 1_000);
+    let ahead = open_at(&mut machine, 90_000, 1 << 40);
+    for sequence in 1..=91 {
+        apply(
+            &mut machine,
+            call_at(ahead, sequence, sequence, (1 << 40) + 1_000 * sequence),
+        );
+    }
+    assert_eq!(apply(&mut machine, call_at(idle, 1, 1, 1_000)), Answer::Expired);
+}
+
+#[test]
+fn time_that_nobody_uses_a_session_in_is_not_counted() {
+    let mut machine = machine();
+    let session = open_at(&mut machine, 90_000, 1_000);
+    assert_eq!(
+        apply(&mut machine, call_at(session, 1, 1, 10_000_000)),
+        reply("1 c1")
+    );
+    let other = open_at(&mut machine, 5_000, 20_000_000);
+    assert_eq!(
+        apply(&mut machine, call_at(session, 2, 2, 10_005_000)),
+        reply("2 c2")
+    );
+    assert_eq!(apply(&mut machine, call_at(other, 1, 1, 0)), reply("3 c1"));
+    assert_eq!(
+        apply(&mut machine, call_at(session, 3, 3, 10_010_001)),
+        reply("4 c3")
+    );
+    assert_eq!(apply(&mut machine, call_at(other, 2, 2, 0)), Answer::Expired);
 }
 
 #[test]
@@ -385,8 +441,8 @@ fn a_snapshot_that_does_not_fit_is_refused_with_the_reason() {
     assert!(refused(other, &bytes).contains("limits must be the same"));
     assert!(refused(LIMITS, b"the counter's own snapshot").contains("not one of a machine with sessions"));
     let mut newer = bytes.clone();
-    newer[4] = 2;
-    assert!(refused(LIMITS, &newer).contains("format 2"));
+    newer[4] = 3;
+    assert!(refused(LIMITS, &newer).contains("format 3"));
     for cut in 0..bytes.len() {
         refused(LIMITS, &bytes[..cut]);
     }
