@@ -150,6 +150,9 @@ async fn dispatch(
     end: Instant,
     per_connection: usize,
 ) {
+    let Some(first) = connections.first() else {
+        return;
+    };
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut at = 0;
@@ -167,6 +170,7 @@ async fn dispatch(
             let mut taker = None;
             for _ in 0..if all_are_full { 0 } else { connections.len() } {
                 at = (at + 1) % connections.len();
+                // A remainder of their number.
                 let connection = &connections[at];
                 if connection.has_room(per_connection) {
                     taker = Some(connection);
@@ -175,7 +179,7 @@ async fn dispatch(
             }
             let Some(connection) = taker else {
                 all_are_full = true;
-                let count = connections[0].plan.options.pipeline.into();
+                let count = first.plan.options.pipeline.into();
                 let mut tally = tally.borrow_mut();
                 tally.due(from, count);
                 tally.unsent(from, count);

@@ -10,7 +10,7 @@ use crate::{
     resp::{parse, write},
 };
 
-/// The largest value, in bytes: what one command may carry. It bounds the cost of every operation on one key, the
+/// The largest value, in bytes; a single command carries a little less, with all its arguments. It bounds the cost of every operation on one key, the
 /// digest of an appended value too.
 pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
 

@@ -149,6 +149,10 @@ impl Parser {
     }
 
     /// The arguments of the complete command at `index`, in the buffer given to [`parse`](Self::parse).
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many: `index` must be below [`len`](Self::len).
     pub fn command<'a>(&'a self, index: usize, buffer: &'a [u8]) -> Args<'a> {
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
         Args {
@@ -171,6 +175,7 @@ impl Parser {
 
     /// Forgets the complete commands, whose bytes the caller has removed from the front of the buffer.
     pub fn clear(&mut self) {
+        // The spans behind the complete commands, and the position, are at `consumed` or behind it.
         let complete = self.ends.last().copied().unwrap_or(0);
         self.spans.drain(..complete);
         self.spans.shrink_to(MAX_IDLE_ARGS);
@@ -216,6 +221,7 @@ impl Parser {
         let Some((line, next)) = line(buffer, self.position, "too big mbulk count string")? else {
             return Ok(false);
         };
+        // The caller has seen the `*` that the line begins with.
         let count = integer(&line[1..])
             .filter(|count| *count <= self.limits.max_args as i64)
             .ok_or_else(|| ProtocolError::new("invalid multibulk length"))?;
@@ -310,6 +316,11 @@ fn line<'a>(
         None if rest.len() >= MAX_HEADER_BYTES => Err(ProtocolError::new(too_long)),
         _ => Ok(None),
     }
+}
+
+/// Whether an argument is this word, in upper or lower case.
+pub fn is(argument: &[u8], word: &str) -> bool {
+    argument.eq_ignore_ascii_case(word.as_bytes())
 }
 
 /// A decimal integer that fills `text`: what Redis accepts as one, so no sign `+`, no leading zeros, no blanks.

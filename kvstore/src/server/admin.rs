@@ -9,7 +9,7 @@ use paxos::{NodeId, SnapshotError, TransferError, core::TransferRejection, node:
 use serde::{Deserialize, Serialize};
 
 use super::{Shared, status::MemberReport};
-use crate::resp::{Args, parse};
+use crate::resp::{Args, parse, parse::is};
 
 /// What came out for one group. The fields' names are an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,10 +80,6 @@ impl Outcome {
             ..Self::default()
         }
     }
-}
-
-pub(super) fn is(arg: &[u8], name: &str) -> bool {
-    arg.eq_ignore_ascii_case(name.as_bytes())
 }
 
 pub(super) fn node_id(arg: &[u8]) -> Result<NodeId, String> {

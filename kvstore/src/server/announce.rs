@@ -22,14 +22,14 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Keeps the directory of nodes up to date and this node's entry in it; runs as long as the server.
 pub async fn announce(shared: Arc<Shared>) {
-    let Some(mut leader) = shared.leaders.first().cloned() else {
+    let (Some(group), Some(mut leader)) = (shared.groups.first(), shared.leaders.first().cloned()) else {
         return;
     };
     loop {
         let known = match directory(&shared).await {
             Some(directory) => {
                 let own = directory.get(&shared.settings.node.0) == Some(&shared.settings.addresses);
-                let status = shared.groups[0].status().await;
+                let status = group.status().await;
                 let mut members = status.replica.membership.members.iter();
                 let complete = members.all(|member| directory.contains_key(&member.node.0));
                 *shared.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;

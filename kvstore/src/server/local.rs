@@ -11,16 +11,12 @@ use super::{
 };
 use crate::{
     command::{Command, Keys, table},
-    resp::{Args, parse, write},
+    resp::{Args, parse, parse::is, write},
     shards::hash_slot,
 };
 
 /// Carries a command out and writes its reply.
 pub type LocalCommand = fn(&Shared, &mut Session, Args<'_>, &mut BytesMut);
-
-fn is(arg: &[u8], name: &str) -> bool {
-    arg.eq_ignore_ascii_case(name.as_bytes())
-}
 
 fn ok(reply: &mut BytesMut) {
     reply.put_slice(write::OK);

@@ -13,10 +13,14 @@ use paxos::{
 
 use super::{
     Shared,
-    admin::{Options, Outcome, Reason, each, is, node_id},
+    admin::{Options, Outcome, Reason, each, node_id},
     status::member_reports,
 };
-use crate::{is_address, machine::operations as op, resp::Args};
+use crate::{
+    is_address,
+    machine::operations as op,
+    resp::{Args, parse::is},
+};
 
 /// The pause before a change is tried again that came at a bad moment.
 const PAUSE: Duration = Duration::from_millis(50);

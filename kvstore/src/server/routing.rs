@@ -27,6 +27,7 @@ impl Shared {
             return Err("CROSSSLOT Keys in request don't hash to the same group".into());
         }
         if self.settings.route == Route::Redirect
+            // The shards deal the keys out to the groups that there are.
             && !self.groups[group].is_leader()
             && let Some(leader) = self.leader(group)
             && let Some(addresses) = self.addresses_of(leader.node)

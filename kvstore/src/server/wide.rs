@@ -12,7 +12,7 @@ use super::{
 use crate::{
     command::codec,
     machine::operations::{self as op, Operation},
-    resp::{Args, Value, parse, write},
+    resp::{Args, Value, parse, parse::is, write},
     shards::HASH_SLOTS,
 };
 
@@ -91,10 +91,6 @@ fn json(value: &impl serde::Serialize, reply: &mut BytesMut) -> Result<(), Strin
     Ok(())
 }
 
-fn is(arg: &[u8], name: &str) -> bool {
-    arg.eq_ignore_ascii_case(name.as_bytes())
-}
-
 pub(super) fn encoded(operation: Operation, args: &[&[u8]]) -> Bytes {
     let mut bytes = BytesMut::new();
     codec::encode(&mut bytes, operation.code, args.iter().copied());
@@ -102,7 +98,7 @@ pub(super) fn encoded(operation: Operation, args: &[&[u8]]) -> Bytes {
 }
 
 impl Shared {
-    /// Reads from one group.
+    /// Reads from one group; the shards and the loops over the groups name none that is not there.
     pub(super) async fn ask(
         &self,
         group: usize,
