@@ -263,6 +263,7 @@ fn members(outcomes: &[Outcome]) -> Table {
         "LEADER",
         "HOLDS UPTO",
         "ALIVE",
+        "DISK",
     ]);
     for outcome in outcomes {
         for member in &outcome.members {
@@ -280,6 +281,7 @@ fn members(outcomes: &[Outcome]) -> Table {
                 .to_owned(),
                 or_dash(member.matched),
                 alive.unwrap_or("-").to_owned(),
+                member.disk.clone().unwrap_or_else(|| "-".into()),
             ]);
         }
     }

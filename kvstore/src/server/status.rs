@@ -114,6 +114,10 @@ pub struct MemberReport {
     pub matched: Option<u64>,
     /// Whether it answers; known to the leader.
     pub alive: Option<bool>,
+    /// The disk that it was admitted with. Without one another disk of it would be taken for this one: it
+    /// must not lose it yet.
+    #[serde(default)]
+    pub disk: Option<String>,
 }
 
 impl Shared {
@@ -193,6 +197,7 @@ pub(super) fn member_reports(group: &Group, replica: &Status) -> Vec<MemberRepor
             } else {
                 peer.map(|peer| peer.alive)
             },
+            disk: member.storage.map(|storage| storage.to_string()),
         }
     };
     replica.membership.members.iter().map(report).collect()
