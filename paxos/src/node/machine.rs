@@ -50,8 +50,8 @@ impl Machine {
 
     /// Whether the whole machine is at this slot: it is not away, and no part of it is ahead of the log.
     pub(super) fn is_at(&self, slot: Slot) -> bool {
-        let reaches = |machine: &Box<dyn StateMachine>| machine.reaches();
-        self.applied == slot && self.inner.as_ref().map(reaches) == Some(slot)
+        let inner = self.inner.as_ref();
+        self.applied == slot && inner.is_some_and(|machine| machine.reaches() == slot)
     }
 
     /// Adds a chosen entry to the run, unless the machine already holds its effects.
