@@ -48,7 +48,7 @@ pub use self::{
     group::{Group, GroupStatus, InSync, Read},
     liveness::{PeerEvent, PeerHealth},
 };
-use self::{liveness::Liveness, router::Router};
+use self::{liveness::Liveness, removing::Changes, router::Router};
 use crate::{
     metrics::{Exposition, Kind, NodeMetrics, expose},
     snapshot::SnapshotError,
@@ -76,7 +76,7 @@ pub struct Node {
     recovered: Mutex<BTreeMap<GroupId, RecoveredGroup>>,
     groups: Mutex<BTreeMap<GroupId, (Group, JoinHandle<()>)>>,
     /// Groups that are being added or removed.
-    changing: Arc<Mutex<BTreeSet<GroupId>>>,
+    changes: Changes,
     is_down: AtomicBool,
 }
 

@@ -1,7 +1,7 @@
 //! Removing a group at run time, and what keeps adding and removing the same group apart.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     format, mem,
     ops::Deref,
     sync::{Arc, Mutex},
@@ -21,29 +21,69 @@ use crate::{
     types::{GroupId, WriteOp},
 };
 
+/// Groups to which something is being done, or was done by half.
+pub(super) type Changes = Arc<Mutex<BTreeMap<GroupId, Change>>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It is being added or removed.
+    UnderWay,
+    /// Its removal failed on the way. What this node has read of it is gone, but the store may still hold it: a replica
+    /// that was started now would have forgotten its promises.
+    HalfRemoved,
+}
+
 /// Marks a group that is being added or removed, so that nobody else does either meanwhile.
 pub(super) struct Changing {
-    groups: Arc<Mutex<BTreeSet<GroupId>>>,
+    changes: Changes,
     group: GroupId,
+    /// How the group is left if nothing more is heard of this call.
+    leaves: Option<Change>,
 }
 
 impl Changing {
-    pub(super) fn begin(groups: &Arc<Mutex<BTreeSet<GroupId>>>, group: GroupId) -> Result<Self, NodeError> {
-        if !lock(groups).insert(group) {
-            return Err(NodeError::Configuration(format!(
+    pub(super) fn to_add(changes: &Changes, group: GroupId) -> Result<Self, NodeError> {
+        Self::begin(changes, group, None)
+    }
+
+    pub(super) fn to_remove(changes: &Changes, group: GroupId) -> Result<Self, NodeError> {
+        Self::begin(changes, group, Some(Change::HalfRemoved))
+    }
+
+    fn begin(changes: &Changes, group: GroupId, leaves: Option<Change>) -> Result<Self, NodeError> {
+        let mut all = lock(changes);
+        match all.get(&group) {
+            Some(Change::UnderWay) => Err(NodeError::Configuration(format!(
                 "group {group} is being added or removed right now; wait for that call to end"
-            )));
+            ))),
+            Some(Change::HalfRemoved) if leaves.is_none() => Err(NodeError::Configuration(format!(
+                "an earlier removal of group {group} failed on the way, so the store may still hold a part of it; call \
+                 Node::remove_group once more and add the group when that has succeeded"
+            ))),
+            _ => {
+                all.insert(group, Change::UnderWay);
+                Ok(Self {
+                    changes: changes.clone(),
+                    group,
+                    leaves,
+                })
+            }
         }
-        Ok(Self {
-            groups: groups.clone(),
-            group,
-        })
+    }
+
+    /// Nothing of the group is left.
+    fn removed(mut self) {
+        self.leaves = None;
     }
 }
 
 impl Drop for Changing {
     fn drop(&mut self) {
-        lock(&self.groups).remove(&self.group);
+        let mut changes = lock(&self.changes);
+        match self.leaves {
+            Some(change) => changes.insert(self.group, change),
+            None => changes.remove(&self.group),
+        };
     }
 }
 
@@ -103,12 +143,13 @@ impl Node {
     /// # Errors
     ///
     /// If the group is being added or removed by another call; if its snapshots cannot be removed, or the node has
-    /// stopped: then the group may or may not be removed, and is served no more.
+    /// stopped: then the group may or may not be removed, is served no more, and cannot be added before it is removed once
+    /// more.
     pub async fn remove_group(&self, group: GroupId) -> Result<(), NodeError> {
         if let Some(why) = &*self.halt.reason.borrow() {
             return Err(NodeError::Stopped(why.clone()));
         }
-        let changing = Changing::begin(&self.changing, group)?;
+        let changing = Changing::to_remove(&self.changes, group)?;
         lock(&self.recovered).remove(&group);
         self.router.remove(group);
         let task = lock(&self.groups).remove(&group).map(|(_, task)| task);
@@ -150,6 +191,6 @@ async fn remove(
     };
     environment.forget_membership(group);
     tracing::info!(%group, node = %environment.identity.node, "group removed");
-    drop(changing);
+    changing.removed();
     Ok(())
 }

@@ -23,7 +23,7 @@ use super::{
     liveness::{self, Liveness},
     lock,
     machine::Machine,
-    removing::{Changing, Taken},
+    removing::{Changes, Changing, Taken},
     router::{Route, Router},
     snapshots::Snapshots,
     storage,
@@ -115,7 +115,7 @@ impl Node {
             halt,
             recovered: Mutex::new(recovered.groups),
             groups: Mutex::default(),
-            changing: Arc::default(),
+            changes: Changes::default(),
             is_down: AtomicBool::new(false),
         })
     }
@@ -171,7 +171,7 @@ impl Node {
         if let Some(why) = &*self.halt.reason.borrow() {
             return Err(NodeError::Stopped(why.clone()));
         }
-        let changing = Changing::begin(&self.changing, group)?;
+        let changing = Changing::to_add(&self.changes, group)?;
         if lock(&self.groups).contains_key(&group) {
             return Err(already_added(group));
         }

@@ -349,7 +349,7 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// From now on nothing can be written, or again.
+    /// From now on nothing can be written or removed, or again.
     pub(crate) fn fail(&self, fails: bool) {
         self.fails.store(fails, Relaxed);
     }
@@ -400,6 +400,7 @@ impl SnapshotStore for Snapshots {
     }
 
     fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {
+        self.check()?;
         self.inner.remove_group(group)
     }
 }

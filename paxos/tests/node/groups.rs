@@ -160,6 +160,29 @@ async fn a_removed_group_is_gone_for_good_and_may_be_added_afresh() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_group_whose_removal_failed_is_not_added_before_it_is_removed() {
+    let mut cluster = Cluster::start_with_snapshots(config()).await;
+    let node = cluster.nodes.remove(&1).unwrap();
+    cluster.group(2).propose(text("a")).await.unwrap();
+    cluster.snapshots[&1].fail(true);
+    node.remove_group(GROUP).await.unwrap_err();
+    assert!(node.group(GROUP).is_none());
+    let refused = node
+        .add_group(GROUP, members(1..=3), List::default())
+        .await
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("call Node::remove_group once more"),
+        "the store still holds its promises: {refused}"
+    );
+    cluster.snapshots[&1].fail(false);
+    node.remove_group(GROUP).await.unwrap();
+    node.add_group(GROUP, members([1]), List::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn removing_answers_what_is_open_and_needs_no_group_that_was_added() {
     let cluster = with_two_groups(config()).await;
     let leader = cluster.leader().await;
