@@ -339,6 +339,45 @@ mod catching_up {
     }
 
     #[test]
+    fn chunks_that_come_later_than_the_receiver_waits_are_taken_all_the_same() {
+        // As when many transfers share the sender's pace.
+        let mut rig = behind_the_trim_point(by_hand());
+        fetch_chunks(&mut rig, 2);
+        for _ in 0..20 {
+            rig.pass_for_where(&[1, 2, 3], 4_000, |letter| !is_chunk(letter));
+            let oldest = rig.take(is_chunk).into_iter().next();
+            if let Some(letter) = oldest {
+                rig.deliver(letter);
+            }
+        }
+        assert!(in_step(&rig, 3, 1), "{}", rig.transcript());
+    }
+
+    #[test]
+    fn a_fetch_that_goes_on_with_a_peer_whose_snapshot_is_shorter_begins_anew() {
+        let mut rig = behind_the_trim_point(by_hand());
+        let sender = fetch_chunks(&mut rig, 2);
+        rig.crash(sender);
+        let mut chunk = None;
+        while chunk.is_none() {
+            rig.pass_for_where(&[1, 2, 3], 100, |letter| !is_chunk(letter));
+            chunk = rig.take(|letter| is_chunk(letter) && letter.from != sender).pop();
+        }
+        let mut chunk = chunk.expect("the other peer sends");
+        if let Message::SnapshotChunk {
+            data, total, offset, ..
+        } = &mut chunk.message
+        {
+            assert_eq!(*offset, 128, "it goes on where the first one was");
+            // What is answered beyond the end.
+            (*data, *total) = (Bytes::new(), 100);
+        }
+        rig.take(|_| true);
+        rig.deliver(chunk);
+        assert_eq!(rig.take(is_fetch_from_the_start).len(), 1);
+    }
+
+    #[test]
     fn a_sender_that_stays_away_is_replaced() {
         let mut rig = behind_the_trim_point(by_hand());
         let sender = fetch_chunks(&mut rig, 2);

@@ -47,9 +47,9 @@ pub(super) struct Snapshots {
     /// Peers that have trimmed what is missing here, and as of which slot they have a snapshot.
     offers: BTreeMap<NodeId, Slot>,
     fetch: Option<Fetch>,
-    /// Whose snapshot failed last, and which one the driver may hold a part of.
+    /// Whose snapshot failed last.
     failed: Option<NodeId>,
-    partial: Slot,
+    partial: Partial,
     /// After a failure: no sooner than this.
     fetch_after: Time,
 }
@@ -63,6 +63,13 @@ struct Reader {
     fetches: bool,
     /// A chunk for it is being read.
     loading: bool,
+}
+
+/// What the driver may hold of which snapshot: a fetch that is begun again goes on there.
+#[derive(Clone, Debug, Default, Hash)]
+struct Partial {
+    upto: Slot,
+    bytes: u64,
 }
 
 /// A snapshot on its way here.
@@ -83,15 +90,15 @@ struct Fetch {
 }
 
 impl Fetch {
-    const fn new(peer: NodeId, upto: Slot) -> Self {
+    const fn new(peer: NodeId, upto: Slot, from: u64) -> Self {
         Self {
             peer,
             upto,
             total: 0,
-            next: 0,
+            next: from,
             asked: false,
             unstored: 0,
-            done: 0,
+            done: from,
             unanswered: 0,
             again_at: Time(core::time::Duration::ZERO),
         }
@@ -243,7 +250,7 @@ impl Replica {
         }
         if let Some(fetch) = snapshots.fetch.take_if(|fetch| fetch.upto == upto) {
             snapshots.failed = Some(fetch.peer);
-            snapshots.partial = Slot::ZERO;
+            snapshots.partial = Partial::default();
             snapshots.fetch_after = again_at;
             self.learner.ask_anew();
         }
@@ -408,13 +415,21 @@ impl Replica {
         // To go on with what was begun is best, the newest is next best; the leader has enough to do.
         let best = snapshots.offers.iter().max_by_key(|(peer, upto)| {
             let sound = snapshots.failed != Some(**peer);
-            (sound, **upto == snapshots.partial, **upto, Some(**peer) != leader)
+            (
+                sound,
+                **upto == snapshots.partial.upto,
+                **upto,
+                Some(**peer) != leader,
+            )
         });
         let Some((peer, upto)) = best.map(|(peer, upto)| (*peer, *upto)) else {
             return false;
         };
         snapshots.offers.clear();
-        snapshots.fetch = Some(Fetch::new(peer, upto));
+        // Not from the start: what the peer was asked for before may still come, and fits.
+        let partial = &snapshots.partial;
+        let from = if partial.upto == upto { partial.bytes } else { 0 };
+        snapshots.fetch = Some(Fetch::new(peer, upto, from));
         self.ask_for_chunk();
         true
     }
@@ -465,7 +480,12 @@ impl Replica {
         };
         if total == 0 && upto == fetch.upto {
             // It has been replaced there by a newer one.
-            *fetch = Fetch::new(from, Slot::ZERO);
+            *fetch = Fetch::new(from, Slot::ZERO, 0);
+            return self.ask_for_chunk();
+        }
+        if data.is_empty() && upto == fetch.upto && offset == fetch.next && offset > 0 {
+            // It is shorter than the one that was begun, so it is another one.
+            *fetch = Fetch::new(from, upto, 0);
             return self.ask_for_chunk();
         }
         if fetch.upto == Slot::ZERO && upto > chosen {
@@ -481,7 +501,9 @@ impl Replica {
         fetch.total = total;
         fetch.next = end;
         fetch.unstored += 1;
-        self.snapshots.partial = upto;
+        if self.snapshots.partial.upto != upto {
+            self.snapshots.partial = Partial { upto, bytes: 0 };
+        }
         self.outputs.push_back(Output::StoreChunk {
             upto,
             total,
@@ -497,6 +519,10 @@ impl Replica {
         };
         fetch.unstored = fetch.unstored.saturating_sub(1);
         fetch.done = next_offset;
+        self.snapshots.partial = Partial {
+            upto,
+            bytes: next_offset,
+        };
         if fetch.unstored == 0 && fetch.next != next_offset {
             // The driver holds more of it, from an earlier attempt, or less.
             fetch.next = next_offset;
@@ -527,7 +553,7 @@ impl Replica {
     pub(super) fn on_snapshot_received(&mut self, header: SnapshotHeader) {
         let upto = header.upto;
         if self.snapshots.fetch.take_if(|fetch| fetch.upto == upto).is_some() {
-            self.snapshots.partial = Slot::ZERO;
+            self.snapshots.partial = Partial::default();
             self.snapshots.failed = None;
             self.learner.ask_anew();
         }
