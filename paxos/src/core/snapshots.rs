@@ -65,9 +65,11 @@ struct Reader {
     loading: bool,
 }
 
-/// What the driver may hold of which snapshot: a fetch that is begun again goes on there.
+/// What the driver may hold of which snapshot, and who was asked for more of it last: a fetch that is begun again goes on
+/// there, and a chunk that comes when its receiver has given up is taken all the same.
 #[derive(Clone, Debug, Default, Hash)]
 struct Partial {
+    peer: NodeId,
     upto: Slot,
     bytes: u64,
 }
@@ -428,8 +430,9 @@ impl Replica {
         snapshots.offers.clear();
         // Not from the start: what the peer was asked for before may still come, and fits.
         let partial = &snapshots.partial;
-        let from = if partial.upto == upto { partial.bytes } else { 0 };
-        snapshots.fetch = Some(Fetch::new(peer, upto, from));
+        let bytes = if partial.upto == upto { partial.bytes } else { 0 };
+        snapshots.partial = Partial { peer, upto, bytes };
+        snapshots.fetch = Some(Fetch::new(peer, upto, bytes));
         self.ask_for_chunk();
         true
     }
@@ -475,6 +478,19 @@ impl Replica {
         data: Bytes,
     ) {
         let chosen = self.chosen;
+        let Partial {
+            peer,
+            upto: begun,
+            bytes,
+        } = self.snapshots.partial;
+        if self.snapshots.fetch.is_none() && (from, upto, offset) == (peer, begun, bytes) && upto > chosen {
+            // It was asked for, and given up too early.
+            self.snapshots.offers.clear();
+            self.snapshots.fetch = Some(Fetch {
+                asked: true,
+                ..Fetch::new(peer, upto, offset)
+            });
+        }
         let Some(fetch) = self.snapshots.fetch.as_mut().filter(|fetch| fetch.peer == from) else {
             return;
         };
@@ -502,7 +518,8 @@ impl Replica {
         fetch.next = end;
         fetch.unstored += 1;
         if self.snapshots.partial.upto != upto {
-            self.snapshots.partial = Partial { upto, bytes: 0 };
+            let (peer, bytes) = (from, 0);
+            self.snapshots.partial = Partial { peer, upto, bytes };
         }
         self.outputs.push_back(Output::StoreChunk {
             upto,
@@ -520,6 +537,7 @@ impl Replica {
         fetch.unstored = fetch.unstored.saturating_sub(1);
         fetch.done = next_offset;
         self.snapshots.partial = Partial {
+            peer: fetch.peer,
             upto,
             bytes: next_offset,
         };
