@@ -4,16 +4,17 @@ use std::{
     boxed::Box,
     format, io,
     string::{String, ToString},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
-use super::{Config, caught, lock};
+use super::{Clock, Config, caught};
 use crate::{
     snapshot::{Chunk, Found, Received, SnapshotError, SnapshotHeader, SnapshotStore},
     state_machine::{SnapshotSource, StateMachine},
@@ -24,7 +25,7 @@ use crate::{
 #[derive(Clone)]
 pub(super) struct Snapshots {
     pub(super) store: Arc<dyn SnapshotStore>,
-    pub(super) pace: Arc<Pace>,
+    pace: Arc<Pace>,
     workers: Workers,
 }
 
@@ -51,6 +52,37 @@ impl Snapshots {
             .await
             .unwrap_or_else(|| Err("its thread is gone".into()))
             .map_err(SnapshotError::Stopped)?
+    }
+
+    /// Reads a piece for a peer when its turn has come; `None` if nobody wants it any more by then.
+    pub(super) async fn read_chunk(
+        &self,
+        clock: Clock,
+        group: GroupId,
+        request: ChunkRequest,
+        cancel: Cancel,
+    ) -> Option<Result<Chunk, SnapshotError>> {
+        let turn = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return None,
+            turn = self.pace.turn(clock) => turn,
+        };
+        let store = self.store.clone();
+        let ChunkRequest {
+            upto,
+            offset,
+            max_bytes,
+            ..
+        } = request;
+        let read = move || {
+            caught("the snapshot store panicked", || {
+                store.read_chunk(group, upto, offset, max_bytes)
+            })
+        };
+        let chunk = self.workers.run(read).await?;
+        let chunk = chunk.unwrap_or_else(|why| Err(SnapshotError::Source(why)));
+        turn.used(clock, chunk.as_ref().map_or(0, |chunk| chunk.data.len()));
+        Some(chunk)
     }
 
     /// Removes all of a group's snapshots.
@@ -88,8 +120,6 @@ pub(super) enum SnapshotEvent {
         began: Instant,
         result: Result<(), SnapshotError>,
     },
-    /// A piece of a snapshot has waited for its turn.
-    ChunkDue(ChunkRequest),
     /// A piece of a snapshot for a peer.
     ChunkLoaded {
         request: ChunkRequest,
@@ -149,15 +179,20 @@ impl Workers {
 
 /// Tells work that nobody wants its result any more.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Cancel(Arc<AtomicBool>);
+pub(super) struct Cancel(watch::Sender<bool>);
 
 impl Cancel {
     pub(super) fn cancel(&self) {
-        self.0.store(true, Relaxed);
+        self.0.send_replace(true);
+    }
+
+    async fn cancelled(&self) {
+        // Its sender is here.
+        let _ = self.0.subscribe().wait_for(|cancelled| *cancelled).await;
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.0.load(Relaxed) {
+        if *self.0.borrow() {
             return Err(io::Error::other("the node stops"));
         }
         Ok(())
@@ -233,31 +268,51 @@ pub(super) fn restore(
     Ok(machine)
 }
 
-/// Spreads the bytes of all transfers of a node over time.
+/// Spreads the bytes of all transfers of a node over time: one piece is read after the other, in the order in which they
+/// were asked for, and the next one when the bytes of the last one have had their time.
 #[derive(Debug)]
-pub(super) struct Pace {
+struct Pace {
+    /// 0 for no bound: then nothing waits.
     bytes_per_second: u64,
-    free_at: Mutex<Time>,
+    free_at: Arc<Mutex<Time>>,
+}
+
+/// The right to read a piece.
+struct Turn {
+    bytes_per_second: u64,
+    free_at: Option<OwnedMutexGuard<Time>>,
 }
 
 impl Pace {
     fn new(bytes_per_second: u64) -> Self {
         Self {
             bytes_per_second,
-            free_at: Mutex::default(),
+            free_at: Arc::default(),
         }
     }
 
-    /// When the next so many bytes may go.
-    pub(super) fn reserve(&self, now: Time, bytes: usize) -> Time {
-        if self.bytes_per_second == 0 {
-            return now;
+    async fn turn(&self, clock: Clock) -> Turn {
+        let mut free_at = None;
+        if self.bytes_per_second > 0 {
+            let locked = self.free_at.clone().lock_owned().await;
+            sleep_until(clock.instant_of(*locked)).await;
+            free_at = Some(locked);
         }
-        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-        let mut free_at = lock(&self.free_at);
-        let begins = now.max(*free_at);
-        *free_at = begins.plus(takes);
-        begins
+        Turn {
+            bytes_per_second: self.bytes_per_second,
+            free_at,
+        }
+    }
+}
+
+impl Turn {
+    /// So many bytes are on their way now.
+    fn used(self, clock: Clock, bytes: usize) {
+        if let Some(mut free_at) = self.free_at {
+            // A piece is not larger than what goes in a second: `Config::check` sees to it.
+            let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+            *free_at = clock.now().plus(takes);
+        }
     }
 }
 
@@ -265,18 +320,58 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const fn at(millis: u64) -> Time {
-        Time(Duration::from_millis(millis))
+    #[tokio::test(start_paused = true)]
+    async fn transfers_share_the_pace_and_an_idle_time_is_not_saved_up() {
+        let began = Instant::now();
+        let clock = Clock { origin: began };
+        let pace = Pace::new(1_000);
+        for (bytes, begins_at) in [(100, 0), (500, 100), (0, 600), (100, 600), (1, 700)] {
+            let turn = pace.turn(clock).await;
+            assert_eq!(began.elapsed(), Duration::from_millis(begins_at));
+            turn.used(clock, bytes);
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let idle = began.elapsed();
+        pace.turn(clock).await.used(clock, 100);
+        assert_eq!(began.elapsed(), idle);
+        pace.turn(clock).await.used(clock, 100);
+        assert_eq!(began.elapsed(), idle + Duration::from_millis(100));
     }
 
-    #[test]
-    fn transfers_share_the_pace_and_an_idle_time_is_not_saved_up() {
-        let pace = Pace::new(1_000);
-        assert_eq!(pace.reserve(at(0), 100), at(0));
-        assert_eq!(pace.reserve(at(10), 500), at(100));
-        assert_eq!(pace.reserve(at(10), 100), at(600));
-        assert_eq!(pace.reserve(at(5_000), 100), at(5_000));
-        assert_eq!(pace.reserve(at(5_000), 100), at(5_100));
-        assert_eq!(Pace::new(0).reserve(at(7), usize::MAX), at(7), "0 is unlimited");
+    #[tokio::test(start_paused = true)]
+    async fn without_a_bound_nobody_waits_for_anybody() {
+        let clock = Clock {
+            origin: Instant::now(),
+        };
+        let pace = Pace::new(0);
+        let one = pace.turn(clock).await;
+        let other = pace.turn(clock).await;
+        one.used(clock, usize::MAX);
+        other.used(clock, usize::MAX);
+        assert_eq!(clock.now(), Time::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_cancelled_while_he_waits_gives_his_place_up() {
+        let clock = Clock {
+            origin: Instant::now(),
+        };
+        let config = Config {
+            max_snapshot_bytes_per_second: 1,
+            ..Config::default()
+        };
+        let snapshots = Snapshots::new(Arc::new(crate::MemorySnapshots::new()), &config);
+        snapshots.pace.turn(clock).await.used(clock, 1_000);
+        let request = ChunkRequest {
+            to: NodeId(2),
+            upto: Slot(1),
+            offset: 0,
+            max_bytes: 1,
+        };
+        let cancel = Cancel::default();
+        let waits = snapshots.read_chunk(clock, GroupId(1), request, cancel.clone());
+        let (chunk, ()) = tokio::join!(waits, async { cancel.cancel() });
+        assert!(chunk.is_none());
+        assert!(snapshots.pace.free_at.try_lock().is_ok());
     }
 }

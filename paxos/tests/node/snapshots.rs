@@ -143,6 +143,63 @@ async fn a_receiver_that_restarts_goes_on_where_it_was() {
     );
 }
 
+/// `groups` groups of which node 3 lacks more than the log of the others reaches back to.
+async fn leave_behind_in(groups: std::ops::RangeInclusive<u32>, commands: u32, config: Config) -> Cluster {
+    let mut cluster = Cluster::start_with_snapshots(config).await;
+    cluster.crash(3).await;
+    for id in groups.clone() {
+        for node in cluster.nodes.values() {
+            node.add_group(GroupId(id), members(1..=3), List::default())
+                .await
+                .unwrap();
+        }
+        write(&cluster.nodes[&1].group(GroupId(id)).unwrap(), 0..commands).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for id in groups.clone() {
+        let group = cluster.nodes[&1].group(GroupId(id)).unwrap();
+        write(&group, commands..commands + 50).await;
+    }
+    let node = cluster.spawn_node(3).await.unwrap();
+    for id in groups {
+        node.add_group(GroupId(id), members(1..=3), List::default())
+            .await
+            .unwrap();
+    }
+    cluster.nodes.insert(3, node);
+    cluster
+}
+
+async fn all_caught_up(cluster: &Cluster, groups: std::ops::RangeInclusive<u32>) {
+    for id in groups {
+        let at = |node| cluster.nodes[&node].group(GroupId(id)).unwrap();
+        catches_up(&at(3), &at(1)).await;
+        assert!(at(3).metrics().snapshot_install_duration.snapshot().count > 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn transfers_that_share_a_pace_so_slow_that_their_receivers_give_up_all_come_to_an_end() {
+    let mut config = eager();
+    // Each of two peers serves six groups: a piece in six seconds for each.
+    config.max_snapshot_bytes_per_second = 100;
+    let cluster = leave_behind_in(10..=21, 30, config).await;
+    tokio::time::timeout(Duration::from_mins(10), all_caught_up(&cluster, 10..=21))
+        .await
+        .expect("every transfer advances");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_snapshot_costs_the_pace_no_more_than_its_bytes() {
+    let mut config = eager();
+    config.replica.snapshot_chunk_bytes = 1 << 20;
+    config.max_snapshot_bytes_per_second = 1 << 20;
+    let cluster = leave_behind_in(10..=29, 30, config).await;
+    let began = tokio::time::Instant::now();
+    all_caught_up(&cluster, 10..=29).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_typed_machine_is_snapshotted_by_itself() {
     #[derive(Clone, Default, serde::Serialize, serde::Deserialize)]

@@ -69,7 +69,6 @@ impl Work {
     pub(super) async fn end(&mut self, why: &str) {
         self.cancel.cancel();
         self.answer_wanted(&Err(SnapshotError::Stopped(why.into())));
-        self.jobs.abort_all();
         while self.jobs.join_next().await.is_some() {}
     }
 
@@ -93,7 +92,6 @@ impl Task {
         while self.snapshots.jobs.try_join_next().is_some() {}
         match event {
             SnapshotEvent::Saved { upto, began, result } => self.snapshot_saved(now, upto, began, result),
-            SnapshotEvent::ChunkDue(request) => self.read_chunk(request),
             SnapshotEvent::ChunkLoaded { request, chunk } => self.chunk_loaded(now, request, chunk),
             SnapshotEvent::ChunkStored { upto, stored } => self.chunk_stored(now, upto, stored),
             SnapshotEvent::Restored { upto, machine } => self.restored(now, upto, machine)?,
@@ -215,45 +213,21 @@ impl Task {
 /// Sending and receiving.
 impl Task {
     pub(super) fn load_chunk(&mut self, to: NodeId, upto: Slot, offset: u64, max_bytes: usize) {
+        let Some(snapshots) = self.environment.snapshots.clone() else {
+            return;
+        };
         let request = ChunkRequest {
             to,
             upto,
             offset,
             max_bytes,
         };
-        let Some(snapshots) = &self.environment.snapshots else {
-            return;
-        };
-        let clock = self.shared.clock;
-        let now = clock.now();
-        let due = snapshots.pace.reserve(now, max_bytes);
-        if due <= now {
-            return self.read_chunk(request);
-        }
-        let events = self.event_sender.clone();
+        let (clock, group) = (self.shared.clock, self.shared.id);
+        let (events, cancel) = (self.event_sender.clone(), self.snapshots.cancel.clone());
         self.snapshots.jobs.spawn(async move {
-            tokio::time::sleep_until(clock.instant_of(due)).await;
-            events.send(Event::Snapshot(SnapshotEvent::ChunkDue(request)));
-        });
-    }
-
-    fn read_chunk(&mut self, request: ChunkRequest) {
-        let Some(snapshots) = &self.environment.snapshots else {
-            return;
-        };
-        let (store, events, group) = (snapshots.store.clone(), self.event_sender.clone(), self.shared.id);
-        snapshots.workers().spawn(&mut self.snapshots.jobs, move || {
-            let ChunkRequest {
-                upto,
-                offset,
-                max_bytes,
-                ..
-            } = request;
-            let chunk = caught("the snapshot store panicked", || {
-                store.read_chunk(group, upto, offset, max_bytes)
-            });
-            let chunk = chunk.unwrap_or_else(|why| Err(SnapshotError::Source(why)));
-            events.send(Event::Snapshot(SnapshotEvent::ChunkLoaded { request, chunk }));
+            if let Some(chunk) = snapshots.read_chunk(clock, group, request, cancel).await {
+                events.send(Event::Snapshot(SnapshotEvent::ChunkLoaded { request, chunk }));
+            }
         });
     }
 
