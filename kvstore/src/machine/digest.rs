@@ -18,6 +18,11 @@ fn absorb(state: u64, bytes: &[u8]) -> u64 {
     mix(state ^ u64::from_le_bytes(last)).wrapping_add(bytes.len() as u64)
 }
 
+/// The hash of a key, the same on every node: it says where a walk over the keys stands.
+pub(super) fn key_hash(key: &[u8]) -> u64 {
+    absorb(PRIME, key)
+}
+
 /// The digest of one record.
 pub(super) fn record_digest(key: &[u8], value: &[u8], revision: u64) -> u64 {
     mix(absorb(absorb(mix(revision), key), value))

@@ -1,33 +1,187 @@
 //! The keys and values, by hash slot.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    borrow::Borrow,
+    cmp::Ordering,
+    collections::BTreeSet,
+    fmt,
+    ops::Bound::{Included, Unbounded},
+    sync::Arc,
+};
 
-use bytes::Bytes;
-
-use super::digest::record_digest;
+use super::digest::{key_hash, record_digest};
 use crate::shards::{HASH_SLOTS, hash_slot};
 
-/// What is stored under a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Revision, digest and the key's length lie before the key, and the value behind it.
+const REVISION: usize = 0;
+const DIGEST: usize = 8;
+const KEY_BYTES: usize = 16;
+const HEADER_BYTES: usize = 20;
+
+/// A key and what is stored under it. All of it is one allocation, which a frozen copy shares: a write to a key that
+/// exists touches little memory, and most of its time goes into waiting for that.
+#[derive(Clone)]
 pub struct Record {
-    /// The value.
-    pub value: Bytes,
-    /// The revision of the command that wrote it last.
-    pub revision: u64,
-    /// This record's part of the digest.
-    digest: u64,
+    /// Records are in the order of the keys' hashes, so that a search looks at one record's bytes only: the right one's.
+    hash: u64,
+    bytes: Arc<[u8]>,
 }
 
-/// The records of one hash slot, in the order of their keys.
-pub(super) type HashSlot = BTreeMap<Bytes, Record>;
+impl Record {
+    fn number(&self, at: usize) -> u64 {
+        let bytes = self.bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u64::from_le_bytes)
+    }
 
-/// Neighbouring hash slots.
-type Page = Vec<Arc<HashSlot>>;
+    fn key_and_value(&self) -> (&[u8], &[u8]) {
+        let bytes = self.bytes.get(KEY_BYTES..HEADER_BYTES);
+        let key_bytes = bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u32::from_le_bytes);
+        let rest = self.bytes.get(HEADER_BYTES..).unwrap_or_default();
+        rest.split_at_checked(key_bytes as usize).unwrap_or_default()
+    }
+
+    /// The key.
+    pub fn key(&self) -> &[u8] {
+        self.key_and_value().0
+    }
+
+    /// The value.
+    pub fn value(&self) -> &[u8] {
+        self.key_and_value().1
+    }
+
+    /// The revision of the command that wrote it last.
+    pub fn revision(&self) -> u64 {
+        self.number(REVISION)
+    }
+
+    /// This record's part of the digest.
+    fn digest(&self) -> u64 {
+        self.number(DIGEST)
+    }
+
+    /// Bytes of key and value.
+    fn size(&self) -> u64 {
+        (self.bytes.len() - HEADER_BYTES) as u64
+    }
+
+    /// Where it stands in a walk over its hash slot; few records, if any, stand at the same place.
+    pub(super) const fn place(&self) -> u64 {
+        self.hash >> (64 - PLACE_BITS)
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record")
+            .field("key", &self.key().escape_ascii().to_string())
+            .field("value", &self.value().escape_ascii().to_string())
+            .field("revision", &self.revision())
+            .finish()
+    }
+}
+
+/// What records are ordered by.
+trait Named {
+    fn hash(&self) -> u64;
+    fn key(&self) -> &[u8];
+}
+
+impl Named for Record {
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    fn key(&self) -> &[u8] {
+        self.key()
+    }
+}
+
+/// A key that is looked for.
+struct Name<'a> {
+    hash: u64,
+    key: &'a [u8],
+}
+
+impl Named for Name<'_> {
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    fn key(&self) -> &[u8] {
+        self.key
+    }
+}
+
+fn compare(one: &(impl Named + ?Sized), other: &(impl Named + ?Sized)) -> Ordering {
+    one.hash()
+        .cmp(&other.hash())
+        .then_with(|| one.key().cmp(other.key()))
+}
+
+impl<'a> Borrow<dyn Named + 'a> for Record {
+    fn borrow(&self) -> &(dyn Named + 'a) {
+        self
+    }
+}
+
+impl Ord for dyn Named + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        compare(self, other)
+    }
+}
+
+impl PartialOrd for dyn Named + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for dyn Named + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for dyn Named + '_ {}
+
+impl Ord for Record {
+    fn cmp(&self, other: &Self) -> Ordering {
+        compare(self, other)
+    }
+}
+
+impl PartialOrd for Record {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Record {}
+
+/// The records of one hash slot, in the order of their keys' hashes.
+type HashSlot = BTreeSet<Record>;
 
 /// How many hash slots share a page.
 const PAGE_SLOTS: usize = 128;
 
-/// All records. Ordered by hash slot, then key, so that walking it gives the same order on every replica.
+/// Neighbouring hash slots.
+type Page = [Arc<HashSlot>; PAGE_SLOTS];
+
+/// How many bits of a key's hash say where it stands in a walk. With the hash slot that makes 53 bits: what clients
+/// that know floating-point numbers only can hold.
+pub(super) const PLACE_BITS: u32 = 39;
+
+/// All records. Ordered by hash slot, then by the keys' hashes, so that walking it gives the same order on every
+/// replica.
 ///
 /// Cloning freezes it, in microseconds: pages, and the hash slots in them, are shared until one side writes to them.
 #[derive(Clone, Debug)]
@@ -38,21 +192,26 @@ pub struct Keyspace {
     digest: u64,
     /// The revision of the last command applied: the number of commands ever applied, the same on every replica.
     pub revision: u64,
+    /// Where a record is put together; empty between two writes.
+    scratch: Vec<u8>,
 }
 
 /// To give back the memory of more keys than this takes a while: another thread does it.
 const MAX_KEYS_DROPPED_AT_ONCE: u64 = 10_000;
+/// So many bytes are kept for putting records together.
+const MAX_IDLE_SCRATCH_BYTES: usize = 64 << 10;
 
 impl Default for Keyspace {
     fn default() -> Self {
         let empty = Arc::new(HashSlot::new());
-        let empty = Arc::new(vec![empty; PAGE_SLOTS]);
+        let empty: Arc<Page> = Arc::new(std::array::from_fn(|_| Arc::clone(&empty)));
         Self {
             pages: vec![empty; usize::from(HASH_SLOTS).div_ceil(PAGE_SLOTS)],
             keys: 0,
             bytes: 0,
             digest: 0,
             revision: 0,
+            scratch: Vec::new(),
         }
     }
 }
@@ -80,13 +239,31 @@ impl Keyspace {
 
     /// The record of a key.
     pub fn get(&self, key: &[u8]) -> Option<&Record> {
-        self.slot(hash_slot(key)).get(key)
+        let name = Name {
+            hash: key_hash(key),
+            key,
+        };
+        self.slot(hash_slot(key)).get(&name as &dyn Named)
     }
 
-    /// The records of one hash slot.
-    pub fn slot(&self, slot: u16) -> &HashSlot {
+    fn slot(&self, slot: u16) -> &HashSlot {
         let slot = usize::from(slot % HASH_SLOTS);
         &self.pages[slot / PAGE_SLOTS][slot % PAGE_SLOTS]
+    }
+
+    /// Whether a hash slot holds no keys.
+    pub(super) fn is_empty_slot(&self, slot: u16) -> bool {
+        self.slot(slot).is_empty()
+    }
+
+    /// The records of one hash slot that stand at this place or behind it, in order.
+    pub(super) fn walk(&self, slot: u16, place: u64) -> impl Iterator<Item = &Record> {
+        let first = Name {
+            hash: place << (64 - PLACE_BITS),
+            key: &[],
+        };
+        self.slot(slot)
+            .range::<dyn Named, _>((Included(&first as &dyn Named), Unbounded))
     }
 
     /// The hash slot of a key, to be written to: no copy that was frozen shares it any more.
@@ -97,56 +274,78 @@ impl Keyspace {
     }
 
     /// Stores a value under a key at the current revision; returns what was there before.
-    pub fn set(&mut self, key: &[u8], value: Bytes) -> Option<Bytes> {
+    pub fn set(&mut self, key: &[u8], value: &[u8]) -> Option<Record> {
         self.insert(key, value, self.revision)
     }
 
     /// Stores a value with the revision that it already has.
-    pub fn insert(&mut self, key: &[u8], value: Bytes, revision: u64) -> Option<Bytes> {
-        let record = Record {
-            digest: record_digest(key, &value, revision),
-            value,
-            revision,
-        };
-        self.digest = self.digest.wrapping_add(record.digest);
-        self.bytes += record.value.len() as u64;
-        let slot = self.slot_mut(key);
-        if let Some(present) = slot.get_mut(key) {
-            let before = std::mem::replace(present, record);
-            self.digest = self.digest.wrapping_sub(before.digest);
-            self.bytes -= before.value.len() as u64;
-            return Some(before.value);
-        }
-        slot.insert(Bytes::copy_from_slice(key), record);
-        self.keys += 1;
-        self.bytes += key.len() as u64;
-        None
+    pub fn insert(&mut self, key: &[u8], value: &[u8], revision: u64) -> Option<Record> {
+        self.put(key, [value], revision)
     }
 
-    /// Replaces the value of a key (an empty one if it is missing) by what `change` makes of it, without copying it;
-    /// returns the new value's length.
-    pub fn update(&mut self, key: &[u8], change: impl FnOnce(Bytes) -> Bytes) -> usize {
-        let before = self
-            .slot_mut(key)
-            .get_mut(key)
-            .map(|record| std::mem::take(&mut record.value));
-        // The record's value is away: what it counted for is taken back here, not in `insert`.
-        self.bytes -= before.as_ref().map_or(0, |value| value.len() as u64);
-        let value = change(before.unwrap_or_default());
-        let len = value.len();
-        self.insert(key, value, self.revision);
-        len
+    /// Appends to the value of a key, an empty one if it is missing; returns the new value's length in bytes.
+    pub fn append(&mut self, key: &[u8], suffix: &[u8]) -> usize {
+        let before = self.get(key).cloned();
+        let value = before.as_ref().map_or(&[][..], Record::value);
+        self.put(key, [value, suffix], self.revision);
+        value.len() + suffix.len()
+    }
+
+    fn put<const PARTS: usize>(
+        &mut self,
+        key: &[u8],
+        value: [&[u8]; PARTS],
+        revision: u64,
+    ) -> Option<Record> {
+        let record = self.record(key, value, revision);
+        self.digest = self.digest.wrapping_add(record.digest());
+        self.bytes += record.size();
+        let before = self.slot_mut(key).replace(record);
+        match &before {
+            Some(before) => {
+                self.digest = self.digest.wrapping_sub(before.digest());
+                self.bytes -= before.size();
+            }
+            None => self.keys += 1,
+        }
+        before
+    }
+
+    fn record<const PARTS: usize>(&mut self, key: &[u8], value: [&[u8]; PARTS], revision: u64) -> Record {
+        let bytes = &mut self.scratch;
+        bytes.extend_from_slice(&[0; HEADER_BYTES]);
+        bytes.extend_from_slice(key);
+        for part in value {
+            bytes.extend_from_slice(part);
+        }
+        let (header, rest) = bytes.split_at_mut(HEADER_BYTES);
+        let (key, value) = rest.split_at(key.len());
+        header[REVISION..DIGEST].copy_from_slice(&revision.to_le_bytes());
+        header[DIGEST..KEY_BYTES].copy_from_slice(&record_digest(key, value, revision).to_le_bytes());
+        // A command is far smaller than 4 GiB.
+        header[KEY_BYTES..].copy_from_slice(&(key.len() as u32).to_le_bytes());
+        let record = Record {
+            hash: key_hash(key),
+            bytes: Arc::from(&bytes[..]),
+        };
+        bytes.clear();
+        bytes.shrink_to(MAX_IDLE_SCRATCH_BYTES);
+        record
     }
 
     /// Removes a key; returns what was there.
-    pub fn remove(&mut self, key: &[u8]) -> Option<Bytes> {
+    pub fn remove(&mut self, key: &[u8]) -> Option<Record> {
         // Nothing is copied for a key that is not there.
         self.get(key)?;
-        let record = self.slot_mut(key).remove(key)?;
+        let name = Name {
+            hash: key_hash(key),
+            key,
+        };
+        let record = self.slot_mut(key).take(&name as &dyn Named)?;
         self.keys -= 1;
-        self.bytes -= (key.len() + record.value.len()) as u64;
-        self.digest = self.digest.wrapping_sub(record.digest);
-        Some(record.value)
+        self.bytes -= record.size();
+        self.digest = self.digest.wrapping_sub(record.digest());
+        Some(record)
     }
 
     /// Removes everything. The revision stays.
@@ -164,8 +363,8 @@ impl Keyspace {
         }
     }
 
-    /// All records, by hash slot, then key.
-    pub fn iter(&self) -> impl Iterator<Item = (&Bytes, &Record)> {
+    /// All records, by hash slot, then by the keys' hashes.
+    pub fn iter(&self) -> impl Iterator<Item = &Record> {
         let slots = self.pages.iter().flat_map(|page| page.iter());
         slots.flat_map(|slot| slot.iter())
     }
@@ -179,14 +378,39 @@ mod tests {
     #[test]
     fn a_frozen_copy_does_not_see_later_writes() {
         let mut space = Keyspace::default();
-        space.set(b"a", Bytes::from_static(b"1"));
+        space.set(b"a", b"1");
         let frozen = space.clone();
-        space.set(b"a", Bytes::from_static(b"2"));
+        space.set(b"a", b"2");
         space.remove(b"a");
-        space.set(b"b", Bytes::from_static(b"3"));
-        assert_eq!(frozen.get(b"a").unwrap().value, "1");
+        space.set(b"b", b"3");
+        assert_eq!(frozen.get(b"a").unwrap().value(), b"1");
         assert_eq!(frozen.len(), 1);
-        assert_eq!(frozen.get(b"b"), None);
+        assert!(frozen.get(b"b").is_none());
+    }
+
+    /// As records whose keys have one hash, and others around them, are found, replaced, walked over and removed.
+    #[test]
+    fn keys_with_the_same_hash_are_told_apart() {
+        let mut space = Keyspace::default();
+        let mut slot = HashSlot::new();
+        let with_hash = |space: &mut Keyspace, hash, key: &str, value: &str| Record {
+            hash,
+            ..space.record(key.as_bytes(), [value.as_bytes()], 1)
+        };
+        for (hash, key) in [(7, "b"), (7, "a"), (6, "z"), (8, ""), (7, "ab")] {
+            assert!(slot.replace(with_hash(&mut space, hash, key, "old")).is_none());
+        }
+        let before = slot.replace(with_hash(&mut space, 7, "ab", "new"));
+        assert_eq!(before.unwrap().value(), b"old");
+        let find = |hash, key: &str| {
+            let key = key.as_bytes();
+            slot.get(&Name { hash, key } as &dyn Named).map(Record::value)
+        };
+        assert_eq!(find(7, "ab"), Some(&b"new"[..]));
+        assert_eq!(find(7, "a"), Some(&b"old"[..]));
+        assert_eq!((find(6, "ab"), find(7, "z")), (None, None));
+        let keys: Vec<_> = slot.iter().map(Record::key).collect();
+        assert_eq!(keys, [&b"z"[..], b"a", b"ab", b"b", b""]);
     }
 
     proptest! {
@@ -199,13 +423,13 @@ mod tests {
             for (step, key, value) in steps {
                 space.revision += 1;
                 match step {
-                    0 | 1 => { space.set(key.as_bytes(), Bytes::from(value)); }
-                    2 => { space.update(key.as_bytes(), |before| [&before[..], value.as_bytes()].concat().into()); }
+                    0 | 1 => { space.set(key.as_bytes(), value.as_bytes()); }
+                    2 => { space.append(key.as_bytes(), value.as_bytes()); }
                     _ => { space.remove(key.as_bytes()); }
                 }
             }
-            let bytes = |(key, record): (&Bytes, &Record)| (key.len() + record.value.len()) as u64;
-            let digest = |(key, record): (&Bytes, &Record)| record_digest(key, &record.value, record.revision);
+            let bytes = |record: &Record| (record.key().len() + record.value().len()) as u64;
+            let digest = |record: &Record| record_digest(record.key(), record.value(), record.revision());
             prop_assert_eq!(space.len(), space.iter().count() as u64);
             prop_assert_eq!(space.bytes(), space.iter().map(bytes).sum::<u64>());
             prop_assert_eq!(space.digest(), space.iter().map(digest).fold(0, u64::wrapping_add));

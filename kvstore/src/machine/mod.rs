@@ -20,6 +20,7 @@ use self::operations::Action;
 pub use self::{
     glob::matches,
     keyspace::{Keyspace, Record},
+    reads::{Cursor, MAX_REPLY_BYTES},
 };
 use crate::{
     command::codec::{self, Malformed, Operands},

@@ -81,9 +81,8 @@ operations! {
     EXISTS = read(131, reads::exists);
     /// `key`
     TYPE = read(132, reads::kind);
-    /// `pattern`
-    KEYS = read(133, reads::keys);
-    /// `first-slot end-slot [MATCH pattern] [COUNT n] [TYPE t]`: one page of the hash slots of one group
+    // 133 is taken.
+    /// `cursor end-slot [MATCH pattern] [COUNT n] [TYPE t]`: one page of the hash slots of one group
     SCAN = read(134, reads::scan);
     /// no arguments
     DBSIZE = read(135, reads::dbsize);

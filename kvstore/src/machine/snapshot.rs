@@ -22,10 +22,10 @@ impl SnapshotSource for Frozen {
         out.number(space.revision)?;
         out.number(space.len())?;
         out.number(nodes.len() as u64)?;
-        for (key, record) in space.iter() {
-            out.number(record.revision)?;
-            out.string(key)?;
-            out.string(&record.value)?;
+        for record in space.iter() {
+            out.number(record.revision())?;
+            out.string(record.key())?;
+            out.string(record.value())?;
         }
         for (node, addresses) in nodes {
             out.number(*node)?;
@@ -50,7 +50,7 @@ pub(super) fn read(from: &mut dyn Read) -> io::Result<State> {
     for _ in 0..keys {
         let revision = from.take_number()?;
         let (key, value) = (from.take_string()?, from.take_string()?);
-        state.space.insert(&key, value.into(), revision);
+        state.space.insert(&key, &value, revision);
     }
     for _ in 0..members {
         let node = from.take_number()?;

@@ -74,7 +74,6 @@ fn the_machine_keeps_the_contract_of_state_machines() {
         }
     }
     let mut queries = vec![
-        encoded(op::KEYS, &["*"]),
         encoded(op::SCAN, &["0", "16384", "COUNT", "100"]),
         encoded(op::NODES, &[]),
         encoded(op::SIZES, &[]),
@@ -253,7 +252,8 @@ fn garbage_is_answered_with_an_error() {
 /// All keys that a walk with pages of `count` finds, while `between` changes the state after each page.
 fn walk(machine: &mut Machine, count: &str, mut between: impl FnMut(&mut Machine)) -> Vec<String> {
     let (mut cursor, mut found) = ("0".to_owned(), Vec::new());
-    while cursor != "16384" {
+    let end = Cursor::at(16384).number().to_string();
+    while cursor != end {
         let reply = machine.run(op::SCAN, &[&cursor, "16384", "COUNT", count]);
         let mut lines = reply.split("\r\n").skip(1);
         cursor = lines.next().unwrap()[1..].to_owned();
@@ -307,28 +307,59 @@ fn a_scan_filters_and_stays_in_its_slots() {
     let mut machine = Machine::default();
     machine.run(op::SET, &["a", "x"]); // hash slot 15495
     machine.run(op::SET, &["foo", "x"]); // hash slot 12182
+    for (args, next, keys) in [
+        (&["0", "16384", "COUNT", "100"][..], 16384, &["foo", "a"][..]),
+        (&["0", "16384", "COUNT", "1"], 15495, &["foo"]),
+        (&["0", "15000"], 15000, &["foo"]),
+        (&["0", "16384", "MATCH", "f*"], 16384, &["foo"]),
+        (&["0", "16384", "TYPE", "list"], 16384, &[]),
+    ] {
+        let mut expected = format!("*2\r\n:{}\r\n*{}\r\n", Cursor::at(next).number(), keys.len());
+        for key in keys {
+            expected += &format!("${}\r\n{key}\r\n", key.len());
+        }
+        assert_eq!(machine.run(op::SCAN, args), expected, "{args:?}");
+    }
+    let behind = (Cursor::at(16384).number() + 1).to_string();
     for (args, expected) in [
-        (
-            &["0", "16384", "COUNT", "100"][..],
-            "*2\r\n:16384\r\n*2\r\n$3\r\nfoo\r\n$1\r\na\r\n",
-        ),
-        (
-            &["0", "16384", "COUNT", "1"],
-            "*2\r\n:15495\r\n*1\r\n$3\r\nfoo\r\n",
-        ),
-        (&["0", "15000"], "*2\r\n:15000\r\n*1\r\n$3\r\nfoo\r\n"),
-        (
-            &["0", "16384", "MATCH", "f*"],
-            "*2\r\n:16384\r\n*1\r\n$3\r\nfoo\r\n",
-        ),
-        (&["0", "16384", "TYPE", "list"], "*2\r\n:16384\r\n*0\r\n"),
-        (&["16385", "16384"], "-ERR invalid cursor\r\n"),
+        (&[&behind, "16384"][..], "-ERR invalid cursor\r\n"),
+        (&["-1", "16384"], "-ERR invalid cursor\r\n"),
+        (&["0", "16385"], "-ERR invalid cursor\r\n"),
         (&["0", "16384", "COUNT", "0"], "-ERR syntax error\r\n"),
         (&["0", "16384", "COUNT"], "-ERR syntax error\r\n"),
     ] {
         assert_eq!(machine.run(op::SCAN, args), expected, "{args:?}");
     }
-    assert_eq!(machine.run(op::KEYS, &["*o"]), "*1\r\n$3\r\nfoo\r\n");
+}
+
+/// However many keys one tag keeps together: a page is as short as asked, and clients that know floating-point numbers
+/// only can hold its cursor.
+#[test]
+fn the_keys_of_one_hash_slot_are_walked_over_in_short_pages() {
+    let mut machine = Machine::default();
+    let mut keys: Vec<String> = (0..300).map(|index| format!("{{tag}}{index}")).collect();
+    for key in &keys {
+        machine.run(op::SET, &[key, "x"]);
+    }
+    let mut pages = 0;
+    assert_eq!(walk(&mut machine, "10", |_| pages += 1), {
+        keys.sort();
+        keys
+    });
+    assert_eq!(pages, 30);
+    assert!(Cursor::at(16384).number() <= 1 << 53);
+}
+
+#[test]
+fn a_page_ends_when_its_keys_have_many_bytes() {
+    let mut machine = Machine::default();
+    for index in 0..40 {
+        let key = format!("{{tag}}{index}{}", "x".repeat(100 << 10));
+        machine.run(op::SET, &[&key, "x"]);
+    }
+    let mut pages = 0;
+    assert_eq!(walk(&mut machine, "1000", |_| pages += 1).len(), 40);
+    assert_eq!(pages, 4);
 }
 
 fn saved(machine: &Machine) -> Vec<u8> {

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unnecessary_wraps, reason = "every operation has the same type")]
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 
-use super::{NodeAddresses, Refused, State};
+use super::{NodeAddresses, Refused, State, reads};
 use crate::{
     command::codec::Operands,
     resp::{parse, write},
@@ -28,13 +28,6 @@ pub(super) fn not_an_integer() -> Refused {
 fn ok(reply: &mut BytesMut) -> Outcome {
     reply.put_slice(write::OK);
     Ok(())
-}
-
-fn optional(reply: &mut BytesMut, value: Option<&Bytes>) {
-    match value {
-        Some(value) => write::bulk(reply, value),
-        None => write::null(reply),
-    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -78,12 +71,12 @@ pub(super) fn set(state: &mut State, mut operands: Operands<'_>, reply: &mut Byt
         .is_none_or(|wanted| state.space.get(key).is_some() == wanted);
     if !allowed {
         let present = options.get.then(|| state.space.get(key)).flatten();
-        optional(reply, present.map(|record| &record.value));
+        reads::value(reply, present);
         return Ok(());
     }
-    let before = state.space.set(key, Bytes::copy_from_slice(value));
+    let before = state.space.set(key, value);
     if options.get {
-        optional(reply, before.as_ref());
+        reads::value(reply, before.as_ref());
         return Ok(());
     }
     ok(reply)
@@ -93,7 +86,7 @@ pub(super) fn setnx(state: &mut State, mut operands: Operands<'_>, reply: &mut B
     let (key, value) = (operands.required()?, operands.required()?);
     let free = state.space.get(key).is_none();
     if free {
-        state.space.set(key, Bytes::copy_from_slice(value));
+        state.space.set(key, value);
     }
     write::integer(reply, i64::from(free));
     Ok(())
@@ -104,26 +97,20 @@ pub(super) fn mset(state: &mut State, mut operands: Operands<'_>, reply: &mut By
         return Err(Refused::new("ERR wrong number of arguments for 'mset' command"));
     }
     while let (Some(key), Some(value)) = (operands.next(), operands.next()) {
-        state.space.set(key, Bytes::copy_from_slice(value));
+        state.space.set(key, value);
     }
     ok(reply)
 }
 
 pub(super) fn append(state: &mut State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
     let (key, suffix) = (operands.required()?, operands.required()?);
-    let present = state.space.get(key).map_or(0, |record| record.value.len());
+    let present = state.space.get(key).map_or(0, |record| record.value().len());
     if present + suffix.len() > MAX_VALUE_BYTES {
         return Err(Refused::new(
             "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
         ));
     }
-    let len = state.space.update(key, |value| {
-        let mut value = value
-            .try_into_mut()
-            .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-        value.extend_from_slice(suffix);
-        value.freeze()
-    });
+    let len = state.space.append(key, suffix);
     write::count(reply, len as u64);
     Ok(())
 }
@@ -153,13 +140,13 @@ pub(super) fn decrby(state: &mut State, mut operands: Operands<'_>, reply: &mut 
 
 fn add(state: &mut State, key: &[u8], amount: i64, reply: &mut BytesMut) -> Outcome {
     let present = match state.space.get(key) {
-        Some(record) => parse::integer(&record.value).ok_or_else(not_an_integer)?,
+        Some(record) => parse::integer(record.value()).ok_or_else(not_an_integer)?,
         None => 0,
     };
     let sum = present
         .checked_add(amount)
         .ok_or_else(|| Refused::new("ERR increment or decrement would overflow"))?;
-    state.space.set(key, write::digits(sum, Bytes::copy_from_slice));
+    write::digits(sum, |text| state.space.set(key, text));
     write::integer(reply, sum);
     Ok(())
 }
@@ -172,9 +159,9 @@ pub(super) fn del(state: &mut State, operands: Operands<'_>, reply: &mut BytesMu
 
 pub(super) fn cas(state: &mut State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
     let (key, old, new) = (operands.required()?, operands.required()?, operands.required()?);
-    let equal = state.space.get(key).is_some_and(|record| record.value == old);
+    let equal = state.space.get(key).is_some_and(|record| record.value() == old);
     if equal {
-        state.space.set(key, Bytes::copy_from_slice(new));
+        state.space.set(key, new);
     }
     write::integer(reply, i64::from(equal));
     Ok(())

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
 use paxos::{Slot, node::Read};
 
 use super::{Shared, wide, writer::Draft};
@@ -71,7 +70,6 @@ async fn propose(shared: &Shared) -> bool {
     let node = shared.settings.node.to_string();
     let NodeAddresses { resp, http } = &shared.settings.addresses;
     let draft = Draft::encode(
-        &mut BytesMut::new(),
         op::ANNOUNCE.code,
         [node.as_bytes(), resp.as_bytes(), http.as_bytes()],
     );

@@ -175,7 +175,7 @@ impl Shared {
 
     /// Notes that `count` commands go to this group.
     pub(super) fn count_forwarded(&self, group: &Group, count: usize) {
-        if count > 0 && !group.is_leader() {
+        if count > 0 && group.metrics().is_leader.get() == 0 {
             self.metrics.forwarded.add(count as u64);
         }
     }

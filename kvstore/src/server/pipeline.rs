@@ -11,7 +11,7 @@ use super::{
     Session, Shared,
     local::{MAX_SHOWN_BYTES, shown},
     wide,
-    writer::Draft,
+    writer::{Draft, all},
 };
 use crate::{
     command::{Command, Run, codec, table},
@@ -19,8 +19,8 @@ use crate::{
     resp::{Args, write},
 };
 
-/// Bursts share allocations of this many bytes for what is sent to the groups.
-const ENCODE_CHUNK_BYTES: usize = 16 << 10;
+/// So many bytes are kept for putting together the replies that no group gives.
+const MAX_IDLE_REPLY_BYTES: usize = 64 << 10;
 /// At most this many commands wait for each other.
 const MAX_BURST_COMMANDS: usize = 1024;
 /// How many values the first reads of a connection may ask for at once, and the most that ever may.
@@ -57,7 +57,8 @@ pub(super) struct Pipeline {
     keys: usize,
     /// How many keys the next reads may name at once: few after large replies.
     max_read_keys: usize,
-    scratch: BytesMut,
+    /// For each group, the replies to what was asked of it.
+    replies: Vec<Replies>,
     /// A reply in version 3 before it is translated.
     reply: BytesMut,
     started: Instant,
@@ -72,7 +73,7 @@ impl Pipeline {
             answers: Vec::new(),
             keys: 0,
             max_read_keys: *BURST_READS.start(),
-            scratch: BytesMut::new(),
+            replies: (0..groups).map(|_| Replies::default()).collect(),
             reply: BytesMut::new(),
             started: Instant::now(),
         }
@@ -154,18 +155,9 @@ impl Pipeline {
                 return;
             }
         };
-        if self.scratch.capacity() < 128 {
-            self.scratch.reserve(ENCODE_CHUNK_BYTES);
-        }
         match self.kind {
-            Kind::Reads => {
-                codec::encode(&mut self.scratch, code, args.from(1));
-                self.queries[group].push(self.scratch.split().freeze());
-            }
-            Kind::Writes => {
-                let draft = Draft::encode(&mut self.scratch, code, args.from(1));
-                self.drafts[group].push(draft);
-            }
+            Kind::Reads => self.queries[group].push(codec::encoded(0, code, args.from(1)).freeze()),
+            Kind::Writes => self.drafts[group].push(Draft::encode(code, args.from(1))),
         }
         self.answers.push(Answer::Group(group, index));
     }
@@ -175,26 +167,36 @@ impl Pipeline {
         shared.metrics.commands[index].count(failed, self.started.elapsed());
         session.answer(out, &self.reply);
         self.reply.clear();
+        if self.reply.capacity() > MAX_IDLE_REPLY_BYTES {
+            self.reply = BytesMut::new();
+        }
     }
 
     /// Waits for the replies to all commands taken in, and appends them to `out` in order.
     pub(super) async fn finish(&mut self, shared: &Shared, session: &Session, out: &mut BytesMut) {
-        if self.answers.is_empty() {
-            return;
+        match (&self.answers[..], self.kind) {
+            ([], _) => return,
+            // Of a burst of one nothing needs to be put in order.
+            (&[Answer::Group(group, _)], kind) => {
+                let reply = match kind {
+                    Kind::Writes => self.write_one(shared, group).await,
+                    Kind::Reads => self.query_one(shared, group).await,
+                };
+                self.replies[group] = Replies::One(reply);
+            }
+            (_, Kind::Writes) => self.write(shared).await,
+            (_, Kind::Reads) => self.query(shared).await,
         }
-        let mut replies = match self.kind {
-            Kind::Writes => self.write(shared).await,
-            Kind::Reads => self.query(shared).await,
-        };
+        self.answer(shared, session, out);
+    }
+
+    fn answer(&mut self, shared: &Shared, session: &Session, out: &mut BytesMut) {
         let elapsed = self.started.elapsed();
         let mut largest_reply = 0;
         for answer in self.answers.drain(..) {
             let (reply, index) = match answer {
                 Answer::Refused(error) => (Err(error), None),
-                Answer::Group(group, index) => {
-                    let reply = replies[group].next();
-                    (reply.unwrap_or_else(|| Err("ERR no reply".into())), Some(index))
-                }
+                Answer::Group(group, index) => (self.replies[group].next(), Some(index)),
             };
             let failed = match reply {
                 Ok(reply) => {
@@ -217,50 +219,92 @@ impl Pipeline {
         self.keys = 0;
     }
 
-    async fn write(&mut self, shared: &Shared) -> Vec<Replies> {
-        // Writes take their places at the call, so all groups work at once.
-        let deadline = Instant::now() + shared.settings.request_timeout;
-        let mut asked = Vec::with_capacity(self.drafts.len());
-        for ((group, writer), drafts) in shared.groups.iter().zip(&shared.writers).zip(&mut self.drafts) {
-            let drafts = std::mem::take(drafts);
-            shared.count_forwarded(group, drafts.len());
-            asked.push((!drafts.is_empty()).then(|| writer.write(drafts, deadline)));
+    async fn write_one(&mut self, shared: &Shared, group: usize) -> Reply {
+        let draft = self.drafts[group].pop().ok_or_else(no_reply)?;
+        shared.count_forwarded(&shared.groups[group], 1);
+        let deadline = self.started + shared.settings.request_timeout;
+        let written = shared.writers[group].write_one(draft, deadline).await;
+        written.map_err(|error| shared.write_error(&error))
+    }
+
+    async fn query_one(&mut self, shared: &Shared, group: usize) -> Reply {
+        let query = self.queries[group].pop().ok_or_else(no_reply)?;
+        shared.count_forwarded(&shared.groups[group], 1);
+        let answer = shared.groups[group].query(shared.settings.read, query).await;
+        answer.map_err(|error| shared.read_error(&error))
+    }
+
+    async fn write(&mut self, shared: &Shared) {
+        let deadline = self.started + shared.settings.request_timeout;
+        let (mut asked, mut groups) = (Vec::new(), Vec::new());
+        for (group, drafts) in self.drafts.iter_mut().enumerate() {
+            if !drafts.is_empty() {
+                let drafts = std::mem::take(drafts);
+                shared.count_forwarded(&shared.groups[group], drafts.len());
+                asked.push(shared.writers[group].write(drafts, deadline));
+                groups.push(group);
+            }
         }
-        let mut replies = Vec::with_capacity(asked.len());
-        for written in asked {
-            let written = match written {
-                Some(written) => written.await,
-                None => Vec::new(),
-            };
+        for (group, written) in groups.into_iter().zip(all(asked).await) {
             let told = written
                 .into_iter()
                 .map(|written| written.map_err(|error| shared.write_error(&error)));
-            replies.push(told.collect::<Vec<_>>().into_iter());
+            self.replies[group] = Replies::Many(told.collect::<Vec<_>>().into_iter());
         }
-        replies
     }
 
-    async fn query(&mut self, shared: &Shared) -> Vec<Replies> {
-        let mut asked = Vec::with_capacity(self.queries.len());
-        for (group, requests) in shared.groups.iter().zip(&mut self.queries) {
-            let requests = std::mem::take(requests);
-            let count = requests.len();
-            shared.count_forwarded(group, count);
-            asked.push((count > 0).then(|| (count, group.query_all(shared.settings.read, requests))));
+    async fn query(&mut self, shared: &Shared) {
+        let mut asked = Vec::new();
+        for (group, queries) in self.queries.iter_mut().enumerate() {
+            if !queries.is_empty() {
+                let queries = std::mem::take(queries);
+                let count = queries.len();
+                shared.count_forwarded(&shared.groups[group], count);
+                // A read takes its place at the call, so all groups work at once.
+                let answers = shared.groups[group].query_all(shared.settings.read, queries);
+                asked.push((group, count, answers));
+            }
         }
-        let mut replies = Vec::with_capacity(asked.len());
-        for outcome in asked {
-            let outcomes: Vec<_> = match outcome {
-                None => Vec::new(),
-                Some((count, outcome)) => match outcome.await {
-                    Ok(replies) => replies.into_iter().map(Ok).collect(),
-                    Err(error) => vec![Err(shared.read_error(&error)); count],
-                },
+        for (group, count, answers) in asked {
+            let replies: Vec<Reply> = match answers.await {
+                Ok(replies) => replies.into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(shared.read_error(&error)); count],
             };
-            replies.push(outcomes.into_iter());
+            self.replies[group] = Replies::Many(replies.into_iter());
         }
-        replies
     }
+}
+
+/// What a client is told: a reply, or the text of an error.
+type Reply = Result<Bytes, String>;
+
+/// The replies of one group to a burst, in order.
+#[derive(Debug)]
+enum Replies {
+    One(Reply),
+    Many(std::vec::IntoIter<Reply>),
+}
+
+impl Default for Replies {
+    fn default() -> Self {
+        Self::Many(Vec::new().into_iter())
+    }
+}
+
+impl Replies {
+    fn next(&mut self) -> Reply {
+        match self {
+            Self::Many(replies) => replies.next().unwrap_or_else(|| Err(no_reply())),
+            Self::One(_) => match std::mem::take(self) {
+                Self::One(reply) => reply,
+                Self::Many(_) => Err(no_reply()),
+            },
+        }
+    }
+}
+
+fn no_reply() -> String {
+    "ERR no reply".into()
 }
 
 /// How many keys the next reads of a connection may name at once, after reads of which one had a reply of so many bytes.
@@ -268,8 +312,6 @@ fn read_keys_after(before: usize, largest_reply_bytes: usize) -> usize {
     let most = (before * 4).min(*BURST_READS.end());
     (MAX_BURST_REPLY_BYTES / largest_reply_bytes.max(1)).clamp(1, most)
 }
-
-type Replies = std::vec::IntoIter<Result<Bytes, String>>;
 
 /// What Redis says of a wrong number of arguments.
 pub(super) fn wrong_arity(name: &str) -> String {

@@ -42,7 +42,7 @@ impl Shared {
         match error {
             WriteError::Proposal(error) => self.propose_error(error),
             WriteError::ReplyLost => {
-                "UNKNOWN the command was carried out, but its reply is lost: it was too large to be kept".into()
+                "UNKNOWN the command was carried out, but its reply is not kept any more".into()
             }
             WriteError::Misfit => {
                 "ERR the group does not take this node's commands: the nodes run different versions; the command did \

@@ -7,11 +7,14 @@ use paxos::node::Read;
 
 use super::{
     Session, Shared, admin, info, members,
-    writer::{Draft, WriteError},
+    writer::{Draft, WriteError, all},
 };
 use crate::{
     command::codec,
-    machine::operations::{self as op, Operation},
+    machine::{
+        Cursor, MAX_REPLY_BYTES,
+        operations::{self as op, Operation},
+    },
     resp::{Args, Value, parse, parse::is, write},
     shards::HASH_SLOTS,
 };
@@ -57,13 +60,7 @@ pub(super) async fn run(
             }
             write::integer(reply, sum);
         }
-        Wide::Keys => {
-            let keys = keys(shared, args.get(1)).await?;
-            write::array(reply, keys.len());
-            for key in &keys {
-                write::bulk(reply, key);
-            }
-        }
+        Wide::Keys => keys(shared, args.get(1), reply).await?,
         Wide::Scan => scan(shared, args, reply).await?,
         Wide::Flush => {
             let mode = args.get(1);
@@ -92,9 +89,7 @@ fn json(value: &impl serde::Serialize, reply: &mut BytesMut) -> Result<(), Strin
 }
 
 pub(super) fn encoded(operation: Operation, args: &[&[u8]]) -> Bytes {
-    let mut bytes = BytesMut::new();
-    codec::encode(&mut bytes, operation.code, args.iter().copied());
-    bytes.freeze()
+    codec::encoded(0, operation.code, args.iter().copied()).freeze()
 }
 
 impl Shared {
@@ -143,69 +138,85 @@ pub(super) fn value(reply: &[u8]) -> Result<Value, String> {
     }
 }
 
-/// One page. The cursor is the hash slot that comes next, so it means the same on every node and after a failover.
+/// One page. The cursor means the same on every node and after a failover.
 async fn scan(shared: &Shared, args: Args<'_>, reply: &mut BytesMut) -> Result<(), String> {
-    let first = parse::integer(args.get(1))
-        .and_then(|cursor| u16::try_from(cursor).ok())
-        .filter(|cursor| *cursor < HASH_SLOTS)
+    let first = Cursor::parse(args.get(1))
+        .filter(|cursor| cursor.slot() < HASH_SLOTS)
         .ok_or("ERR invalid cursor")?;
-    let group = shared.shards.group_of_slot(first);
-    let end = shared.shards.slots(group).end;
-    let (first, end_text) = (first.to_string(), end.to_string());
-    let mut operands = vec![first.as_bytes(), end_text.as_bytes()];
+    let group = shared.shards.group_of_slot(first.slot());
+    let end = shared.shards.slots(group).end.to_string();
+    let first = first.number().to_string();
+    let mut operands = vec![first.as_bytes(), end.as_bytes()];
     operands.extend(args.from(2));
-    let (next, keys) = page(
-        &shared
-            .ask(group, shared.settings.read, op::SCAN, &operands)
-            .await?,
-    )?;
-    let next = if next == HASH_SLOTS { 0 } else { next };
+    let answer = shared
+        .ask(group, shared.settings.read, op::SCAN, &operands)
+        .await?;
+    let page = Page::read(&answer)?;
+    let next = if page.next == Cursor::at(HASH_SLOTS) {
+        0
+    } else {
+        page.next.number()
+    };
     write::array(reply, 2);
     write::bulk(reply, next.to_string().as_bytes());
-    write::array(reply, keys.len());
-    for key in &keys {
-        write::bulk(reply, key);
-    }
+    write::array(reply, page.count);
+    reply.extend_from_slice(page.keys);
     Ok(())
 }
 
-/// The reply to `op::SCAN`: the next hash slot and the keys found.
-fn page(reply: &[u8]) -> Result<(u16, Vec<Bytes>), String> {
-    let unexpected = || "ERR unexpected page".to_owned();
-    let Value::Array(page) = value(reply)? else {
-        return Err(unexpected());
-    };
-    let [Value::Integer(next), Value::Array(keys)] = &page[..] else {
-        return Err(unexpected());
-    };
-    let key = |key: &Value| {
-        if let Value::Bulk(key) = key {
-            Some(key.clone())
-        } else {
-            None
-        }
-    };
-    let next = u16::try_from(*next).map_err(|_| unexpected())?;
-    Ok((next, keys.iter().filter_map(key).collect()))
+/// The reply to `op::SCAN`.
+struct Page<'a> {
+    next: Cursor,
+    count: usize,
+    /// As they are sent to clients, of either version of the protocol.
+    keys: &'a [u8],
+}
+
+impl<'a> Page<'a> {
+    fn read(reply: &'a [u8]) -> Result<Self, String> {
+        Self::parse(reply).ok_or_else(|| match value(reply) {
+            Err(error) => error,
+            Ok(_) => "ERR unexpected page".into(),
+        })
+    }
+
+    fn parse(reply: &'a [u8]) -> Option<Self> {
+        let (_, rest) = line(b"*2", reply)?;
+        let (next, rest) = line(b":", rest)?;
+        let (count, keys) = line(b"*", rest)?;
+        Some(Self {
+            next: Cursor::parse(next)?,
+            count: usize::try_from(parse::integer(count)?).ok()?,
+            keys,
+        })
+    }
+}
+
+/// What the first line says behind this beginning, and the rest.
+fn line<'a>(beginning: &[u8], text: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let end = text.windows(2).position(|pair| pair == b"\r\n")?;
+    let (line, rest) = text.split_at_checked(end)?;
+    Some((line.strip_prefix(beginning)?, rest.get(2..)?))
 }
 
 /// How many keys `KEYS` has a group look at before it lets others have a turn.
 const KEYS_PAGE: &str = "4096";
 
-/// All keys that match, page by page and from all groups at once: no group is kept from its work for long. A key that is
-/// there all the while is found exactly once.
-async fn keys(shared: &Shared, pattern: &[u8]) -> Result<Vec<Bytes>, String> {
-    let mut found = Vec::new();
+/// Writes all keys that match, page by page and from all groups at once: no group is kept from its work for long. A key
+/// that is there all the while is found exactly once.
+async fn keys(shared: &Shared, pattern: &[u8], reply: &mut BytesMut) -> Result<(), String> {
+    let (mut found, mut count) = (BytesMut::new(), 0);
     let mut open: Vec<_> = (0..shared.groups.len())
         .map(|group| (group, shared.shards.slots(group)))
+        .map(|(group, slots)| (group, Cursor::at(slots.start), slots.end))
         .collect();
     while !open.is_empty() {
         let asked: Vec<_> = open
             .iter()
-            .map(|(group, slots)| {
-                let (first, end) = (slots.start.to_string(), slots.end.to_string());
+            .map(|(group, next, end)| {
+                let (next, end) = (next.number().to_string(), end.to_string());
                 let operands: [&[u8]; 6] = [
-                    first.as_bytes(),
+                    next.as_bytes(),
                     end.as_bytes(),
                     b"MATCH",
                     pattern,
@@ -215,29 +226,34 @@ async fn keys(shared: &Shared, pattern: &[u8]) -> Result<Vec<Bytes>, String> {
                 shared.groups[*group].query(shared.settings.read, encoded(op::SCAN, &operands))
             })
             .collect();
-        for ((_, slots), answer) in open.iter_mut().zip(asked) {
-            let (next, keys) = page(&answer.await.map_err(|error| shared.read_error(&error))?)?;
-            slots.start = next;
-            found.extend(keys);
+        for ((_, next, _), answer) in open.iter_mut().zip(asked) {
+            let answer = answer.await.map_err(|error| shared.read_error(&error))?;
+            let page = Page::read(&answer)?;
+            *next = page.next;
+            count += page.count;
+            found.extend_from_slice(page.keys);
+            if found.len() > MAX_REPLY_BYTES {
+                return Err(format!(
+                    "ERR more than {MAX_REPLY_BYTES} bytes of keys match, one reply may not have more; use SCAN"
+                ));
+            }
         }
-        open.retain(|(_, slots)| !slots.is_empty());
+        open.retain(|(_, next, end)| *next != Cursor::at(*end));
     }
-    Ok(found)
+    write::array(reply, count);
+    reply.unsplit(found);
+    Ok(())
 }
 
 /// Atomic in each group, not over several: every outcome counts for what the client is told.
 async fn flush(shared: &Shared) -> Result<(), String> {
     let deadline = Instant::now() + shared.settings.request_timeout;
-    let flush = || Draft::encode(&mut BytesMut::new(), op::FLUSH.code, []);
-    let asked: Vec<_> = shared
+    let flush = || Draft::encode(op::FLUSH.code, []);
+    let asked = shared
         .writers
         .iter()
-        .map(|writer| writer.write(vec![flush()], deadline))
-        .collect();
-    let mut outcomes = Vec::with_capacity(asked.len());
-    for outcome in asked {
-        outcomes.extend(outcome.await);
-    }
+        .map(|writer| writer.write_one(flush(), deadline));
+    let outcomes = all(asked.collect()).await;
     flushed(outcomes, |error| shared.write_error(error))
 }
 

@@ -2,8 +2,9 @@
 //!
 //! A proposal can end without the engine knowing what became of it: a snapshot that held its effect was installed over
 //! it, say. It is then proposed again, under the same session and number, until its answer is here or the client's
-//! patience is at its end: `UNKNOWN` is told for want of time only. What is given up is never executed later, as soon as
-//! a further write of this process has been applied.
+//! patience is at its end. So `UNKNOWN` is told for want of time, and in two cases that are rare: the session ended
+//! while the outcome was unknown, or the command was carried out but its reply is not kept any more. What is given up is
+//! never executed later, as soon as a further write of this process has been applied.
 //!
 //! One session for each group and process is enough for any number of clients: the numbers say which copies are the same
 //! command, and nothing about the order in which commands of different bursts are executed. A burst is one client's, and
@@ -11,7 +12,9 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     sync::{Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -31,10 +34,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// No command waits longer before it is proposed again, give or take half.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// The bounds of the groups' session tables: the same on all nodes, for ever.
+/// The bounds of the groups' session tables: the same on all nodes, for ever. One session serves all clients of a
+/// process, so it has room for the short replies to everything that may be under way in it.
 pub fn limits() -> Limits {
+    let max_window = 1 << 18;
     Limits {
-        max_window: 1 << 18,
+        max_window,
+        max_session_reply_bytes: max_window as usize * 128,
         ..Limits::default()
     }
 }
@@ -44,15 +50,9 @@ pub fn limits() -> Limits {
 pub(super) struct Draft(BytesMut);
 
 impl Draft {
-    /// Encodes an operation, using up a part of `scratch`.
-    pub(super) fn encode<'a>(
-        scratch: &mut BytesMut,
-        code: u8,
-        args: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Self {
-        scratch.put_bytes(0, Call::MAX_BYTES);
-        codec::encode(scratch, code, args);
-        Self(scratch.split())
+    /// Encodes an operation.
+    pub(super) fn encode<'a>(code: u8, args: impl IntoIterator<Item = &'a [u8], IntoIter: Clone>) -> Self {
+        Self(codec::encoded(Call::MAX_BYTES, code, args))
     }
 
     fn number(self, call: &Call) -> Bytes {
@@ -235,11 +235,29 @@ impl<P: Proposer> Writer<P> {
         }
     }
 
-    /// As [`write`](Self::write), for a single command.
-    pub(super) async fn write_one(&self, draft: Draft, deadline: Instant) -> Written {
-        let mut written = self.write(vec![draft], deadline).await;
-        let unknown = || Err(WriteError::Proposal(ProposeError::Unknown));
-        written.pop().unwrap_or_else(unknown)
+    /// As [`write`](Self::write), for a single command: most are written so.
+    pub(super) fn write_one(&self, draft: Draft, deadline: Instant) -> impl Future<Output = Written> {
+        let numbered = match self.take_places(1) {
+            Some(places) => {
+                let command = draft.number(&places.call(0, stamp_ms()));
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                let outcome = self.group.propose(command.clone(), timeout);
+                Ok((places, command, outcome))
+            }
+            None => Err(draft),
+        };
+        async move {
+            // What is rarely needed has its room elsewhere: this future is moved for each command.
+            let mut written = match numbered {
+                Ok((places, command, outcome)) => match fate(outcome.await) {
+                    Fate::Settled(written) => return written,
+                    open => Box::pin(self.settle(places, vec![command], vec![open], deadline)).await,
+                },
+                Err(draft) => Box::pin(self.write_first(vec![draft], deadline)).await,
+            };
+            let unknown = || Err(WriteError::Proposal(ProposeError::Unknown));
+            written.pop().unwrap_or_else(unknown)
+        }
     }
 
     fn propose(&self, commands: Vec<Bytes>, deadline: Instant) -> impl Future<Output = Vec<Outcome>> + Send {
@@ -404,6 +422,33 @@ fn numbered<P: Proposer>(drafts: Vec<Draft>, places: &Places<'_, P>) -> Vec<Byte
     let stamp_ms = stamp_ms();
     let numbered = |(index, draft): (usize, Draft)| draft.number(&places.call(index, stamp_ms));
     drafts.into_iter().enumerate().map(numbered).collect()
+}
+
+/// The outputs of all futures, in order. They go on at once: one that waits for long keeps no other from its work.
+pub(super) async fn all<F: Future>(mut futures: Vec<F>) -> Vec<F::Output> {
+    if futures.len() <= 1
+        && let Some(only) = futures.pop()
+    {
+        return vec![only.await];
+    }
+    let mut running: Vec<_> = futures
+        .into_iter()
+        .map(|future| (Some(Box::pin(future)), None))
+        .collect();
+    poll_fn(|context| {
+        let mut is_done = true;
+        for (future, output) in &mut running {
+            if let Some(pending) = future {
+                match pending.as_mut().poll(context) {
+                    Poll::Ready(ready) => (*future, *output) = (None, Some(ready)),
+                    Poll::Pending => is_done = false,
+                }
+            }
+        }
+        if is_done { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    running.into_iter().filter_map(|(_, output)| output).collect()
 }
 
 /// Puts commands that have not happened under the numbers of another session.

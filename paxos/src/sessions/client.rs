@@ -40,6 +40,12 @@ pub trait Proposer: Send + Sync + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Vec<Outcome>> + Send;
 
+    /// As [`propose_all`](Self::propose_all), for a single command.
+    fn propose(&self, command: Bytes, timeout: Duration) -> impl Future<Output = Outcome> + Send {
+        let outcomes = self.propose_all(vec![command], timeout);
+        async { outcomes.await.pop().unwrap_or(Err(ProposeError::Unknown)) }
+    }
+
     /// The node that it proposes at, if that is known: so that the client can follow hints of who leads.
     fn node(&self) -> Option<NodeId> {
         None
@@ -53,6 +59,10 @@ impl Proposer for Group {
         timeout: Duration,
     ) -> impl Future<Output = Vec<Outcome>> + Send {
         Self::propose_all(self, commands, Some(timeout))
+    }
+
+    fn propose(&self, command: Bytes, timeout: Duration) -> impl Future<Output = Outcome> + Send {
+        self.propose_within(command, timeout)
     }
 
     fn node(&self) -> Option<NodeId> {

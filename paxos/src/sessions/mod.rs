@@ -42,6 +42,7 @@
 //! [durable](StateMachine::durable) state. Queries go to it unchanged. The limits must be the same on all replicas;
 //! a snapshot that was taken under others is refused.
 
+mod answers;
 #[cfg(feature = "runtime")]
 mod client;
 mod replies;
@@ -59,6 +60,7 @@ use bytes::Bytes;
 pub use self::client::{ClientOptions, Proposer, SessionClient, SessionError, TypedSessionClient};
 pub use self::wire::{Answer, Call, Command, SessionId};
 use self::{
+    answers::Answers,
     replies::Replies,
     table::{Step, Table},
 };
@@ -108,6 +110,7 @@ pub struct Sessions<M> {
     steps: Vec<Step>,
     commands: Vec<ApplyCommand>,
     inner_replies: Vec<Bytes>,
+    answers: Answers,
 }
 
 impl<M: StateMachine> Sessions<M> {
@@ -133,6 +136,7 @@ impl<M: StateMachine> Sessions<M> {
             steps: Vec::new(),
             commands: Vec::new(),
             inner_replies: Vec::new(),
+            answers: Answers::default(),
         }
     }
 
@@ -219,7 +223,7 @@ impl<M: StateMachine> Sessions<M> {
                     sequence,
                     acked,
                 } => {
-                    let reply = Answer::wrap(&next());
+                    let reply = self.answers.wrap(&next());
                     self.replies.release(place, acked);
                     self.replies.keep(place, sequence, reply.clone());
                     reply
@@ -233,7 +237,7 @@ impl<M: StateMachine> Sessions<M> {
                     let kept = self.replies.get(place, sequence).cloned();
                     kept.unwrap_or_else(|| Answer::ReplyDropped.encode())
                 }
-                Step::Bare => Answer::wrap(&next()),
+                Step::Bare => self.answers.wrap(&next()),
                 Step::Answer(answer) => answer.encode(),
                 Step::Forget(place) => {
                     self.replies.forget(place);

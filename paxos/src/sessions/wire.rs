@@ -177,10 +177,13 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// What the bytes of [`Answer::Reply`] begin with.
+    pub(super) const REPLY: u8 = 0;
+
     /// The bytes of [`Answer::Reply`], in an allocation of their own.
     pub(super) fn wrap(reply: &[u8]) -> Bytes {
         let mut bytes = Vec::with_capacity(1 + reply.len());
-        bytes.push(0);
+        bytes.push(Self::REPLY);
         bytes.extend_from_slice(reply);
         bytes.into()
     }
@@ -210,7 +213,7 @@ impl Answer {
     pub fn decode(bytes: &Bytes) -> Option<Self> {
         let (kind, mut rest) = bytes.split_first()?;
         let answer = match *kind {
-            0 => return Some(Self::Reply(bytes.slice(1..))),
+            Self::REPLY => return Some(Self::Reply(bytes.slice(1..))),
             1 => Self::Opened(SessionId(varint::take(&mut rest)?)),
             2 => Self::Closed,
             3 => Self::Expired,

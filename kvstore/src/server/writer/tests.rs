@@ -29,6 +29,8 @@ enum Spoil {
     /// Neither applied nor answered.
     LoseAll,
     Refuse,
+    /// The group has no leader: nothing is heard until the time is over.
+    Stall,
     /// Nothing of this burst has places any more: the node stops.
     Stop,
     /// Others' clocks end all sessions first.
@@ -86,6 +88,7 @@ impl Inner {
             Spoil::Refuse => Err(ProposeError::Overloaded {
                 retry_after: Duration::from_millis(7),
             }),
+            Spoil::Stall => Err(ProposeError::Expired),
             Spoil::Stop => Err(ProposeError::Stopped("test".into())),
             Spoil::EndSessions => {
                 self.end_sessions();
@@ -97,7 +100,13 @@ impl Inner {
 }
 
 impl Proposer for Spoilt {
-    async fn propose_all(&self, commands: Vec<Bytes>, _: Duration) -> Vec<Outcome> {
+    async fn propose_all(&self, commands: Vec<Bytes>, timeout: Duration) -> Vec<Outcome> {
+        if timeout.is_zero() {
+            return vec![Err(ProposeError::Expired); commands.len()];
+        }
+        if self.0.lock().unwrap().plan.front() == Some(&Spoil::Stall) {
+            tokio::time::sleep(timeout).await;
+        }
         let mut inner = self.0.lock().unwrap();
         commands
             .into_iter()
@@ -117,7 +126,7 @@ fn group() -> (Spoilt, Writer<Spoilt>) {
 }
 
 fn append(text: &str) -> Draft {
-    Draft::encode(&mut BytesMut::new(), op::APPEND.code, [b"key", text.as_bytes()])
+    Draft::encode(op::APPEND.code, [b"key", text.as_bytes()])
 }
 
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -133,7 +142,7 @@ fn value(group: &Spoilt) -> String {
     let inner = group.0.lock().unwrap();
     let record = inner.machine.machine().state().space.get(b"key").cloned();
     record.map_or(String::new(), |record| {
-        String::from_utf8_lossy(&record.value).into_owned()
+        String::from_utf8_lossy(record.value()).into_owned()
     })
 }
 
@@ -170,6 +179,37 @@ async fn the_first_write_waits_for_a_session() {
         (value(&group).as_str(), lengths(&written)),
         ("a", vec![":1".to_owned()])
     );
+}
+
+#[tokio::test]
+async fn a_group_without_a_leader_keeps_no_other_from_its_work() {
+    let ((led, writer), (leaderless, stuck)) = (group(), group());
+    leaderless.0.lock().unwrap().plan = [Spoil::Stall].into();
+    let deadline = Instant::now() + PATIENCE / 3;
+    let bursts = [(&stuck, "a"), (&writer, "b")];
+    let writes = bursts.map(|(writer, text)| writer.write(vec![append(text)], deadline));
+    let written: Vec<_> = all(writes.into()).await.concat();
+    assert_eq!(lengths(&written), ["Expired", ":1"]);
+    assert_eq!(value(&led), "b");
+}
+
+#[tokio::test]
+async fn a_command_alone_goes_the_way_of_a_burst() {
+    let (group, writer) = group();
+    let mut told = Vec::new();
+    for plan in [
+        &[][..],
+        &[Spoil::LoseAnswer, Spoil::LoseAnswer],
+        &[Spoil::Refuse],
+        &[Spoil::EndSessions],
+        &[Spoil::Stop],
+    ] {
+        group.0.lock().unwrap().plan = plan.iter().copied().collect();
+        told.push(writer.write_one(append("x"), Instant::now() + PATIENCE).await);
+    }
+    assert_eq!(lengths(&told)[..4], [":1", ":2", ":3", ":4"]);
+    assert!(lengths(&told)[4].starts_with("Stopped"), "{told:?}");
+    assert_eq!(value(&group), "xxxx");
 }
 
 #[tokio::test]
