@@ -228,7 +228,7 @@ fn http_tells_of_the_node(cluster: &Cluster) {
     );
     assert_eq!(
         fields(&status["groups"][0]["members"][0]),
-        expected("id address role matched alive")
+        expected("id address role matched alive disk")
     );
     assert_eq!(status["node_id"], 2);
     assert_eq!(status["ready"], true);

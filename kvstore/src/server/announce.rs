@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use paxos::{Slot, node::Read};
@@ -73,8 +73,8 @@ async fn propose(shared: &Shared) -> bool {
         op::ANNOUNCE.code,
         [node.as_bytes(), resp.as_bytes(), http.as_bytes()],
     );
-    let deadline = Instant::now() + shared.settings.request_timeout;
-    let outcome = shared.writers[0].write_one(draft, deadline).await;
+    let patience = shared.settings.request_timeout;
+    let outcome = shared.writers[0].write_one(draft, patience).await;
     if let Err(error) = &outcome {
         tracing::debug!(?error, "could not announce this node's addresses yet");
     }

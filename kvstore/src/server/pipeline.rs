@@ -222,8 +222,8 @@ impl Pipeline {
     async fn write_one(&mut self, shared: &Shared, group: usize) -> Reply {
         let draft = self.drafts[group].pop().ok_or_else(no_reply)?;
         shared.count_forwarded(&shared.groups[group], 1);
-        let deadline = self.started + shared.settings.request_timeout;
-        let written = shared.writers[group].write_one(draft, deadline).await;
+        let patience = shared.settings.request_timeout;
+        let written = shared.writers[group].write_one(draft, patience).await;
         written.map_err(|error| shared.write_error(&error))
     }
 
@@ -235,13 +235,13 @@ impl Pipeline {
     }
 
     async fn write(&mut self, shared: &Shared) {
-        let deadline = self.started + shared.settings.request_timeout;
+        let patience = shared.settings.request_timeout;
         let (mut asked, mut groups) = (Vec::new(), Vec::new());
         for (group, drafts) in self.drafts.iter_mut().enumerate() {
             if !drafts.is_empty() {
                 let drafts = std::mem::take(drafts);
                 shared.count_forwarded(&shared.groups[group], drafts.len());
-                asked.push(shared.writers[group].write(drafts, deadline));
+                asked.push(shared.writers[group].write(drafts, patience));
                 groups.push(group);
             }
         }

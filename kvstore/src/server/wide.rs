@@ -1,7 +1,5 @@
 //! Commands that ask every group, or the node itself, and not one key's group.
 
-use std::time::Instant;
-
 use bytes::{Bytes, BytesMut};
 use paxos::node::Read;
 
@@ -247,12 +245,12 @@ async fn keys(shared: &Shared, pattern: &[u8], reply: &mut BytesMut) -> Result<(
 
 /// Atomic in each group, not over several: every outcome counts for what the client is told.
 async fn flush(shared: &Shared) -> Result<(), String> {
-    let deadline = Instant::now() + shared.settings.request_timeout;
+    let patience = shared.settings.request_timeout;
     let flush = || Draft::encode(op::FLUSH.code, []);
     let asked = shared
         .writers
         .iter()
-        .map(|writer| writer.write_one(flush(), deadline));
+        .map(|writer| writer.write_one(flush(), patience));
     let outcomes = all(asked.collect()).await;
     flushed(outcomes, |error| shared.write_error(error))
 }

@@ -215,11 +215,12 @@ impl<P: Proposer> Writer<P> {
 
     /// Carries out one client's commands, in order; each has its own outcome. They take their places in the group's order
     /// at the call, unless there is no session yet.
-    pub(super) fn write(&self, drafts: Vec<Draft>, deadline: Instant) -> impl Future<Output = Vec<Written>> {
+    pub(super) fn write(&self, drafts: Vec<Draft>, patience: Duration) -> impl Future<Output = Vec<Written>> {
+        let deadline = Instant::now() + patience;
         let numbered = match self.take_places(drafts.len()) {
             Some(places) => {
                 let commands = numbered(drafts, &places);
-                let outcomes = self.propose(commands.clone(), deadline);
+                let outcomes = self.group.propose_all(commands.clone(), patience);
                 Ok((places, commands, outcomes))
             }
             None => Err(drafts),
@@ -236,12 +237,12 @@ impl<P: Proposer> Writer<P> {
     }
 
     /// As [`write`](Self::write), for a single command: most are written so.
-    pub(super) fn write_one(&self, draft: Draft, deadline: Instant) -> impl Future<Output = Written> {
+    pub(super) fn write_one(&self, draft: Draft, patience: Duration) -> impl Future<Output = Written> {
+        let deadline = Instant::now() + patience;
         let numbered = match self.take_places(1) {
             Some(places) => {
                 let command = draft.number(&places.call(0, stamp_ms()));
-                let timeout = deadline.saturating_duration_since(Instant::now());
-                let outcome = self.group.propose(command.clone(), timeout);
+                let outcome = self.group.propose(command.clone(), patience);
                 Ok((places, command, outcome))
             }
             None => Err(draft),
