@@ -314,9 +314,12 @@ fn a_scan_filters_and_stays_in_its_slots() {
         (&["0", "16384", "MATCH", "f*"], 16384, &["foo"]),
         (&["0", "16384", "TYPE", "list"], 16384, &[]),
     ] {
-        let mut expected = format!("*2\r\n:{}\r\n*{}\r\n", Cursor::at(next).number(), keys.len());
+        let mut expected = BytesMut::new();
+        write::array(&mut expected, 2);
+        write::count(&mut expected, Cursor::at(next).number());
+        write::array(&mut expected, keys.len());
         for key in keys {
-            expected += &format!("${}\r\n{key}\r\n", key.len());
+            write::bulk(&mut expected, key.as_bytes());
         }
         assert_eq!(machine.run(op::SCAN, args), expected, "{args:?}");
     }
