@@ -4,14 +4,15 @@
 //! directory.
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 
-use std::{process::ExitCode, time::Duration};
+use std::{cell::LazyCell, process::ExitCode, time::Duration};
 
 use criterion::{Criterion, Throughput};
 use paxos_backends::Backend;
 use paxos_benches::kv::{Load, Servers, serve_if_asked};
 
 fn commands(criterion: &mut Criterion, backend: Backend) {
-    let servers = Servers::start(backend.name());
+    // Started only if any of it is to be measured.
+    let servers = LazyCell::new(|| Servers::start(backend.name()));
     let mut group = criterion.benchmark_group(format!("kv: commands, {backend}"));
     group
         .sample_size(10)
@@ -24,9 +25,12 @@ fn commands(criterion: &mut Criterion, backend: Backend) {
         (Load::Get, 64, 1),
     ] {
         group.throughput(Throughput::Elements(clients * pipeline));
-        group.bench_function(format!("{load}, {clients} clients x {pipeline}"), |bencher| {
-            bencher.iter_custom(|bursts| servers.load(load, clients, pipeline, bursts));
-        });
+        group.bench_function(
+            format!("{load}, clients: {clients}, at once: {pipeline}"),
+            |bencher| {
+                bencher.iter_custom(|bursts| servers.load(load, clients, pipeline, bursts));
+            },
+        );
     }
     group.finish();
 }

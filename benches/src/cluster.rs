@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    cell::LazyCell,
     fmt, io,
     sync::mpsc,
     thread,
@@ -228,7 +229,8 @@ pub fn answered_writes<S: Storage>(
     wire: Wire,
     open: impl FnMut(Owner) -> S,
 ) {
-    let cluster = Cluster::start(wire, open);
+    // Started only if any of it is to be measured.
+    let cluster = LazyCell::new(|| Cluster::start(wire, open));
     let mut group = criterion.benchmark_group(format!("cluster: answered writes, {name}, {wire}"));
     group
         .sample_size(10)

@@ -130,7 +130,7 @@ impl Servers {
                     "--http",
                     &http[node].to_string(),
                 ])
-                .args(["--storage", storage, "--log", "warn", "--data-dir"])
+                .args(["--storage", storage, "--log", "error", "--data-dir"])
                 .arg(data)
                 .stdin(Stdio::null())
                 .spawn()
