@@ -8,7 +8,7 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use paxos::{
     Ballot, ClusterId, Entry, EntryKind, GroupId, NodeId, Slot, StorageId,
-    core::Message,
+    core::{Checkpoint, Message},
     wire::{self, Envelope, Outgoing},
 };
 
@@ -48,6 +48,10 @@ fn heartbeat() -> Message {
         chosen: Slot(2_000_000),
         round: 100_000,
         lease: Duration::from_millis(400),
+        checkpoint: Checkpoint {
+            slot: Slot(2_000_000),
+            hash: 0x0123_4567_89ab_cdef,
+        },
     }
 }
 

@@ -136,6 +136,7 @@ impl Writer {
                 promised: ballot,
                 chosen: Slot(slot - 1),
                 membership: Slot::ZERO,
+                quarantine: None,
             };
             let upto = Slot(slot - kept_slots);
             [WriteOp::HardState { group, state }, WriteOp::Trim { group, upto }]

@@ -37,6 +37,8 @@ mod switch {
         "lease_from_arrival",
         "take_over_keeps_lease",
         "promise_during_grant",
+        "hash_mismatch_ignored",
+        "majority_is_quarantined",
     ];
 
     static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);

@@ -12,12 +12,13 @@
 //! checksum = crc32c(cluster u64, node u64, storage u64, group u32, slot u64, version, type, kind, zero, body)
 //! entry    = ballot round u64, ballot node u64, length u32, payload
 //! damaged  = nothing: the slot held an entry that was lost to damage
-//! group    = promised round u64, promised node u64, chosen u64, membership u64, trimmed u64, last u64, overwritten u64,
-//!            entries u64, digest u64
+//! group    = promised round u64, promised node u64, chosen u64, membership u64, quarantined at u64, trimmed u64,
+//!            last u64, overwritten u64, entries u64, digest u64
 //! store    = incarnation u64, commit u64, groups u64, digest u64
 //! ```
 //!
-//! `kind` is the [`EntryKind`] of an entry, and zero in the other types. A group's record has slot 0; the store's
+//! `kind` is the [`EntryKind`] of an entry; in a group's record why it is quarantined: 1 because it has diverged, 2 because
+//! the store was rolled back, 0 if it is not; and zero in the other types. A group's record has slot 0; the store's
 //! record has group 0 and slot 0. Checksums show what was altered; the two summaries show what is missing or out of
 //! date, which no checksum can.
 
@@ -26,11 +27,11 @@ use std::vec::Vec;
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::types::{
-    Accepted, Ballot, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId, Slot,
+    Accepted, Ballot, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId, Quarantine, Slot,
 };
 
 /// The version of the format that this library writes, and the only one that it reads.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// What a record has before its body, in bytes.
 pub const HEADER_BYTES: usize = 8;
@@ -38,7 +39,7 @@ pub const HEADER_BYTES: usize = 8;
 /// What the record of an entry has before its payload, in bytes.
 pub const ENTRY_HEADER_BYTES: usize = HEADER_BYTES + 8 + 8 + 4;
 
-const GROUP_BODY_BYTES: usize = 9 * 8;
+const GROUP_BODY_BYTES: usize = 10 * 8;
 const STORE_BODY_BYTES: usize = 4 * 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,10 +218,12 @@ impl Records {
 
     /// The record of a group.
     pub fn encode_group(self, group: GroupId, state: &GroupRecord) -> Vec<u8> {
-        let mut record = begin(RecordType::Group, 0, GROUP_BODY_BYTES);
+        let (why, at) = quarantine_to_parts(state.hard_state.quarantine);
+        let mut record = begin(RecordType::Group, why, GROUP_BODY_BYTES);
         put_ballot(&mut record, state.hard_state.promised);
         record.put_u64_le(state.hard_state.chosen.0);
         record.put_u64_le(state.hard_state.membership.0);
+        record.put_u64_le(at.0);
         record.put_u64_le(state.trimmed.0);
         record.put_u64_le(state.contents.last.0);
         record.put_u64_le(state.contents.overwritten.0);
@@ -237,6 +240,7 @@ impl Records {
                 promised: get_ballot(&mut body),
                 chosen: Slot(body.get_u64_le()),
                 membership: Slot(body.get_u64_le()),
+                quarantine: quarantine_from_parts(record[2], Slot(body.get_u64_le()))?,
             },
             trimmed: Slot(body.get_u64_le()),
             contents: Contents {
@@ -323,6 +327,23 @@ fn begin(record_type: RecordType, kind: u8, body_bytes: usize) -> Vec<u8> {
 fn put_ballot(record: &mut Vec<u8>, ballot: Ballot) {
     record.put_u64_le(ballot.round);
     record.put_u64_le(ballot.node.0);
+}
+
+const fn quarantine_to_parts(quarantine: Option<Quarantine>) -> (u8, Slot) {
+    match quarantine {
+        None => (0, Slot::ZERO),
+        Some(Quarantine::Diverged { slot }) => (1, slot),
+        Some(Quarantine::RolledBack { slot }) => (2, slot),
+    }
+}
+
+const fn quarantine_from_parts(why: u8, slot: Slot) -> Result<Option<Quarantine>, RecordError> {
+    match why {
+        0 => Ok(None),
+        1 => Ok(Some(Quarantine::Diverged { slot })),
+        2 => Ok(Some(Quarantine::RolledBack { slot })),
+        _ => Err(RecordError::Malformed),
+    }
 }
 
 /// The caller has checked that there are 16 bytes.

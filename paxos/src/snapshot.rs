@@ -38,7 +38,8 @@ pub struct SnapshotHeader {
     pub membership: ChosenMembership,
     /// Which commands the state has seen: the same command in a later slot is a copy.
     pub origins: Origins,
-    /// A running hash over all applied entries; zero where none is kept.
+    /// The running hash over everything applied up to `upto` ([`Checkpoint`](crate::core::Checkpoint)); zero if it is not
+    /// known.
     pub hash: u64,
 }
 

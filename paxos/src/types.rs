@@ -247,6 +247,44 @@ pub struct HardState {
     /// The last slot up to `chosen` that holds a membership: the one in force after `chosen`. [`Slot::ZERO`] while the
     /// group's first membership is.
     pub membership: Slot,
+    /// Set once and for good when the replica was found to hold something else than its group.
+    pub quarantine: Option<Quarantine>,
+}
+
+/// Why a replica takes no part in its group any more, until its node begins anew with an empty store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Quarantine {
+    /// A quorum of the voters has applied something else than this replica in the slots up to this one.
+    Diverged {
+        /// The first slot that is known to be affected; those before it may be, too.
+        slot: Slot,
+    },
+    /// The store has lost what an earlier life of the node had said to be durable in it.
+    RolledBack {
+        /// The highest slot that the store had held.
+        slot: Slot,
+    },
+}
+
+impl fmt::Display for Quarantine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Diverged { slot } => write!(
+                f,
+                "this replica is quarantined: its running hash at slot {slot} is not that of a majority, so its log or its \
+                 state was altered"
+            )?,
+            Self::RolledBack { slot } => write!(
+                f,
+                "this replica is quarantined: its store once held everything up to slot {slot} and has gone back to an \
+                 older state"
+            )?,
+        }
+        write!(
+            f,
+            "; move the node's data directory away and start the node again, it is admitted anew when it has caught up"
+        )
+    }
 }
 
 /// One change to a store.

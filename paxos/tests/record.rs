@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use paxos::{
-    Accepted, Ballot, ClusterId, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId, Slot,
-    StorageId,
+    Accepted, Ballot, ClusterId, Entry, EntryKind, GroupId, HardState, Identity, Incarnation, NodeId,
+    Quarantine, Slot, StorageId,
     record::{
         Contents, Digest, GroupRecord, RecordError, Records, SlotRecord, StoreRecord, VERSION, checksum,
     },
@@ -37,18 +37,26 @@ fn accepted() -> impl Strategy<Value = Accepted> {
 }
 
 fn group_record() -> impl Strategy<Value = GroupRecord> {
-    any::<[u64; 9]>().prop_map(
-        |[
-            round,
-            node,
-            chosen,
-            membership,
-            trimmed,
-            last,
-            overwritten,
-            entries,
-            digest,
-        ]| GroupRecord {
+    let quarantine = any::<(u8, u64)>().prop_map(|(why, slot)| match why % 3 {
+        0 => None,
+        1 => Some(Quarantine::Diverged { slot: Slot(slot) }),
+        _ => Some(Quarantine::RolledBack { slot: Slot(slot) }),
+    });
+    (any::<[u64; 9]>(), quarantine).prop_map(
+        |(
+            [
+                round,
+                node,
+                chosen,
+                membership,
+                trimmed,
+                last,
+                overwritten,
+                entries,
+                digest,
+            ],
+            quarantine,
+        )| GroupRecord {
             hard_state: HardState {
                 promised: Ballot {
                     round,
@@ -56,6 +64,7 @@ fn group_record() -> impl Strategy<Value = GroupRecord> {
                 },
                 chosen: Slot(chosen),
                 membership: Slot(membership),
+                quarantine,
             },
             trimmed: Slot(trimmed),
             contents: Contents {
@@ -223,10 +232,10 @@ fn the_format_does_not_change_unnoticed() {
         },
     };
     let record = Records::new(IDENTITY).encode_entry(GroupId(7), Slot(9), &entry);
-    let mut expected = vec![2, 1, 1, 0];
+    let mut expected = vec![VERSION, 1, 1, 0];
     expected.extend(checksum(&record).expect("a checksum").to_le_bytes());
     expected.extend([2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0]);
     expected.extend(b"hello");
     assert_eq!(record, expected);
-    assert_eq!(checksum(&record), Some(1_659_098_060));
+    assert_eq!(checksum(&record), Some(2_503_481_577));
 }

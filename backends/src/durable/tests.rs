@@ -124,6 +124,7 @@ fn promise(group: GroupId, round: u64) -> WriteOp {
         promised: ballot(round),
         chosen: Slot::ZERO,
         membership: Slot::ZERO,
+        quarantine: None,
     };
     WriteOp::HardState { group, state }
 }

@@ -74,6 +74,7 @@ pub(crate) fn hard_state(group: u32, round: u64, chosen: u64) -> WriteOp {
             promised: ballot(round),
             chosen: Slot(chosen),
             membership: Slot::ZERO,
+            quarantine: None,
         },
     }
 }

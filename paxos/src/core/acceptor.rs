@@ -31,6 +31,7 @@ impl Replica {
             promised: self.promised,
             chosen: self.chosen,
             membership: self.memberships.latest().at,
+            quarantine: self.quarantine,
         }
     }
 

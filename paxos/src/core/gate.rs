@@ -14,6 +14,8 @@ pub(super) enum After {
     Accepted { ballot: Ballot, upto: Slot },
     /// This node has promised itself as candidate.
     OwnPromise { ballot: Ballot },
+    /// This node has put itself under quarantine.
+    Quarantined,
 }
 
 /// Collects the changes of one round into one write, and holds back what depends on writes.
@@ -75,6 +77,11 @@ impl Gate {
         }
         self.held.push_back((self.needed, what));
         None
+    }
+
+    /// Nothing that waits for a write happens any more.
+    pub(super) fn forget_what_waits(&mut self) {
+        self.held.clear();
     }
 
     pub(super) const fn durable(&self) -> PersistId {

@@ -6,11 +6,11 @@ use core::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Command, Message};
+use super::{Checkpoint, Command, Message};
 use crate::snapshot::SnapshotHeader;
 use crate::types::{
     Accepted, Ballot, Change, ChangeRejection, ChosenMembership, GroupId, HardState, Identity, Incarnation,
-    Membership, NodeId, Slot, StorageId, WriteOp,
+    Membership, NodeId, Quarantine, Slot, StorageId, WriteOp,
 };
 
 /// What a replica is made from: who it is and what its store holds.
@@ -396,6 +396,18 @@ pub enum Alarm {
         /// Where.
         slot: Slot,
     },
+    /// This replica and the other one have applied different things in the slots up to this one: what one of them stores was
+    /// altered, or a state machine's host computes wrongly. Raised by a leader, and by the peer that differs from it. The
+    /// odd one out quarantines itself; while no majority agrees, nobody does, and people have to find out who is right.
+    HashesDiffer {
+        /// Where they were compared.
+        slot: Slot,
+        /// The other one.
+        peer: NodeId,
+    },
+    /// The replica has put itself under quarantine, durably, or began so: it takes part in nothing any more. The driver
+    /// halts it. A restart changes nothing; the way back is an empty store.
+    Quarantined(Quarantine),
     /// No ballot is left that is above all that were seen, so this node cannot lead any more.
     NoBallotLeft,
     /// A chosen entry cannot be decoded; it is treated as a no-op, the same on every replica.
@@ -446,6 +458,10 @@ pub struct Status {
     pub known: Slot,
     /// The last entry handed out to apply.
     pub applied: Slot,
+    /// The running hash over everything handed out to apply: equal on all replicas that have applied as much.
+    pub checkpoint: Checkpoint,
+    /// Why the replica takes no part in the group any more.
+    pub quarantine: Option<Quarantine>,
     /// As of which slot the newest durable snapshot of this node is; zero if there is none.
     pub snapshot: Slot,
     /// The snapshot that is being fetched from a peer.

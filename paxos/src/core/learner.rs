@@ -286,6 +286,7 @@ impl Replica {
             },
         }
         self.learner.applied = slot;
+        self.history.add(slot, &accepted.entry, chosen.commands.len());
         self.outputs.push_back(Output::Apply(chosen));
         self.count_applied(slot, accepted.entry.size());
     }

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::TransferRejection;
+use super::{Checkpoint, TransferRejection};
 use crate::types::{Accepted, Ballot, Change, ChangeRejection, Entry, Incarnation, Membership, NodeId, Slot};
 
 /// A message of the protocol. The sender (node and disk) and the group travel around it, in
@@ -99,6 +99,8 @@ pub enum Message {
         round: u64,
         /// The lease that the leader asks for; zero: none.
         lease: Duration,
+        /// What the leader has applied up to a slot that the receiver should know too, for comparison.
+        checkpoint: Checkpoint,
     },
     /// Answers [`Message::Heartbeat`].
     HeartbeatReply {
@@ -117,6 +119,9 @@ pub enum Message {
         ready: bool,
         /// Whether the lease is granted: the sender helps nobody else to lead for so long, from when it says so.
         leased: bool,
+        /// What the sender has applied up to the leader's slot; unknown if it does not remember, or the leader asked for
+        /// nothing.
+        checkpoint: Checkpoint,
     },
     /// The watermark has advanced and no `Accept` is there to carry it. Not answered.
     Chosen {
@@ -235,6 +240,8 @@ pub enum Message {
         chosen: Slot,
         /// As in [`Message::Heartbeat`].
         round: u64,
+        /// As in [`Message::Heartbeat`].
+        checkpoint: Checkpoint,
     },
     /// Answers [`Message::Rest`]: the sender has everything, and waits for no sign of life any more.
     Rests {
@@ -276,6 +283,13 @@ pub enum Message {
         /// The members.
         membership: Membership,
     },
+    /// "You have applied something else than a quorum": the receiver, if that is so, quarantines itself.
+    Diverged {
+        /// The leader's ballot; who does not follow it does nothing.
+        ballot: Ballot,
+        /// What a quorum has applied.
+        right: Checkpoint,
+    },
 }
 
 impl Message {
@@ -310,6 +324,7 @@ impl Message {
             Self::MembershipChanged { .. } => "membership_changed",
             Self::NotAdmitted { .. } => "not_admitted",
             Self::Members { .. } => "members",
+            Self::Diverged { .. } => "diverged",
         }
     }
 

@@ -35,6 +35,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod acceptor;
+mod audit;
 mod barrier;
 pub mod batch;
 mod changes;
@@ -43,6 +44,7 @@ mod election;
 #[cfg(feature = "testing")]
 mod exploration;
 mod gate;
+mod hash;
 mod io;
 mod learner;
 mod lease;
@@ -69,6 +71,7 @@ use alloc::{
 pub use self::exploration::Timer;
 use self::{
     acceptor::Following,
+    audit::History,
     changes::Changes,
     election::Role,
     gate::{After, Gate},
@@ -83,6 +86,7 @@ use self::{
     window::Window,
 };
 pub use self::{
+    audit::Checkpoint,
     batch::Command,
     config::{Config, ConfigError},
     io::{
@@ -93,7 +97,7 @@ pub use self::{
     message::Message,
 };
 use crate::types::{
-    Ballot, GroupId, HardState, Identity, Incarnation, NodeId, Slot, StorageId, Time, WriteOp,
+    Ballot, GroupId, HardState, Identity, Incarnation, NodeId, Quarantine, Slot, StorageId, Time, WriteOp,
 };
 
 /// Who says something: a node, and its disk. A node with another disk is another acceptor.
@@ -122,6 +126,8 @@ pub struct Replica {
     memberships: Memberships,
     window: Window,
     gate: Gate,
+    history: History,
+    quarantine: Option<Quarantine>,
 
     role: Role,
     /// Whom this node follows, itself included.
@@ -170,6 +176,7 @@ impl Replica {
         let HardState {
             promised,
             chosen: stored,
+            quarantine,
             ..
         } = hard_state;
         assert!(trimmed <= stored, "only chosen slots are trimmed");
@@ -209,6 +216,14 @@ impl Replica {
             memberships,
             window,
             gate: Gate::new(),
+            history: match upto {
+                Slot::ZERO => History::new(group),
+                slot => History::after(Checkpoint {
+                    slot,
+                    hash: snapshot.hash,
+                }),
+            },
+            quarantine,
             role: Role::Follower,
             leader: None,
             following: Following {
@@ -231,7 +246,9 @@ impl Replica {
             outputs: VecDeque::new(),
         };
         replica.postpone_election();
-        if upto > stored {
+        if quarantine.is_some() {
+            replica.on_quarantined();
+        } else if upto > stored {
             replica.trimmed = upto;
             replica.write_hard_state();
             replica.gate.write(WriteOp::Trim { group, upto });
@@ -242,6 +259,9 @@ impl Replica {
     /// Takes one input in. Cheap; all effects come out of [`Self::poll`]. A time before an earlier one counts as that.
     pub fn step(&mut self, now: Time, input: Input) {
         self.now = self.now.max(now);
+        if self.quarantine.is_some() && !Self::passes_quarantine(&input) {
+            return;
+        }
         self.wake_for(&input);
         match input {
             Input::Tick => {}
@@ -350,9 +370,10 @@ impl Replica {
                 chosen,
                 round,
                 lease,
+                checkpoint,
             } => {
                 self.on_heartbeat(from, ballot, start, chosen);
-                self.answer_heartbeat(from, ballot, round, lease);
+                self.answer_heartbeat(from, ballot, round, lease, checkpoint);
             }
             Message::HeartbeatReply {
                 ballot,
@@ -362,6 +383,7 @@ impl Replica {
                 chosen,
                 ready,
                 leased,
+                checkpoint,
             } => {
                 let pulse = Pulse {
                     round,
@@ -370,6 +392,7 @@ impl Replica {
                     chosen,
                     ready,
                     leased,
+                    checkpoint,
                 };
                 self.on_heartbeat_reply((from, storage), ballot, pulse);
             }
@@ -423,7 +446,8 @@ impl Replica {
                 start,
                 chosen,
                 round,
-            } => self.on_rest(from, ballot, start, chosen, round),
+                checkpoint,
+            } => self.on_rest(from, ballot, start, chosen, round, checkpoint),
             Message::Rests { ballot, round } => self.on_rests(from, ballot, round),
             Message::ChangeMembership {
                 token,
@@ -434,12 +458,13 @@ impl Replica {
             Message::MembershipChanged { token, result } => self.on_membership_changed(from, token, result),
             Message::NotAdmitted { at, membership } => self.on_not_admitted(from, at, &membership),
             Message::Members { at, membership } => self.on_members(from, at, membership),
+            Message::Diverged { ballot, right } => self.on_diverged(from, ballot, right),
         }
     }
 
     /// The next thing to do, until `None`.
     pub fn poll(&mut self) -> Option<Output> {
-        if self.outputs.is_empty() {
+        if self.outputs.is_empty() && self.quarantine.is_none() {
             self.flush();
         }
         if let Some(output) = self.outputs.pop_front() {
@@ -488,6 +513,7 @@ impl Replica {
             Some(After::Send { to, message }) => self.send_all(to, message),
             Some(After::Accepted { ballot, upto }) => self.on_accepted_durable(ballot, upto),
             Some(After::OwnPromise { ballot }) => self.on_own_promise(ballot),
+            Some(After::Quarantined) => self.on_quarantined(),
         }
     }
 
@@ -503,6 +529,9 @@ impl Replica {
 
     /// When [`Input::Tick`] is due at the latest. Valid after `poll` has returned `None`, until the next `step`.
     pub fn deadline(&self) -> Option<Time> {
+        if self.quarantine.is_some() {
+            return None;
+        }
         let tell_at = match &self.role {
             Role::Leader(leadership) => leadership.tell_at,
             _ => None,
@@ -555,6 +584,8 @@ impl Replica {
             chosen: self.chosen,
             known: self.learner.known(),
             applied: self.learner.applied,
+            checkpoint: self.history.latest,
+            quarantine: self.quarantine,
             snapshot: self.snapshots.newest,
             fetch: self.fetch_status(),
             trimmed: self.trimmed,

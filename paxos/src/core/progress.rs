@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 
+use super::Checkpoint;
 use crate::types::{Slot, StorageId, Time};
 
 /// How many heartbeats are remembered for telling what was lost before them.
@@ -40,6 +41,9 @@ pub(super) struct Progress {
     pub(super) told: Slot,
     /// The last round in which it said that it rests.
     pub(super) rests_in: u64,
+    /// Its hash at the last slot that was compared; and whether it has ever been another one than this leader's.
+    pub(super) compared: Checkpoint,
+    pub(super) differs: bool,
 }
 
 impl Progress {
@@ -61,6 +65,11 @@ impl Progress {
             ready: false,
             told: Slot::ZERO,
             rests_in: 0,
+            compared: Checkpoint {
+                slot: Slot::ZERO,
+                hash: 0,
+            },
+            differs: false,
         }
     }
 
@@ -77,9 +86,9 @@ impl Progress {
         self.unclaimed < slot && slot <= self.matched
     }
 
-    /// Whether the peer knows that everything up to `chosen` is chosen, and is sent things.
+    /// Whether the peer knows that everything up to `chosen` is chosen, is sent things, and has applied the same.
     pub(super) fn is_in_step(&self, chosen: Slot) -> bool {
-        self.unclaimed >= chosen && self.paused.is_none()
+        self.unclaimed >= chosen && self.paused.is_none() && !self.differs
     }
 
     /// Whether more may be sent.

@@ -10,7 +10,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Command, Message, Replica, Sender,
+    Checkpoint, Command, Message, Replica, Sender,
     acceptor::Following,
     barrier::{Barrier, Promises},
     batch,
@@ -85,6 +85,7 @@ pub(super) struct Pulse {
     pub(super) chosen: Slot,
     pub(super) ready: bool,
     pub(super) leased: bool,
+    pub(super) checkpoint: Checkpoint,
 }
 
 impl Leadership {
@@ -413,22 +414,26 @@ impl Replica {
 
     pub(super) fn heartbeat(&mut self) {
         let lease = self.config.lease.map_or(Duration::ZERO, |lease| lease.duration);
+        let checkpoint = self.checkpoint_to_compare();
         self.beat(|ballot, start, chosen, round| Message::Heartbeat {
             ballot,
             start,
             chosen,
             round,
             lease,
+            checkpoint,
         });
     }
 
     /// A heartbeat that asks the peers to rest.
     pub(super) fn ask_to_rest(&mut self) {
+        let checkpoint = self.checkpoint_to_compare();
         self.beat(|ballot, start, chosen, round| Message::Rest {
             ballot,
             start,
             chosen,
             round,
+            checkpoint,
         });
     }
 
@@ -478,10 +483,18 @@ impl Replica {
     }
 
     /// Says to the leader, if this node follows it, what it wants to hear.
-    pub(super) fn answer_heartbeat(&mut self, from: NodeId, ballot: Ballot, round: u64, lease: Duration) {
+    pub(super) fn answer_heartbeat(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        round: u64,
+        lease: Duration,
+        checkpoint: Checkpoint,
+    ) {
         if ballot.node != from || self.leader != Some(ballot) {
             return;
         }
+        let checkpoint = self.compare_with_leader(ballot, checkpoint);
         let leased = self.grant(ballot, lease);
         let Following {
             received,
@@ -496,6 +509,7 @@ impl Replica {
             chosen: self.chosen,
             ready: self.could_lead(),
             leased,
+            checkpoint,
         };
         self.send(from, message);
     }
@@ -511,6 +525,7 @@ impl Replica {
             chosen,
             ready,
             leased,
+            checkpoint,
         }: Pulse,
     ) {
         let Role::Leader(leadership) = &mut self.role else {
@@ -547,6 +562,7 @@ impl Replica {
         self.count_votes();
         self.note_watermark(from, chosen);
         self.confirm_reads();
+        self.compare_with_peer(from, checkpoint);
     }
 
     pub(super) fn on_accepted(&mut self, (from, storage): Sender, ballot: Ballot, upto: Slot, chosen: Slot) {

@@ -14,7 +14,7 @@
 use alloc::collections::BTreeSet;
 use core::time::Duration;
 
-use super::{Input, Message, Replica, election::Role, proposer::Leadership};
+use super::{Checkpoint, Input, Message, Replica, election::Role, proposer::Leadership};
 use crate::planted;
 use crate::types::{Ballot, Member, NodeId, Slot, Time};
 
@@ -206,9 +206,17 @@ impl Replica {
     }
 
     /// The leader has nothing to do: neither has this node, it seems.
-    pub(super) fn on_rest(&mut self, from: NodeId, ballot: Ballot, start: Slot, chosen: Slot, round: u64) {
+    pub(super) fn on_rest(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        start: Slot,
+        chosen: Slot,
+        round: u64,
+        checkpoint: Checkpoint,
+    ) {
         self.on_heartbeat(from, ballot, start, chosen);
-        self.answer_heartbeat(from, ballot, round, Duration::ZERO);
+        self.answer_heartbeat(from, ballot, round, Duration::ZERO, checkpoint);
         let in_step = self.chosen >= chosen && self.has_nothing_to_do();
         if self.leader == Some(ballot) && in_step && self.nodes.alive.contains(&from) {
             self.election_at = None;

@@ -9,7 +9,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::{Alarm, FetchStatus, Message, Output, Replica, election::Role};
+use super::{Alarm, Checkpoint, FetchStatus, Message, Output, Replica, audit::History, election::Role};
 use crate::planted;
 use crate::snapshot::{Origins, SnapshotHeader};
 use crate::types::{ChosenMembership, NodeId, Slot, Time, WriteOp};
@@ -210,7 +210,7 @@ impl Replica {
             } else {
                 self.learner.origins.clone()
             },
-            hash: 0,
+            hash: self.history.latest.hash,
         };
         let snapshots = &mut self.snapshots;
         snapshots.wanted = false;
@@ -590,9 +590,11 @@ impl Replica {
             upto,
             membership,
             origins,
+            hash,
             ..
         } = header;
         self.chosen = upto;
+        self.history = History::after(Checkpoint { slot: upto, hash });
         self.trimmed = upto;
         if !planted::is("install_keeps_window") {
             self.window.skip_to(upto);

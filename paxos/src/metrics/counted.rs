@@ -83,6 +83,8 @@ pub struct GroupMetrics {
     pub alarms: Counter,
     /// 1 if the group has halted, else 0.
     pub halted: Gauge,
+    /// 1 if this node's replica is quarantined ([`Quarantine`](crate::Quarantine)), else 0.
+    pub quarantined: Gauge,
     peers: Mutex<BTreeMap<NodeId, PeerStatus>>,
 }
 
@@ -123,6 +125,7 @@ impl Default for GroupMetrics {
             damaged_reads: Counter::default(),
             alarms: Counter::default(),
             halted: Gauge::default(),
+            quarantined: Gauge::default(),
             peers: Mutex::default(),
         }
     }

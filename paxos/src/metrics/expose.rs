@@ -183,6 +183,12 @@ const NUMBERS: &[Number] = &[
         |m| m.alarms.get(),
     ),
     (
+        "paxos_group_quarantined",
+        Kind::Gauge,
+        "1 if this node's replica was found to hold something else than its group",
+        |m| m.quarantined.get(),
+    ),
+    (
         "paxos_group_halted",
         Kind::Gauge,
         "1 if the group has halted",

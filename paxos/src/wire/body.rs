@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{FrameWriter, INLINE_BYTES, WireError};
 use crate::{
-    core::{Message, TransferRejection},
+    core::{Checkpoint, Message, TransferRejection},
     types::{
         Accepted as AcceptedEntry, Ballot, Change, ChangeRejection, Entry, EntryKind, Incarnation,
         Membership, NodeId, Slot,
@@ -48,6 +48,22 @@ impl From<Option<Ballot>> for MaybePair {
 impl From<MaybePair> for Option<Ballot> {
     fn from(pair: MaybePair) -> Self {
         pair.0.map(Ballot::from)
+    }
+}
+
+/// A checkpoint: `[slot, hash]`.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct SlotAndHash(Slot, u64);
+
+impl From<Checkpoint> for SlotAndHash {
+    fn from(Checkpoint { slot, hash }: Checkpoint) -> Self {
+        Self(slot, hash)
+    }
+}
+
+impl From<SlotAndHash> for Checkpoint {
+    fn from(SlotAndHash(slot, hash): SlotAndHash) -> Self {
+        Self { slot, hash }
     }
 }
 
@@ -118,8 +134,8 @@ plain_messages! {
     3 Prepare { ballot: Pair, from: Slot, released: MaybePair }
     5 Refuse { ballot: Pair, promised: Pair }
     7 Accepted { ballot: Pair, upto: Slot, chosen: Slot }
-    8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64, lease: Nanos }
-    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot, ready: bool, leased: bool }
+    8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64, lease: Nanos, checkpoint: SlotAndHash }
+    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot, ready: bool, leased: bool, checkpoint: SlotAndHash }
     10 Learn { from: Slot, upto: Slot }
     13 Forwarded { ballot: Pair, incarnation: Incarnation, expected: u64 }
     14 ReadIndex { token: u64 }
@@ -130,12 +146,13 @@ plain_messages! {
     30 TakeOver { ballot: Pair, start: Slot, chosen: Slot }
     31 TransferLeadership { request: u64, to: NodeId }
     32 TransferRefused { request: u64, reason: TransferRejection }
-    40 Rest { ballot: Pair, start: Slot, chosen: Slot, round: u64 }
+    40 Rest { ballot: Pair, start: Slot, chosen: Slot, round: u64, checkpoint: SlotAndHash }
     41 Rests { ballot: Pair, round: u64 }
     50 ChangeMembership { token: u64, expected: u64, changes: Vec<Change>, force: bool }
     51 MembershipChanged { token: u64, result: Result<Membership, ChangeRejection> }
     52 NotAdmitted { at: Slot, membership: Membership }
     53 Members { at: Slot, membership: Membership }
+    60 Diverged { ballot: Pair, right: SlotAndHash }
 }
 
 /// What a message with entries or commands says beside them. `count` is the number of rows in the table.

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use proptest::{collection::vec as many, prelude::*};
 
 use super::*;
-use crate::core::TransferRejection;
+use crate::core::{Checkpoint, TransferRejection};
 use crate::types::{Accepted, Ballot, Entry, EntryKind, Incarnation, Slot};
 
 fn envelope(message: Message) -> Envelope {
@@ -50,6 +50,10 @@ fn heartbeat() -> Message {
         chosen: Slot(2_000_000),
         round: 100_000,
         lease: Duration::from_millis(400),
+        checkpoint: Checkpoint {
+            slot: Slot(2_000_000),
+            hash: u64::MAX,
+        },
     }
 }
 
@@ -67,7 +71,7 @@ fn the_size_of_frames_is_pinned() {
     // A change here is a change of the format or of its cost: it wants a new VERSION, or a good reason.
     assert_eq!(encoded(accept(1, 256)).len(), 357);
     assert_eq!(encoded(accept(64, 256)).len(), 16_801);
-    assert_eq!(encoded(heartbeat()).len(), 100);
+    assert_eq!(encoded(heartbeat()).len(), 126);
 }
 
 #[test]
@@ -353,35 +357,48 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
             }
         ),
         (any_ballot(), any_ballot()).prop_map(|(ballot, promised)| Message::Refuse { ballot, promised }),
-        (any_ballot(), any_slot(), any_slot(), any::<u64>(), any::<u64>()).prop_map(
-            |(ballot, start, chosen, round, lease)| Message::Heartbeat {
-                ballot,
-                start,
-                chosen,
-                round,
-                lease: Duration::from_nanos(lease),
-            }
-        ),
+        (
+            any_ballot(),
+            any_slot(),
+            any_slot(),
+            any::<u64>(),
+            any::<u64>(),
+            any_checkpoint()
+        )
+            .prop_map(
+                |(ballot, start, chosen, round, lease, checkpoint)| Message::Heartbeat {
+                    ballot,
+                    start,
+                    chosen,
+                    round,
+                    lease: Duration::from_nanos(lease),
+                    checkpoint,
+                }
+            ),
         (
             any_ballot(),
             any::<u64>(),
             any_slot(),
             any_slot(),
             any_slot(),
-            any::<bool>(),
-            any::<bool>()
+            any::<(bool, bool)>(),
+            any_checkpoint()
         )
-            .prop_map(|(ballot, round, received, accepted, chosen, ready, leased)| {
-                Message::HeartbeatReply {
-                    ballot,
-                    round,
-                    received,
-                    accepted,
-                    chosen,
-                    ready,
-                    leased,
+            .prop_map(
+                |(ballot, round, received, accepted, chosen, (ready, leased), checkpoint)| {
+                    Message::HeartbeatReply {
+                        ballot,
+                        round,
+                        received,
+                        accepted,
+                        chosen,
+                        ready,
+                        leased,
+                        checkpoint,
+                    }
                 }
-            }),
+            ),
+        (any_ballot(), any_checkpoint()).prop_map(|(ballot, right)| Message::Diverged { ballot, right }),
         (any_ballot(), any_slot(), any_slot()).prop_map(|(ballot, start, chosen)| Message::TakeOver {
             ballot,
             start,
@@ -394,6 +411,10 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
         (any::<u64>(), any_transfer_rejection())
             .prop_map(|(request, reason)| Message::TransferRefused { request, reason }),
     ]
+}
+
+fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {
+    (any_slot(), any::<u64>()).prop_map(|(slot, hash)| Checkpoint { slot, hash })
 }
 
 fn any_transfer_rejection() -> impl Strategy<Value = TransferRejection> {

@@ -1,6 +1,6 @@
 //! Carries out what the replica wants.
 
-use std::{boxed::Box, format, mem};
+use std::{boxed::Box, format, mem, string::ToString};
 
 use super::{
     super::{event::Event, storage, waiting::Waiter},
@@ -95,6 +95,7 @@ impl Task {
                         "slot {slot} holds a command of this very life that was never proposed in it: the store has \
                          forgotten its earlier lives"
                     ),
+                    Alarm::Quarantined(why) => why.to_string(),
                     _ => return Ok(()),
                 };
                 return Err(End::Halted(why));

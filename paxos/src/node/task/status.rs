@@ -30,6 +30,9 @@ impl Task {
 
     pub(super) fn note_alarm(&self, alarm: &Alarm) {
         self.shared.metrics.alarms.increment();
+        if matches!(alarm, Alarm::Quarantined(_)) {
+            self.shared.metrics.quarantined.set(1);
+        }
         tracing::error!(group = %self.shared.id, node = %self.shared.node, ?alarm, "alarm");
     }
 

@@ -553,6 +553,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
             .oracle
             .status(id, &status, Some(&life.status))?;
         self.groups[group].oracle.snapshots(acceptor, &status, newest)?;
+        self.groups[group].oracle.hashed(id, status.checkpoint)?;
         within_bounds(id, &status, &life.status, &self.plan.config)?;
         let before = core::mem::replace(&mut life.status, status);
         let (deadline, tick_at) = (life.replica.deadline(), life.tick_at);

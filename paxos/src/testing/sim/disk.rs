@@ -27,6 +27,7 @@ static NOTHING: DiskState = DiskState {
         promised: Ballot::ZERO,
         chosen: Slot::ZERO,
         membership: Slot::ZERO,
+        quarantine: None,
     },
     trimmed: Slot::ZERO,
     entries: BTreeMap::new(),
@@ -148,6 +149,22 @@ impl Disk {
             incarnation: self.incarnation,
             ..Self::default()
         };
+    }
+
+    /// The last byte of what is stored in a slot changes, unnoticed. False if there is none. Nothing is being written.
+    pub(super) fn alter(&mut self, group: GroupId, slot: Slot) -> bool {
+        let held = self.durable.0.get_mut(&group);
+        let Some(accepted) = held.and_then(|state| state.entries.get_mut(&slot)) else {
+            return false;
+        };
+        let mut payload = accepted.entry.payload.to_vec();
+        let Some(last) = payload.last_mut() else {
+            return false;
+        };
+        *last ^= 1;
+        accepted.entry.payload = payload.into();
+        self.view = self.durable.clone();
+        true
     }
 
     /// Takes a write of a group; joins it to what other groups write in the same round.

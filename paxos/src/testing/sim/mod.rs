@@ -67,6 +67,7 @@
 //! | I10 | linearizable, by log positions |
 //! | I12 | no two nodes would answer a read by lease at one moment, nor does a node begin to lead then, as long as clocks drift no more than the lease allows for |
 //! | I13 | queues keep their bounds |
+//! | I14 | the same running hash on all replicas that have applied as much |
 //! | L1 | after a while without faults, every node answers writes and reads |
 //! | L2 | at the end all replicas have applied the same |
 //!

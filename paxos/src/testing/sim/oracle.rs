@@ -10,7 +10,7 @@ use std::{
 
 use super::disk::DiskState;
 use crate::{
-    core::{Message, Phase, Status},
+    core::{Checkpoint, Message, Phase, Status},
     types::{
         Accepted, Ballot, Entry, HardState, Incarnation, Member, Membership, NodeId, Role, Slot, StorageId,
         WriteOp,
@@ -20,7 +20,7 @@ use crate::{
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which: `I1` to `I13` for safety, `L1` and `L2` for progress, or a word for other promises of the contract.
+    /// Which: `I1` to `I14` for safety, `L1` and `L2` for progress, or a word for other promises of the contract.
     pub oracle: &'static str,
     /// What was seen.
     pub detail: String,
@@ -96,6 +96,8 @@ pub struct Oracle {
     decided: Vec<Entry>,
     ballots: BTreeMap<Ballot, BallotFacts>,
     said: BTreeMap<Acceptor, Said>,
+    /// The running hash at each slot where a replica has told it.
+    hashes: BTreeMap<Slot, u64>,
 }
 
 type Check = Result<(), Violation>;
@@ -115,6 +117,7 @@ impl Oracle {
             decided: Vec::new(),
             ballots: BTreeMap::new(),
             said: BTreeMap::new(),
+            hashes: BTreeMap::new(),
         }
     }
 
@@ -689,6 +692,19 @@ impl Oracle {
                 "{node} came back without slot {slot}, which it had accepted at {ballot}"
             );
         }
+        Ok(())
+    }
+
+    /// I14: replicas that have applied as much have the same running hash, and know it.
+    pub(super) fn hashed(&mut self, node: NodeId, checkpoint: Checkpoint) -> Check {
+        let Checkpoint { slot, hash } = checkpoint;
+        ensure!(hash != 0, "I14", "{node} does not know its hash at slot {slot}");
+        let known = *self.hashes.entry(slot).or_insert(hash);
+        ensure!(
+            known == hash,
+            "I14",
+            "{node} has hash {hash:016x} at slot {slot}, another replica has {known:016x}"
+        );
         Ok(())
     }
 

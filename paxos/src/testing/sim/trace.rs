@@ -92,13 +92,16 @@ pub fn message(message: &Message) -> String {
             chosen,
             round,
             lease: _,
+            checkpoint: _,
         }
         | Message::Rest {
             ballot,
             start,
             chosen,
             round,
+            checkpoint: _,
         } => format!("{name} {ballot} round {round} (start {start}) chosen {chosen}"),
+        Message::Diverged { ballot, right } => format!("{name} {ballot} at slot {}", right.slot),
         Message::HeartbeatReply {
             ballot,
             round,
@@ -107,6 +110,7 @@ pub fn message(message: &Message) -> String {
             chosen,
             ready,
             leased,
+            checkpoint: _,
         } => {
             let ready = if *ready { "" } else { ", not ready" };
             let leased = if *leased { ", leased" } else { "" };

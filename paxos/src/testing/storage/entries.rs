@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{Bed, Outcome, support::*};
 use crate::{
     storage::StorageError,
-    types::{Ballot, Entry, EntryKind, GroupId, HardState, NodeId, Slot, WriteOp},
+    types::{Ballot, Entry, EntryKind, GroupId, HardState, NodeId, Quarantine, Slot, WriteOp},
 };
 
 pub(super) async fn an_entry_comes_back_whole(bed: &mut Bed<'_>) -> Outcome {
@@ -147,6 +147,7 @@ pub(super) async fn the_largest_slots_ballots_and_groups_work(bed: &mut Bed<'_>)
             promised: highest,
             chosen: Slot::MAX,
             membership: Slot::MAX,
+            quarantine: Some(Quarantine::Diverged { slot: Slot::MAX }),
         };
         ops.push(WriteOp::HardState { group, state });
         for slot in [1, (1 << 63) - 1, 1 << 63, (1 << 63) + 1, u64::MAX - 1] {
@@ -205,6 +206,7 @@ pub(super) async fn a_hard_state_comes_back(bed: &mut Bed<'_>) -> Outcome {
         promised: ballot(12),
         chosen: Slot(34),
         membership: Slot(17),
+        quarantine: None,
     };
     ensure!(found == expected, "{expected:?} became {found:?}");
     Ok(())

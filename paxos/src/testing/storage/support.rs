@@ -63,6 +63,7 @@ pub(super) fn hard_state(group: GroupId, round: u64, chosen: u64) -> WriteOp {
             promised: ballot(round),
             chosen: Slot(chosen),
             membership: Slot(chosen / 2),
+            quarantine: None,
         },
     }
 }
