@@ -16,8 +16,7 @@ use crate::resp::{Parser, write};
 const READ_BYTES: std::ops::RangeInclusive<usize> = (8 << 10)..=(64 << 10);
 /// Replies are written before there are more of them than this, in bytes.
 const MAX_UNWRITTEN_BYTES: usize = 1 << 20;
-/// So many commands of one connection are read before the groups and the other connections have a turn: on one thread
-/// hundreds of busy connections would otherwise keep the groups' heartbeats waiting.
+/// So many commands of one connection are read before the other connections have a turn.
 const COMMANDS_PER_TURN: usize = 64;
 /// A connection that has nothing to do keeps buffers of this many bytes at the most.
 const MAX_IDLE_BUFFER_BYTES: usize = 256 << 10;
@@ -59,8 +58,9 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
         let parsed = parser.parse(&mut buffer);
         pipeline.begin();
         for index in 0..parser.len() {
-            if index > 0 && index.is_multiple_of(COMMANDS_PER_TURN) {
-                tokio::task::yield_now().await;
+            if index.is_multiple_of(COMMANDS_PER_TURN) {
+                let rest = parser.len() - index;
+                shared.turns.take(rest.min(COMMANDS_PER_TURN)).await;
             }
             pipeline
                 .take(parser.command(index, &buffer), shared, session, &mut out)

@@ -11,6 +11,7 @@ mod metrics;
 mod pipeline;
 mod routing;
 mod status;
+mod turns;
 mod wide;
 mod writer;
 
@@ -81,6 +82,8 @@ pub struct Shared {
     pub clients: clients::Clients,
     leaders: Vec<watch::Receiver<Option<Ballot>>>,
     directory: RwLock<BTreeMap<u64, NodeAddresses>>,
+    /// Of the connections, and of everything else on their thread.
+    turns: turns::Turns,
     started: Instant,
 }
 
@@ -95,6 +98,7 @@ impl Shared {
             metrics: Metrics::default(),
             clients: clients::Clients::default(),
             directory: RwLock::default(),
+            turns: turns::Turns::new(),
             started: Instant::now(),
             settings,
         })
@@ -119,13 +123,18 @@ impl Shared {
 
 /// Serves clients that connect to `listener` until `stop` becomes true or its sender is gone.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let told = stop.clone();
+    tokio::select! {
+        () = accept(listener, &shared, &told) => {}
+        () = shared.turns.renew() => {}
+        _ = stop.changed() => {}
+    }
+}
+
+async fn accept(listener: TcpListener, shared: &Arc<Shared>, stop: &watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(shared.settings.max_clients));
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stop.changed() => return,
-        };
-        let (stream, peer) = match accepted {
+        let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, as a rule: some client will leave.
@@ -140,7 +149,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::
             let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
             continue;
         };
-        let shared = Arc::clone(&shared);
+        let shared = Arc::clone(shared);
         let stop = stop.clone();
         tokio::spawn(async move {
             connection::serve(stream, peer, shared, stop).await;

@@ -1,6 +1,6 @@
 //! Runs a group's state machine: hands it chosen entries in runs, and holds it to its contract.
 
-use std::{boxed::Box, format, string::String, vec::Vec};
+use std::{boxed::Box, collections::VecDeque, format, mem, string::String, vec::Vec};
 
 use bytes::Bytes;
 
@@ -11,15 +11,30 @@ use crate::{
     types::{ProposalId, Slot},
 };
 
+/// So many commands make a run; the last entry is taken in whole. What has to be applied may be much more, and other work
+/// is looked after between two runs.
+const RUN_COMMANDS: usize = 256;
+
 pub(super) struct Machine {
     /// `None` while it is away to be restored.
     inner: Option<Box<dyn StateMachine>>,
     applied: Slot,
-    /// The run that is being gathered.
+    /// What is to be applied, oldest first.
+    runs: VecDeque<Run>,
+    /// Bytes of the commands in them.
+    waiting_bytes: usize,
+    /// An empty one, kept for its allocations.
+    spare: Run,
+    replies: Vec<Bytes>,
+}
+
+/// Chosen entries that are applied together.
+#[derive(Default)]
+struct Run {
     upto: Slot,
     commands: Vec<ApplyCommand>,
     tokens: Vec<Option<Token>>,
-    replies: Vec<Bytes>,
+    bytes: usize,
 }
 
 /// Whose proposal a command of a run was, and the reply.
@@ -36,9 +51,9 @@ impl Machine {
         Self {
             inner: Some(machine),
             applied,
-            upto: applied,
-            commands: Vec::new(),
-            tokens: Vec::new(),
+            runs: VecDeque::new(),
+            waiting_bytes: 0,
+            spare: Run::default(),
             replies: Vec::new(),
         }
     }
@@ -54,15 +69,22 @@ impl Machine {
         self.applied == slot && inner.is_some_and(|machine| machine.reaches() == slot)
     }
 
-    /// Adds a chosen entry to the run, unless the machine already holds its effects.
+    /// Adds a chosen entry to what is to be applied, unless the machine already holds its effects.
     pub(super) fn push(&mut self, entry: ChosenEntry) {
         if entry.slot <= self.applied {
             return;
         }
-        self.upto = entry.slot;
+        let is_open = |run: &Run| run.commands.len() < RUN_COMMANDS;
+        if !self.runs.back().is_some_and(is_open) {
+            self.runs.push_back(mem::take(&mut self.spare));
+        }
+        let run = self.runs.back_mut().expect("there is one that is open");
+        run.upto = entry.slot;
         for chosen in entry.commands {
-            self.tokens.push(chosen.token);
-            self.commands.push(ApplyCommand {
+            run.bytes += chosen.command.payload.len();
+            self.waiting_bytes += chosen.command.payload.len();
+            run.tokens.push(chosen.token);
+            run.commands.push(ApplyCommand {
                 slot: entry.slot,
                 ballot: entry.ballot,
                 id: chosen.command.id,
@@ -73,7 +95,12 @@ impl Machine {
 
     /// Whether there is anything to apply.
     pub(super) fn has_run(&self) -> bool {
-        self.upto > self.applied && !self.is_away()
+        !self.runs.is_empty() && !self.is_away()
+    }
+
+    /// Bytes of commands that are to be applied.
+    pub(super) const fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
     }
 
     pub(super) const fn is_away(&self) -> bool {
@@ -88,7 +115,6 @@ impl Machine {
     /// Takes the machine back, at the slot where it is now.
     pub(super) fn come_back(&mut self, machine: Box<dyn StateMachine>) {
         self.applied = machine.applied();
-        self.upto = self.upto.max(self.applied);
         self.inner = Some(machine);
     }
 
@@ -98,35 +124,39 @@ impl Machine {
         caught("snapshot panicked", || machine.snapshot())?.map_err(|error| error.0)
     }
 
-    /// Applies the run. After an error the machine must not be used any more.
+    /// Applies the next run. After an error the machine must not be used any more.
     pub(super) fn apply(&mut self) -> Result<impl ExactSizeIterator<Item = Answer>, MachineError> {
-        let chosen = Chosen {
-            upto: self.upto,
-            commands: &self.commands,
-        };
-        let replies = &mut self.replies;
         let Some(machine) = &mut self.inner else {
             return Err(MachineError::new("it was to apply while it is being restored"));
         };
+        let run = self.runs.pop_front().unwrap_or_default();
+        self.waiting_bytes -= run.bytes;
+        let chosen = Chosen {
+            upto: run.upto,
+            commands: &run.commands,
+        };
+        let replies = &mut self.replies;
         replies.reserve(chosen.commands.len());
         caught("apply panicked", || machine.apply(chosen, replies)).map_err(MachineError)??;
-        if self.replies.len() != self.commands.len() {
+        if replies.len() != run.commands.len() {
             return Err(MachineError(format!(
                 "apply pushed {} replies for {} commands; it must push exactly one for each",
-                self.replies.len(),
-                self.commands.len()
+                replies.len(),
+                run.commands.len()
             )));
         }
         let applied = machine.applied();
-        if applied != self.upto {
+        if applied != run.upto {
             return Err(MachineError(format!(
                 "applied() is {applied} after a run up to slot {}; it must be that slot",
-                self.upto
+                run.upto
             )));
         }
         self.applied = applied;
-        let ids = self.commands.drain(..).map(|command| command.id);
-        let answered = self.tokens.drain(..).zip(ids).zip(self.replies.drain(..));
+        // Its allocations are used again.
+        self.spare = Run { bytes: 0, ..run };
+        let ids = self.spare.commands.drain(..).map(|command| command.id);
+        let answered = self.spare.tokens.drain(..).zip(ids).zip(self.replies.drain(..));
         Ok(answered.map(|((token, id), reply)| Answer { token, id, reply }))
     }
 
@@ -244,6 +274,21 @@ mod tests {
         );
         assert_eq!((machine.applied(), machine.has_run()), (Slot(3), false));
         assert_eq!(machine.query(Bytes::new()).unwrap(), "[2]");
+    }
+
+    #[test]
+    fn much_to_apply_is_applied_in_several_runs() {
+        let mut machine = machine(0);
+        for slot in 1..=600 {
+            machine.push(entry(slot, "12345"));
+        }
+        assert_eq!(machine.waiting_bytes(), 600 * 5);
+        let mut runs = Vec::new();
+        while machine.has_run() {
+            runs.push(machine.apply().unwrap().len());
+        }
+        assert_eq!(runs, [256, 256, 88]);
+        assert_eq!((machine.applied(), machine.waiting_bytes()), (Slot(600), 0));
     }
 
     #[test]

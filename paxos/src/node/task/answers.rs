@@ -10,7 +10,7 @@ use super::{
         machine::Answer,
         waiting::{Queries, ReadRequest, Waiter},
     },
-    End, READS_PER_TURN, Task,
+    APPLIES_PER_TURN, End, MAX_WAITING_BYTES, READS_PER_TURN, Task,
 };
 use crate::{
     core::{Rejection, Token},
@@ -19,12 +19,31 @@ use crate::{
 };
 
 impl Task {
+    /// Applies for a while. What is left is applied in the next turns, unless it is too much to be kept.
     pub(super) fn apply(&mut self) -> Result<(), End> {
-        if !self.machine.has_run() {
-            return Ok(());
+        let mut began = None;
+        while self.machine.has_run() {
+            let now = Instant::now();
+            let since = *began.get_or_insert(now);
+            if now - since > APPLIES_PER_TURN && self.machine.waiting_bytes() <= MAX_WAITING_BYTES {
+                self.has_more = true;
+                break;
+            }
+            self.apply_run(now)?;
         }
+        Ok(())
+    }
+
+    /// Applies everything that is chosen.
+    pub(super) fn apply_all(&mut self) -> Result<(), End> {
+        while self.machine.has_run() {
+            self.apply_run(Instant::now())?;
+        }
+        Ok(())
+    }
+
+    fn apply_run(&mut self, began: Instant) -> Result<(), End> {
         let metrics = &self.shared.metrics;
-        let began = Instant::now();
         // Those whose commands are in the run hear "unknown" when the task ends: they were chosen.
         let answers = self
             .machine

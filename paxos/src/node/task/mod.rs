@@ -34,6 +34,13 @@ use crate::{
 /// For how long a turn answers reads, before it looks at everything else again.
 const READS_PER_TURN: Duration = Duration::from_millis(5);
 
+/// For how long a turn applies what is chosen, before it looks at everything else again: heartbeats must not be late
+/// because much was chosen at once.
+const APPLIES_PER_TURN: Duration = Duration::from_millis(5);
+
+/// If there is more to apply than this, in bytes of commands, everything else waits.
+const MAX_WAITING_BYTES: usize = 32 << 20;
+
 /// How often gauges and the last known status follow the replica at the most.
 const REFRESH: Duration = Duration::from_millis(100);
 

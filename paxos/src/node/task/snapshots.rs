@@ -135,7 +135,7 @@ impl Task {
 
     pub(super) fn take_snapshot(&mut self, header: SnapshotHeader) -> Result<(), End> {
         // The machine must be where the header says.
-        self.apply()?;
+        self.apply_all()?;
         let upto = header.upto;
         match (self.environment.snapshots.clone(), self.freeze(upto)) {
             (Some(snapshots), Ok(source)) => self.save(&snapshots, header, source),
@@ -308,7 +308,7 @@ impl Task {
 impl Task {
     pub(super) fn install_snapshot(&mut self, upto: Slot) -> Result<(), End> {
         // Whoever waits for what was handed out before gets a reply.
-        self.apply()?;
+        self.apply_all()?;
         if self.machine.is_away() {
             self.snapshots.install_next = Some(upto);
         } else if self.machine.applied() < upto {
