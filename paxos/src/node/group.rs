@@ -314,9 +314,27 @@ impl Group {
     /// refuses the end of the burst, never something in front of a command that it takes.
     pub fn propose_all(
         &self,
-        mut commands: Vec<Bytes>,
+        commands: Vec<Bytes>,
         timeout: Option<Duration>,
     ) -> impl Future<Output = Vec<Result<Bytes, ProposeError>>> + Send + use<> {
+        let asked = match <[Bytes; 1]>::try_from(commands) {
+            // Most bursts have one command: a client that waits for each reply.
+            Ok([command]) => Ok(self.propose_one(command, timeout)),
+            Err(commands) => Err(self.propose_burst(commands, timeout)),
+        };
+        async move {
+            match asked {
+                Ok(one) => vec![one.await],
+                Err(burst) => burst.await,
+            }
+        }
+    }
+
+    fn propose_burst(
+        &self,
+        mut commands: Vec<Bytes>,
+        timeout: Option<Duration>,
+    ) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
         let count = commands.len();
         let (reply, outcomes) = oneshot::channel();
         let since = Instant::now();
