@@ -1,11 +1,14 @@
-//! What decoding any bytes may allocate: a small multiple of their number, whatever counts and lengths they claim.
+//! What decoding any bytes may allocate: a small multiple of their number, whatever counts and lengths they claim. And
+//! what freezing sessions may.
 
 use allocation_counter::measure;
 use bytes::Bytes;
 use paxos::{
-    GroupId, Identity, Slot,
+    ApplyCommand, Ballot, Chosen, GroupId, Identity, MachineError, ProposalId, Slot, SnapshotSource,
+    StateMachine,
     core::batch,
     record::{self, Records},
+    sessions::{Answer, Call, Command, Sessions},
     wire::{self, PREFIX_BYTES},
 };
 use proptest::prelude::*;
@@ -120,4 +123,86 @@ fn a_good_record_reaches_the_body() {
     let body = [&[0_u8; 16][..], &3_u32.to_le_bytes(), b"abc"].concat();
     let record = Bytes::from(sealed_record([1, 1], &body));
     assert!(records.decode_slot(GroupId(1), Slot(1), &record).is_ok());
+}
+
+/// A machine without a state, whose sessions are all that there is.
+#[derive(Default)]
+struct Stateless(Slot);
+
+impl StateMachine for Stateless {
+    fn applied(&self) -> Slot {
+        self.0
+    }
+
+    fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
+        replies.extend(chosen.commands.iter().map(|command| command.payload.clone()));
+        self.0 = chosen.upto;
+        Ok(())
+    }
+
+    fn query(&self, query: Bytes) -> Bytes {
+        query
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+        Ok(Box::new(Nothing))
+    }
+
+    fn restore(&mut self, upto: Slot, _: &mut dyn std::io::Read) -> Result<(), MachineError> {
+        self.0 = upto;
+        Ok(())
+    }
+}
+
+struct Nothing;
+
+impl SnapshotSource for Nothing {
+    fn write_to(self: Box<Self>, _: &mut dyn std::io::Write) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A snapshot is frozen on the group's task: it must not copy what thousands of sessions have kept.
+#[test]
+fn freezing_sessions_copies_none_of_them() {
+    const SESSIONS: usize = 4_000;
+    let mut machine = Sessions::new(Stateless::default());
+    let mut run = |payloads: Vec<Bytes>| {
+        let slot = machine.applied().next();
+        let command = |payload| ApplyCommand {
+            slot,
+            ballot: Ballot::default(),
+            id: ProposalId::default(),
+            payload,
+        };
+        let commands: Vec<_> = payloads.into_iter().map(command).collect();
+        let (mut replies, upto) = (Vec::new(), slot);
+        let commands = &commands[..];
+        machine.apply(Chosen { upto, commands }, &mut replies).unwrap();
+        replies
+    };
+    let open = Command::Open {
+        ttl_ms: 60_000,
+        stamp_ms: 1,
+    };
+    let opened = run(vec![open.encode(); SESSIONS]);
+    for sequence in 1..=4 {
+        let call = |opened| {
+            let Some(Answer::Opened(session)) = Answer::decode(opened) else {
+                panic!("no session was opened");
+            };
+            let (acked, stamp_ms) = (1, 1);
+            Call {
+                session,
+                sequence,
+                acked,
+                stamp_ms,
+            }
+            .encode(&[7; 100])
+        };
+        run(opened.iter().map(call).collect());
+    }
+    assert!(machine.sessions() == SESSIONS && machine.reply_bytes() > SESSIONS * 400);
+    let allocated = measure(|| drop(machine.snapshot().unwrap()));
+    assert!(allocated.bytes_total < 16 << 10, "{allocated:?}");
 }

@@ -45,6 +45,7 @@
 mod answers;
 #[cfg(feature = "runtime")]
 mod client;
+mod pages;
 mod replies;
 mod snapshot;
 mod table;

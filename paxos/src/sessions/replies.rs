@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use bytes::Bytes;
 
-use super::{Limits, table::Place};
+use super::{Limits, pages::Pages, table::Place};
 
 /// What a kept reply costs beside its bytes, for the bounds.
 pub(super) const OVERHEAD_BYTES: usize = 64;
@@ -27,7 +27,7 @@ pub(super) struct Kept {
 /// The kept replies of one session, by sequence.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OfSession {
-    kept: VecDeque<Kept>,
+    pub(super) kept: VecDeque<Kept>,
     bytes: usize,
 }
 
@@ -87,7 +87,7 @@ fn cost(reply: &Bytes) -> usize {
 #[derive(Clone, Debug)]
 pub(super) struct Replies {
     limits: Limits,
-    sessions: Vec<OfSession>,
+    pub(super) sessions: Pages<OfSession>,
     /// All kept replies by age, and some that are not kept any more.
     queue: VecDeque<(u64, Place, u64)>,
     ages: u64,
@@ -99,7 +99,7 @@ impl Replies {
     pub(super) const fn new(limits: Limits) -> Self {
         Self {
             limits,
-            sessions: Vec::new(),
+            sessions: Pages::new(),
             queue: VecDeque::new(),
             ages: 0,
             count: 0,
@@ -112,22 +112,15 @@ impl Replies {
     }
 
     fn of(&mut self, place: Place) -> &mut OfSession {
-        let place = place as usize;
-        if place >= self.sessions.len() {
-            self.sessions.resize_with(place + 1, OfSession::default);
-        }
-        &mut self.sessions[place]
+        self.sessions.get_mut(place)
     }
 
-    /// The kept replies of a session, by sequence.
-    pub(super) fn iter(&self, place: Place) -> impl ExactSizeIterator<Item = &Kept> {
-        const NONE: &VecDeque<Kept> = &VecDeque::new();
-        let session = self.sessions.get(place as usize);
-        session.map_or(NONE, |session| &session.kept).iter()
+    fn bytes_of(&self, place: Place) -> usize {
+        self.sessions.get(place).map_or(0, |session| session.bytes)
     }
 
     pub(super) fn get(&self, place: Place, sequence: u64) -> Option<&Bytes> {
-        let session = self.sessions.get(place as usize)?;
+        let session = self.sessions.get(place)?;
         session.find(sequence).map(|kept| &kept.reply)
     }
 
@@ -166,7 +159,7 @@ impl Replies {
                 reply,
             },
         );
-        while self.of(place).bytes > self.limits.max_session_reply_bytes {
+        while self.bytes_of(place) > self.limits.max_session_reply_bytes {
             self.bytes -= self.of(place).pop();
             self.count -= 1;
         }
@@ -204,7 +197,7 @@ impl Replies {
             }
             self.ages = kept.age;
             self.insert(place, kept);
-            if self.of(place).bytes > self.limits.max_session_reply_bytes {
+            if self.bytes_of(place) > self.limits.max_session_reply_bytes {
                 return false;
             }
         }
@@ -212,8 +205,8 @@ impl Replies {
     }
 }
 
-fn is_kept(sessions: &[OfSession], (age, place, sequence): (u64, Place, u64)) -> bool {
-    let session = sessions.get(place as usize);
+fn is_kept(sessions: &Pages<OfSession>, (age, place, sequence): (u64, Place, u64)) -> bool {
+    let session = sessions.get(place);
     session
         .and_then(|session| session.find(sequence))
         .is_some_and(|kept| kept.age == age)

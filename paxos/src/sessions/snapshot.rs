@@ -18,8 +18,9 @@ use std::{
 
 use super::{
     Limits, Sessions,
-    replies::{Kept, Replies},
-    table::{MAX_CLOCK_MS, Pace, Session, Table},
+    pages::Pages,
+    replies::{Kept, OfSession, Replies},
+    table::{MAX_CLOCK_MS, Pace, Place, Session, Table},
     wire::{Answer, SessionId},
 };
 use crate::{
@@ -35,9 +36,12 @@ const MAX_ID: u64 = 1 << 62;
 
 struct Frozen {
     limits: Limits,
+    clock_ms: u64,
+    opening: Pace,
+    last_id: SessionId,
     hash: u64,
-    table: Table,
-    replies: Replies,
+    sessions: Pages<Session>,
+    replies: Pages<OfSession>,
     machine: Box<dyn SnapshotSource>,
 }
 
@@ -45,35 +49,41 @@ pub(super) fn freeze<M: StateMachine>(
     sessions: &Sessions<M>,
 ) -> Result<Box<dyn SnapshotSource>, MachineError> {
     let table = if planted::is("session_table_not_in_snapshot") {
-        Table::new(sessions.limits)
+        &Table::new(sessions.limits)
     } else {
-        sessions.table.clone()
+        &sessions.table
     };
     Ok(Box::new(Frozen {
         limits: sessions.limits,
+        clock_ms: table.clock_ms,
+        opening: table.opening,
+        last_id: table.last_id,
         hash: sessions.hash,
-        table,
-        replies: sessions.replies.clone(),
+        sessions: table.sessions.clone(),
+        replies: sessions.replies.sessions.clone(),
         machine: sessions.machine.snapshot()?,
     }))
 }
 
 impl Frozen {
     fn tables(&self) -> Vec<u8> {
+        let living = |(_, session): &(Place, &Session)| session.id != SessionId::default();
+        let mut sessions: Vec<(Place, &Session)> = self.sessions.iter().filter(living).collect();
+        sessions.sort_unstable_by_key(|(_, session)| session.used);
         let mut bytes = Vec::new();
         for word in self.limits.words() {
             varint::put(word, &mut bytes);
         }
         for number in [
-            self.table.clock_ms,
-            self.table.opening.lead_ms,
-            self.table.last_id.0,
+            self.clock_ms,
+            self.opening.lead_ms,
+            self.last_id.0,
             self.hash,
-            self.table.len() as u64,
+            sessions.len() as u64,
         ] {
             varint::put(number, &mut bytes);
         }
-        for (place, session) in self.table.iter() {
+        for (place, session) in sessions {
             for number in [
                 session.id.0,
                 session.ttl_ms,
@@ -88,7 +98,8 @@ impl Frozen {
             for sequence in &session.ahead {
                 varint::put(*sequence, &mut bytes);
             }
-            let kept = self.replies.iter(place);
+            let none = OfSession::default();
+            let kept = &self.replies.get(place).unwrap_or(&none).kept;
             varint::put(kept.len() as u64, &mut bytes);
             for Kept { sequence, age, reply } in kept {
                 // Without the mark of an answer.

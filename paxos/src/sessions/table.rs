@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use super::{
     Limits,
+    pages::Pages,
     wire::{Answer, Call, SessionId},
 };
 
@@ -129,8 +130,11 @@ pub(super) struct Table {
     /// Counts the uses of sessions.
     uses: u64,
     places: HashMap<SessionId, Place>,
-    sessions: Vec<Session>,
+    /// Those that have ended have the id zero, which is never given out.
+    pub(super) sessions: Pages<Session>,
     free: Vec<Place>,
+    /// All places below have been used.
+    next_place: Place,
     /// The living sessions, the least recently used first.
     by_use: BTreeMap<u64, Place>,
     /// The session that was used last: it is used again, as a rule.
@@ -146,8 +150,9 @@ impl Table {
             last_id: SessionId(0),
             uses: 0,
             places: HashMap::new(),
-            sessions: Vec::new(),
+            sessions: Pages::new(),
             free: Vec::new(),
+            next_place: 0,
             by_use: BTreeMap::new(),
             recent: None,
         }
@@ -157,13 +162,9 @@ impl Table {
         self.by_use.len()
     }
 
-    /// The living sessions, the least recently used first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Place, &Session)> {
-        self.by_use.values().map(|place| (*place, self.session(*place)))
-    }
-
     fn session(&self, place: Place) -> &Session {
-        &self.sessions[place as usize]
+        let session = self.sessions.get(place);
+        session.expect("a place is given out when its session is written")
     }
 
     pub(super) fn contains(&self, id: SessionId) -> bool {
@@ -172,14 +173,12 @@ impl Table {
 
     /// Adds a session as the most recently used one.
     pub(super) fn insert(&mut self, session: Session) -> Place {
-        let place = self.free.pop().unwrap_or(self.sessions.len() as Place);
-        if place as usize == self.sessions.len() {
-            self.sessions.push(Session::default());
-        }
+        let place = self.free.pop().unwrap_or(self.next_place);
+        self.next_place = self.next_place.max(place + 1);
         self.uses += 1;
         self.places.insert(session.id, place);
         self.by_use.insert(self.uses, place);
-        self.sessions[place as usize] = Session {
+        *self.sessions.get_mut(place) = Session {
             used: self.uses,
             ..session
         };
@@ -188,7 +187,7 @@ impl Table {
     }
 
     fn remove(&mut self, place: Place, steps: &mut Vec<Step>) {
-        let session = core::mem::take(&mut self.sessions[place as usize]);
+        let session = core::mem::take(self.sessions.get_mut(place));
         self.places.remove(&session.id);
         self.by_use.remove(&session.used);
         self.free.push(place);
@@ -207,7 +206,7 @@ impl Table {
             Some(recent) if self.session(recent).id == id => recent,
             _ => *self.places.get(&id)?,
         };
-        let session = &mut self.sessions[place as usize];
+        let session = self.sessions.get_mut(place);
         self.clock_ms = session.pace.advance(stamp_ms, self.clock_ms);
         if self.is_expired(place) {
             self.remove(place, steps);
@@ -255,7 +254,7 @@ impl Table {
         };
         self.touch(place);
         let max_window = self.limits.max_window;
-        let session = &mut self.sessions[place as usize];
+        let session = self.sessions.get_mut(place);
         let (sequence, acked) = (call.sequence, session.acked.max(call.acked));
         if sequence < acked {
             return steps.push(Step::Answer(Answer::Stale));
@@ -283,7 +282,7 @@ impl Table {
 
     fn touch(&mut self, place: Place) {
         let (clock_ms, newest) = (self.clock_ms, self.uses);
-        let session = &mut self.sessions[place as usize];
+        let session = self.sessions.get_mut(place);
         session.used_ms = clock_ms;
         self.recent = Some(place);
         if session.used != newest {
