@@ -207,6 +207,38 @@ mod changing {
     }
 
     #[test]
+    fn a_leader_sends_nothing_beyond_a_membership_that_it_adopts() {
+        // Node 1 holds entries of its first leadership above the slot of a membership that node 2 has proposed since.
+        let mut rig = led_by(1, 3);
+        rig.isolate(1);
+        for command in [b"a", b"b", b"c"] {
+            rig.propose(1, command);
+        }
+        rig.take(|_| true);
+        rig.elect(2);
+        rig.join(4);
+        rig.change(2, &[add(4)], false);
+        rig.settle_where(|letter| letter.to == 3 && is_accept(letter));
+        rig.take(|_| true);
+        rig.crash(2);
+        rig.pass_for(&[1], 1_000);
+        rig.heal();
+        let rival = |letter: &Letter| letter.from == 3 && matches!(letter.message, Message::Canvass { .. });
+        while rig.leader() != Some(1) {
+            rig.pass_for_where(&[1], 1, |letter| !is_accept(letter) && !rival(letter));
+        }
+        for letter in rig.take(is_accept) {
+            let Message::Accept { first, entries, .. } = &letter.message else {
+                unreachable!("it was asked for");
+            };
+            assert_eq!((first.0, entries.len()), (1, 1), "the membership alone");
+            rig.deliver(letter);
+        }
+        rig.pass(1_000);
+        assert_eq!(rig.applied(3), ["a", "b", "c"]);
+    }
+
+    #[test]
     fn of_two_changes_of_one_version_one_happens() {
         let mut rig = led_by(1, 3);
         for node in [4, 5] {

@@ -385,7 +385,9 @@ impl Replica {
             for (first, to) in in_step {
                 let mut entries = Vec::new();
                 let mut bytes = 0;
-                for (_, accepted) in self.window.from(first) {
+                // What lies above is of earlier leaders, and waits for a membership to be chosen.
+                let proposed = self.window.from(first).take_while(|(slot, _)| *slot < end);
+                for (_, accepted) in proposed {
                     let size = accepted.entry.size();
                     if !entries.is_empty() && bytes + size > self.config.max_message_bytes {
                         break;
