@@ -112,16 +112,28 @@ fn wrong_format(path: &Path, found: String) -> StorageError {
     }
 }
 
+/// Creates the directory, and all above it that are missing, durably. One that is there is made durable too: whoever
+/// created it may not have come so far.
 fn create_directory(path: &Path) -> Result<(), StorageError> {
-    if path.is_dir() {
-        return Ok(());
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let is_there = path.is_dir();
+    if !is_there {
+        if !parent.is_dir() {
+            create_directory(parent)?;
+        }
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("creating the data directory", path, error));
+            }
+            _ => {}
+        }
     }
-    fs::create_dir_all(path).map_err(|error| failed("creating the data directory", path, error))?;
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),
-        _ => sync_directory(Path::new(".")),
+    match sync_directory(parent) {
+        // Made by somebody else, in a directory that is none of this process's business.
+        Err(error) if is_there && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        synced => synced.map_err(|error| failed("syncing the parent of", path, error)),
     }
-    .map_err(|error| failed("syncing the parent of", path, error))
 }
 
 fn lock(path: &Path) -> Result<File, StorageError> {

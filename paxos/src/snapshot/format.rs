@@ -92,6 +92,7 @@ impl Blocks<'_> {
         }
         self.state_bytes += self.block.len() as u64;
         let block = core::mem::take(&mut self.block);
+        // A block has at most `BLOCK_BYTES`.
         let written = self.put(&[&(block.len() as u32).to_le_bytes(), &block]);
         self.block = block;
         self.block.clear();
@@ -149,6 +150,32 @@ pub(super) struct Decoder<R> {
     ended: bool,
 }
 
+/// Another version of this program wrote it: no damage.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("it has format {found}, this program reads {}", MAGIC[7])]
+struct OtherFormat {
+    found: u8,
+}
+
+/// What an error of reading says about the snapshot itself; `None` if it is the system that refused something.
+pub(super) fn finding(group: GroupId, upto: Slot, error: &io::Error) -> Option<SnapshotError> {
+    let other = error.get_ref().and_then(|inner| inner.downcast_ref());
+    if let Some(OtherFormat { found }) = other {
+        return Some(SnapshotError::WrongFormat {
+            group,
+            upto,
+            found: *found,
+            expected: MAGIC[7],
+        });
+    }
+    let detail = match error.kind() {
+        io::ErrorKind::UnexpectedEof => "it ends too early".into(),
+        io::ErrorKind::InvalidData => format!("{error}"),
+        _ => return None,
+    };
+    Some(SnapshotError::Damaged { group, upto, detail })
+}
+
 fn damaged(detail: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, detail.into())
 }
@@ -184,12 +211,26 @@ impl<R: Read> Decoder<R> {
         if magic[..7] != MAGIC[..7] {
             return Err(damaged("it is not a snapshot"));
         }
-        if magic != MAGIC {
-            return Err(damaged(format!(
-                "it has format {}, this program reads {}",
-                magic[7], MAGIC[7]
-            )));
+        if magic == MAGIC {
+            return self.rest_of_header();
         }
+        // If all but the version is as this version writes it, it is the version that is damaged.
+        self.checksum = crc32c::crc32c(&MAGIC);
+        Err(match self.rest_of_header() {
+            Ok(_) => damaged("its version is damaged"),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
+                io::Error::new(io::ErrorKind::Unsupported, OtherFormat { found: magic[7] })
+            }
+            Err(error) => error,
+        })
+    }
+
+    fn rest_of_header(&mut self) -> io::Result<SnapshotHeader> {
         let length = u32::from_le_bytes(self.number()?) as usize;
         if length > MAX_HEADER_BYTES {
             return Err(damaged(format!("its header claims {length} bytes")));
@@ -300,14 +341,6 @@ pub(super) fn verified_bytes(from: impl Read) -> u64 {
         let _ = decoder.drain();
     }
     decoder.verified_bytes
-}
-
-/// What an error of reading says about the snapshot.
-pub(super) fn describe(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => "it ends too early".into(),
-        _ => format!("{error}"),
-    }
 }
 
 /// Up to `max_bytes` of `total`, from `offset` on; what the reader at that offset gives.

@@ -4,7 +4,6 @@ use alloc::{
     boxed::Box,
     collections::{BTreeMap, BTreeSet},
     format,
-    string::String,
     sync::Arc,
     vec::Vec,
 };
@@ -100,7 +99,7 @@ impl Held {
         upto: Slot,
         offset: u64,
         chunk: &Chunk,
-    ) -> Result<Option<SnapshotHeader>, String> {
+    ) -> Result<Option<SnapshotHeader>, SnapshotError> {
         let is_of = |partial: &Partial| (partial.upto, partial.total) == (upto, chunk.total);
         if !self.partial.as_ref().is_some_and(is_of) && offset == 0 {
             self.partial = Some(Partial {
@@ -114,7 +113,11 @@ impl Held {
         };
         if offset == partial.bytes.len() as u64 {
             if offset + chunk.data.len() as u64 > chunk.total {
-                return Err(format!("a peer sent more than its {} bytes", chunk.total));
+                return Err(SnapshotError::Damaged {
+                    group,
+                    upto,
+                    detail: format!("a peer sent more than its {} bytes", chunk.total),
+                });
             }
             partial.bytes.extend_from_slice(&chunk.data);
         }
@@ -122,16 +125,13 @@ impl Held {
             return Ok(None);
         }
         let header = encoding::verify(&*partial.bytes, group, upto);
-        header.map(Some).map_err(|error| encoding::describe(&error))
+        header.map(Some).map_err(|error| unreadable(group, upto, error))
     }
 }
 
-fn unreadable(group: GroupId, upto: Slot, error: &io::Error) -> SnapshotError {
-    SnapshotError::Damaged {
-        group,
-        upto,
-        detail: encoding::describe(error),
-    }
+fn unreadable(group: GroupId, upto: Slot, error: io::Error) -> SnapshotError {
+    encoding::finding(group, upto, &error)
+        .unwrap_or_else(|| SnapshotError::io("reading a snapshot in memory", error))
 }
 
 impl SnapshotStore for MemorySnapshots {
@@ -142,7 +142,7 @@ impl SnapshotStore for MemorySnapshots {
             held.map(|(upto, bytes)| (*upto, bytes.clone()))
         };
         let newest = newest.map(|(upto, bytes)| {
-            encoding::verify(&*bytes, group, upto).map_err(|error| unreadable(group, upto, &error))
+            encoding::verify(&*bytes, group, upto).map_err(|error| unreadable(group, upto, error))
         });
         Ok(Found {
             newest: newest.transpose()?,
@@ -163,7 +163,7 @@ impl SnapshotStore for MemorySnapshots {
     fn open(&self, group: GroupId, upto: Slot) -> Result<Box<dyn io::Read + Send>, SnapshotError> {
         let bytes = self.whole(group, upto)?;
         let opened = Decoder::open(Cursor::new(bytes), group, upto);
-        let (decoder, _) = opened.map_err(|error| unreadable(group, upto, &error))?;
+        let (decoder, _) = opened.map_err(|error| unreadable(group, upto, error))?;
         Ok(Box::new(decoder))
     }
 
@@ -212,9 +212,9 @@ impl SnapshotStore for MemorySnapshots {
                     partial.map_or(0, |partial| partial.bytes.len() as u64),
                 ))
             }
-            Err(detail) => {
+            Err(error) => {
                 held.partial = None;
-                Err(SnapshotError::Damaged { group, upto, detail })
+                Err(error)
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The `SnapshotStore` trait: where snapshots are kept.
 
 use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
+use core::time::Duration;
 use std::io;
 
 use bytes::Bytes;
@@ -34,7 +35,8 @@ use crate::{
 /// caller may try again later, with another snapshot: space may have been freed.
 pub trait SnapshotStore: Send + Sync + 'static {
     /// The newest snapshot of the group that is whole, and the damaged ones that are newer. Every byte of it is verified,
-    /// so it takes its time; called when a group is started.
+    /// so it takes its time; called when a group is started. A newer one in the format of another version of the program
+    /// is no damage: [`SnapshotError::WrongFormat`].
     fn newest(&self, group: GroupId) -> Result<Found, SnapshotError>;
 
     /// Writes a snapshot; on return it is durable. Then drops all but the newest few; one that a peer still fetches
@@ -161,6 +163,30 @@ pub enum SnapshotError {
     Unready {
         /// As of which slot the snapshot would have been.
         upto: Slot,
+    },
+    /// So many wait for the group to answer a question about itself already: nothing was done.
+    #[error("too many questions about the group are open; ask again in {retry_after:?}")]
+    Overloaded {
+        /// When another try makes sense.
+        retry_after: Duration,
+    },
+    /// The store panicked, or the state machine while it wrote its state.
+    #[error("{0}")]
+    Panicked(String),
+    /// The snapshot is in a format of another version of this program. It is left as it is.
+    #[error(
+        "the snapshot of group {group} as of slot {upto} is in format {found}, this program reads {expected}; run the \
+         version that wrote it"
+    )]
+    WrongFormat {
+        /// Whose.
+        group: GroupId,
+        /// As of which slot.
+        upto: Slot,
+        /// The version found.
+        found: u8,
+        /// The version that this program reads.
+        expected: u8,
     },
     /// The group has stopped.
     #[error("the group has stopped: {0}")]

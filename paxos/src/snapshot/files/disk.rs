@@ -38,16 +38,31 @@ impl Disk {
         self.faults.as_ref().map_or(Ok(()), |fails| fails(step))
     }
 
-    /// Creates the directory, durably, unless it is there.
+    /// Creates the directory, and all above it that are missing, durably. One that is there is made durable too: whoever
+    /// created it may not have come so far.
     pub(super) fn create_directory(&self, path: &Path) -> io::Result<()> {
-        if path.is_dir() {
-            return Ok(());
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let is_there = path.is_dir();
+        if !is_there {
+            if !parent.is_dir() {
+                self.create_directory(parent)?;
+            }
+            self.make_directory(path)?;
         }
+        match self.sync_directory(parent) {
+            // Made by somebody else, in a directory that is none of this process's business.
+            Err(error) if is_there && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        }
+    }
+
+    /// Not durable yet. One that is there is fine.
+    pub(super) fn make_directory(&self, path: &Path) -> io::Result<()> {
         self.before(Step::CreateDirectory)?;
-        fs::create_dir_all(path)?;
-        match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => self.sync_directory(parent),
-            _ => self.sync_directory(Path::new(".")),
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
         }
     }
 

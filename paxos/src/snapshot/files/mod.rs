@@ -70,6 +70,8 @@ pub struct FileSnapshots {
 struct Shelf {
     group: GroupId,
     directory: PathBuf,
+    /// Whether the directory is there, durably.
+    made: Mutex<bool>,
     /// Snapshots of which a piece was read since snapshots were last dropped.
     read: Mutex<BTreeSet<Slot>>,
     /// Held while a piece is stored.
@@ -116,16 +118,21 @@ impl FileSnapshots {
         Ok(store)
     }
 
-    /// Keeps so many snapshots of each group (at least 1; 2 unless told otherwise). An older one is what is left when the
-    /// newest turns out to be damaged.
+    /// Keeps so many snapshots of each group (at least 1; 2 unless told otherwise). The older ones are for peers that are
+    /// just fetching them. One can stand in for a newest one that turns out to be damaged only as long as the log reaches
+    /// back to it, which is trimmed up to [`keep_entries`](crate::core::Config::keep_entries) behind the newest.
     #[must_use]
     pub fn keep(mut self, count: usize) -> Self {
         self.keep = count.max(1);
         self
     }
 
-    /// Removes snapshots that were being written, and pieces that are of no use any more.
+    /// Removes snapshots that were being written, and pieces that are of no use any more. A rename that an earlier life
+    /// did not live to sync is made durable before anybody believes the name.
     fn tidy_up(&self) -> Result<(), SnapshotError> {
+        self.disk
+            .sync_directory(&self.directory)
+            .map_err(failed("syncing", &self.directory))?;
         let entries = fs::read_dir(&self.directory).map_err(failed("listing", &self.directory))?;
         for entry in entries {
             let entry = entry.map_err(failed("listing", &self.directory))?;
@@ -133,6 +140,10 @@ impl FileSnapshots {
                 continue;
             };
             let shelf = self.shelf(group);
+            self.disk
+                .sync_directory(&shelf.directory)
+                .map_err(failed("syncing", &shelf.directory))?;
+            *lock(&shelf.made) = true;
             let names = shelf.names()?;
             let newest = names
                 .iter()
@@ -160,6 +171,7 @@ impl FileSnapshots {
             Arc::new(Shelf {
                 group,
                 directory: self.directory.join(names::directory_of(group)),
+                made: Mutex::default(),
                 read: Mutex::default(),
                 partial: Mutex::default(),
             })
@@ -178,19 +190,37 @@ impl FileSnapshots {
     fn publish(&self, shelf: &Shelf, from: &Path, upto: Slot) -> Result<(), SnapshotError> {
         let path = shelf.path(Name::whole(upto));
         self.disk.rename(from, &path).map_err(failed("renaming", from))?;
-        self.disk.sync_directory(&shelf.directory).map_err(|error| {
-            // Never tried again: it may then succeed without having done anything.
-            let error = failed("syncing", &shelf.directory)(error);
-            let _ = self.poisoned.set(error.to_string());
-            error
-        })?;
-        self.drop_old(shelf);
+        self.sync_or_poison(&shelf.directory)?;
+        self.drop_old(shelf, upto);
         Ok(())
     }
 
-    /// Drops all but the newest few, unless they were read since the last time: a peer may be fetching them. What cannot
-    /// be removed now is removed next time.
-    fn drop_old(&self, shelf: &Shelf) {
+    /// Never tried again if it fails: it may then succeed without having done anything.
+    fn sync_or_poison(&self, directory: &Path) -> Result<(), SnapshotError> {
+        self.disk.sync_directory(directory).map_err(|error| {
+            let error = failed("syncing", directory)(error);
+            let _ = self.poisoned.set(error.to_string());
+            error
+        })
+    }
+
+    /// Makes the group's directory, once.
+    fn make(&self, shelf: &Shelf) -> Result<(), SnapshotError> {
+        let mut made = lock(&shelf.made);
+        if !*made {
+            self.disk
+                .make_directory(&shelf.directory)
+                .map_err(failed("creating", &shelf.directory))?;
+            self.sync_or_poison(&self.directory)?;
+            *made = true;
+        }
+        Ok(())
+    }
+
+    /// Drops all but the newest few, unless they were read since the last time: a peer may be fetching them; and the
+    /// pieces of those that are not newer than the one that has just been saved. What cannot be removed now is removed
+    /// next time.
+    fn drop_old(&self, shelf: &Shelf, saved: Slot) {
         let Ok(names) = shelf.names() else { return };
         let mut whole: Vec<Slot> = names
             .iter()
@@ -205,8 +235,15 @@ impl FileSnapshots {
                 let _ = self.disk.remove(&shelf.path(Name::whole(upto)));
             }
         }
-        for name in names.into_iter().filter(|name| name.kind == Kind::Damaged) {
-            let _ = self.disk.remove(&shelf.path(name));
+        for name in names {
+            let useless = match name.kind {
+                Kind::Damaged => true,
+                Kind::Partial { .. } => name.upto <= saved,
+                Kind::Whole | Kind::Saving => false,
+            };
+            if useless {
+                let _ = self.disk.remove(&shelf.path(name));
+            }
         }
     }
 
@@ -253,9 +290,7 @@ impl FileSnapshots {
     }
 
     fn begin_partial(&self, shelf: &Shelf, upto: Slot, total: u64) -> Result<Partial, SnapshotError> {
-        self.disk
-            .create_directory(&shelf.directory)
-            .map_err(failed("creating", &shelf.directory))?;
+        self.make(shelf)?;
         self.drop_partials(shelf)?;
         let path = shelf.path(Name::partial(upto, total));
         let file = self.disk.create(&path).map_err(failed("creating", &path))?;
@@ -336,9 +371,7 @@ impl SnapshotStore for FileSnapshots {
     fn save(&self, header: &SnapshotHeader, source: Box<dyn SnapshotSource>) -> Result<(), SnapshotError> {
         self.check_poison()?;
         let shelf = self.shelf(header.group);
-        self.disk
-            .create_directory(&shelf.directory)
-            .map_err(failed("creating", &shelf.directory))?;
+        self.make(&shelf)?;
         let path = shelf.path(Name::saving(header.upto));
         let saved = self
             .write_file(&path, header, source)
@@ -475,16 +508,9 @@ impl Shelf {
         }))
     }
 
-    /// Damage, or the system's refusal.
+    /// Damage, another format, or the system's refusal.
     fn unreadable(&self, path: &Path, upto: Slot, error: io::Error) -> SnapshotError {
-        match error.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => SnapshotError::Damaged {
-                group: self.group,
-                upto,
-                detail: encoding::describe(&error),
-            },
-            _ => failed("reading", path)(error),
-        }
+        encoding::finding(self.group, upto, &error).unwrap_or_else(|| failed("reading", path)(error))
     }
 }
 

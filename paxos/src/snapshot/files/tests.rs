@@ -1,8 +1,10 @@
 //! Crashes, damage and full disks.
 
-use alloc::{boxed::Box, collections::BTreeSet, format, string::String, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::{fs, io, path::Path};
+use alloc::{
+    borrow::ToOwned, boxed::Box, collections::BTreeSet, format, string::String, sync::Arc, vec::Vec,
+};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::{fs, io, path::Path, sync::Mutex};
 
 use tempfile::{TempDir, tempdir};
 
@@ -165,7 +167,10 @@ fn a_full_disk_at_any_step_costs_that_snapshot_only() {
                     "step {at}: {said}"
                 );
             }
-            assert!(read_newest(&store) >= Some(acknowledged), "step {at}");
+            assert!(
+                read_newest(&store).unwrap_or_default() >= acknowledged,
+                "step {at}"
+            );
             let left = names(directory.path());
             assert!(
                 !left.iter().any(|name| name.ends_with(".partial")),
@@ -184,14 +189,17 @@ fn a_full_disk_at_any_step_costs_that_snapshot_only() {
 #[test]
 fn a_directory_that_could_not_be_synced_is_never_synced_again() {
     let directory = tempdir().unwrap();
+    let breaks = Arc::new(AtomicBool::new(false));
+    let broken = breaks.clone();
     let disk = Disk {
-        faults: Some(Box::new(|step| match step {
-            Step::SyncDirectory => Err(io::ErrorKind::Other.into()),
+        faults: Some(Box::new(move |step| match step {
+            Step::SyncDirectory if broken.load(SeqCst) => Err(io::ErrorKind::Other.into()),
             _ => Ok(()),
         })),
     };
     fs::create_dir_all(directory.path().join("group-1")).unwrap();
     let store = FileSnapshots::open_on(disk, directory.path().into()).unwrap();
+    breaks.store(true, SeqCst);
     assert!(matches!(save(&store, 1), Err(SnapshotError::Io { .. })));
     assert!(matches!(save(&store, 2), Err(SnapshotError::Poisoned(_))));
     let chunk = sent(4);
@@ -281,13 +289,89 @@ fn a_file_cut_off_anywhere_falls_back_to_the_older_one() {
 }
 
 #[test]
-fn a_newer_format_is_not_taken_for_damage_of_unknown_kind() {
-    let (_directory, store, path) = two();
-    let mut newer = fs::read(&path).unwrap();
-    newer[7] = 9;
+fn a_newer_format_is_no_damage_and_is_left_alone() {
+    let (directory, store, path) = two();
+    let newer = b"paxsnap\x09 and what only a later version knows how to read".to_vec();
     fs::write(&path, &newer).unwrap();
-    let (_, why) = store.newest(GROUP).unwrap().damaged.remove(0);
-    assert!(why.contains("format 9, this program reads 1"), "{why}");
+    let before = names(directory.path());
+    let refused = store.newest(GROUP).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            SnapshotError::WrongFormat {
+                found: 9,
+                expected: 1,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    assert_eq!(names(directory.path()), before);
+    assert_eq!(fs::read(&path).unwrap(), newer);
+}
+
+/// A disk that works, and what it was asked to do.
+fn recording() -> (Disk, Arc<Mutex<Vec<Step>>>) {
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    let recorded = steps.clone();
+    let record = move |step: Step| {
+        recorded.lock().unwrap().push(step);
+        Ok(())
+    };
+    let disk = Disk {
+        faults: Some(Box::new(record)),
+    };
+    (disk, steps)
+}
+
+#[test]
+fn each_directory_that_is_created_is_synced_into_its_parent() {
+    let directory = tempdir().unwrap();
+    let (disk, steps) = recording();
+    let store = FileSnapshots::open_on(disk, directory.path().join("a/b/c")).unwrap();
+    let created = [Step::CreateDirectory, Step::SyncDirectory].repeat(3);
+    assert_eq!(steps.lock().unwrap()[..6], created);
+    steps.lock().unwrap().clear();
+    save(&store, 1).unwrap();
+    assert_eq!(
+        steps.lock().unwrap()[..3],
+        [Step::CreateDirectory, Step::SyncDirectory, Step::Create]
+    );
+    steps.lock().unwrap().clear();
+    save(&store, 2).unwrap();
+    assert_eq!(steps.lock().unwrap()[0], Step::Create, "once is enough");
+}
+
+#[test]
+fn what_an_earlier_life_may_not_have_synced_is_synced_before_it_is_believed() {
+    let directory = tempdir().unwrap();
+    let store = FileSnapshots::open(directory.path()).unwrap();
+    for upto in [1, 2] {
+        save(&store, upto).unwrap();
+    }
+    drop(store);
+    let (disk, steps) = recording();
+    let store = FileSnapshots::open_on(disk, directory.path().to_owned()).unwrap();
+    assert_eq!(
+        *steps.lock().unwrap(),
+        [Step::SyncDirectory; 3],
+        "its parent, itself, and the group's"
+    );
+    assert_eq!(newest(&store), Some(2));
+}
+
+#[test]
+fn a_group_whose_directory_could_not_be_synced_is_given_no_snapshot() {
+    let directory = tempdir().unwrap();
+    let (disk, steps) = failing(u64::MAX, false, io::ErrorKind::Other);
+    drop(FileSnapshots::open_on(disk, directory.path().to_owned()).unwrap());
+    // Behind what opening takes, and the creation of the group's directory.
+    let (disk, _) = failing(steps.load(SeqCst) + 1, false, io::ErrorKind::Other);
+    let store = FileSnapshots::open_on(disk, directory.path().to_owned()).unwrap();
+    for _ in 0..2 {
+        save(&store, 1).unwrap_err();
+        assert_eq!(names(directory.path()), BTreeSet::new());
+    }
 }
 
 #[test]
@@ -329,8 +413,6 @@ fn a_transfer_that_a_saved_snapshot_has_overtaken_is_removed() {
     chunk.data.truncate(100);
     store.store_chunk(GROUP, Slot(4), 0, chunk).unwrap();
     save(&store, 5).unwrap();
-    drop(store);
-    FileSnapshots::open(directory.path()).unwrap();
     let left = names(directory.path());
     assert_eq!(left.len(), 1, "{left:?}");
 }
