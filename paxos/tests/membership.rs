@@ -163,6 +163,30 @@ mod changing {
     }
 
     #[test]
+    fn commands_on_a_removed_node_end() {
+        let mut rig = led_by(1, 3);
+        rig.isolate(3);
+        let forwarded = rig.propose(3, b"on its way");
+        rig.settle();
+        let removed = rig.change(1, &[remove(3)], false);
+        rig.pass(1_000);
+        assert!(changed(&rig, removed));
+        let waiting = rig.propose(3, b"waiting");
+        rig.heal();
+        rig.take(|letter| matches!(letter.message, Message::Forward { .. }));
+        rig.pass(3_000);
+        assert_eq!(rig.status(3).standing, Standing::Removed);
+        assert_eq!(rig.ending(forwarded), Some(Ending::Unknown));
+        let late = rig.propose(3, b"late");
+        rig.settle();
+        for token in [waiting, late] {
+            let ending = rig.ending(token);
+            assert!(matches!(ending, Some(Ending::Rejected(_))), "{ending:?}");
+        }
+        assert_eq!(rig.status(3).pending_bytes, b"on its way".len());
+    }
+
+    #[test]
     fn nothing_is_proposed_above_a_membership_until_it_is_chosen() {
         let mut rig = led_by(1, 3);
         rig.join(4);

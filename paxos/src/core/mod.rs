@@ -483,6 +483,7 @@ impl Replica {
         self.replicate();
         self.hand_over();
         self.forward_waiting();
+        self.end_proposals_of_removed();
         self.flush_acknowledgement();
         self.learn_and_apply();
         self.trim();

@@ -4,7 +4,7 @@ use alloc::{collections::VecDeque, vec::Vec};
 
 use bytes::Bytes;
 
-use super::{Command, Message, Output, Rejection, Replica, Token};
+use super::{Command, Message, Output, Rejection, Replica, Standing, Token};
 use crate::types::{Ballot, Entry, Incarnation, NodeId, ProposalId, Time};
 
 /// How many full messages of forwarded commands may be on the way without an answer.
@@ -158,6 +158,20 @@ impl Proposals {
         (!pending.cancelled).then_some(pending.token)
     }
 
+    /// Nobody is left to propose to: takes out those that wait, and names those that may be on their way.
+    fn give_up(&mut self) -> (Vec<Token>, Vec<Token>) {
+        let waiting = core::mem::take(&mut self.waiting);
+        self.bytes -= waiting.iter().map(|pending| pending.command.len()).sum::<usize>();
+        let open = waiting.iter().filter(|pending| !pending.cancelled);
+        let refused = open.map(|pending| pending.token).collect();
+        let numbered = self.numbered.iter_mut().filter(|pending| !pending.cancelled);
+        let unknown = numbered.map(|pending| {
+            pending.cancelled = true;
+            pending.token
+        });
+        (refused, unknown.collect())
+    }
+
     /// All own commands below `next` are in the log already; returns those whose users still wait.
     pub(super) fn covered(&mut self, next: u64) -> Vec<Token> {
         let mut waiting = Vec::new();
@@ -212,6 +226,20 @@ impl Replica {
         } else if !self.cancel_change(token) {
             self.cancel_read(token);
         }
+    }
+
+    /// A node that was removed hears of no leader any more: its users shall not wait for one.
+    pub(super) fn end_proposals_of_removed(&mut self) {
+        if self.leader.is_some() || self.proposals.count() == 0 || self.standing() != Standing::Removed {
+            return;
+        }
+        let (refused, unknown) = self.proposals.give_up();
+        let reason = Rejection::NotLeader { leader: None };
+        let refused = refused
+            .into_iter()
+            .map(|token| Output::Rejected { token, reason });
+        let unknown = unknown.into_iter().map(|token| Output::Unknown { token });
+        self.outputs.extend(refused.chain(unknown));
     }
 
     /// A new leader knows nothing of what the old one was sent.
