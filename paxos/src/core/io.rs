@@ -20,7 +20,7 @@ pub struct Start {
     pub group: GroupId,
     /// Cluster, node and disk.
     pub identity: Identity,
-    /// This life of the node; larger than in every earlier one, and durable.
+    /// This life of the replica; larger than every earlier one of this group on this node, across restarts too.
     pub incarnation: Incarnation,
     /// Seeds all of the replica's randomness (election timeouts).
     pub seed: u64,
@@ -135,6 +135,9 @@ pub enum Input {
     /// The machine cannot apply for the time being, because it is being restored (true), or can again (false). Meanwhile
     /// no [`Output::Apply`] comes out, beyond those on their way already, and this replica does not stand for election.
     HoldApply(bool),
+    /// The driver can keep no snapshots any more: its place for them has failed for good. From now on this replica is one
+    /// without ([`Config::snapshots`](super::Config::snapshots)), but for those that it has already.
+    SnapshotsOff,
     /// A user wants the log to be trimmed no more (true), or again (false).
     PauseTrimming(bool),
     /// Answers [`Output::LoadChunk`].
@@ -408,6 +411,14 @@ pub enum Alarm {
     /// The replica has put itself under quarantine, durably, or began so: it takes part in nothing any more. The driver
     /// halts it. A restart changes nothing; the way back is an empty store.
     Quarantined(Quarantine),
+    /// A peer has trimmed what this replica lacks, and this replica has no place for the peer's snapshot: unless another
+    /// peer still holds the entries, it can never follow. Raised once for each watermark at which it stands still.
+    Stranded {
+        /// Who said so.
+        peer: NodeId,
+        /// As of which slot the peer's snapshot is.
+        snapshot: Slot,
+    },
     /// No ballot is left that is above all that were seen, so this node cannot lead any more.
     NoBallotLeft,
     /// A chosen entry cannot be decoded; it is treated as a no-op, the same on every replica.
@@ -466,6 +477,8 @@ pub struct Status {
     pub snapshot: Slot,
     /// The snapshot that is being fetched from a peer.
     pub fetch: Option<FetchStatus>,
+    /// As of which slot a peer has a snapshot that this replica needs and cannot take: see [`Alarm::Stranded`].
+    pub stranded: Option<Slot>,
     /// All slots up to this one are trimmed.
     pub trimmed: Slot,
     /// The highest slot that holds an entry.

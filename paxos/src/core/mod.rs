@@ -300,6 +300,7 @@ impl Replica {
             Input::SnapshotFailed { upto } => self.on_snapshot_failed(upto),
             Input::HoldApply(held) => self.learner.held = held,
             Input::PauseTrimming(paused) => self.on_pause_trimming(paused),
+            Input::SnapshotsOff => self.on_snapshots_off(),
             Input::ChunkLoaded {
                 to,
                 upto,
@@ -589,6 +590,7 @@ impl Replica {
             quarantine: self.quarantine,
             snapshot: self.snapshots.newest,
             fetch: self.fetch_status(),
+            stranded: self.stranded(),
             trimmed: self.trimmed,
             last: self.window.last().max(self.chosen),
             membership: self.memberships.current().clone(),

@@ -82,6 +82,7 @@ impl Replica {
             | Input::SnapshotTaken { .. }
             | Input::SnapshotFailed { .. }
             | Input::PauseTrimming(_)
+            | Input::SnapshotsOff
             | Input::ChunkLoaded { .. }
             | Input::ChunkStored { .. }
             | Input::SnapshotReceived(_)

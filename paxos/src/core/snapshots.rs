@@ -23,6 +23,9 @@ const MAX_UNSTORED_CHUNKS: u8 = 2;
 /// After so many questions without an answer the rest of a snapshot is sought elsewhere.
 const MAX_UNANSWERED: u8 = 4;
 
+/// The pause after a failed fetch, an election timeout, doubles so many times at the most.
+const MAX_DOUBLINGS: u32 = 7;
+
 /// How many points of the log are remembered for keeping a tail of so many bytes; the tail is that exact.
 const TAIL_POINTS: usize = 32;
 
@@ -52,6 +55,10 @@ pub(super) struct Snapshots {
     partial: Partial,
     /// After a failure: no sooner than this.
     fetch_after: Time,
+    /// How many in a row.
+    failures: u32,
+    /// What the last peer has that could not serve this replica, which has no place for snapshots.
+    stranded: Slot,
 }
 
 /// A peer that catches up from this node.
@@ -245,7 +252,8 @@ impl Replica {
     }
 
     pub(super) fn on_snapshot_failed(&mut self, upto: Slot) {
-        let again_at = self.now.plus(self.config.election_timeout);
+        let election_timeout = self.config.election_timeout;
+        let now = self.now;
         let snapshots = &mut self.snapshots;
         if snapshots.saving == Some(upto) {
             snapshots.saving = None;
@@ -253,7 +261,10 @@ impl Replica {
         if let Some(fetch) = snapshots.fetch.take_if(|fetch| fetch.upto == upto) {
             snapshots.failed = Some(fetch.peer);
             snapshots.partial = Partial::default();
-            snapshots.fetch_after = again_at;
+            // A full disk stays full for long, and each try moves a whole snapshot.
+            let pause = election_timeout * (1 << snapshots.failures.min(MAX_DOUBLINGS));
+            snapshots.fetch_after = now.plus(pause);
+            snapshots.failures += 1;
             self.learner.ask_anew();
         }
         self.take_snapshot_if_due();
@@ -400,10 +411,33 @@ impl Replica {
 impl Replica {
     /// A peer has trimmed what this node asked it for.
     pub(super) fn on_trimmed(&mut self, from: NodeId, snapshot: Slot) {
-        if self.config.snapshots && snapshot > self.chosen {
+        if snapshot <= self.chosen {
+            return;
+        }
+        if self.config.snapshots {
             self.snapshots.offers.insert(from, snapshot);
             self.learner.ask_another_than(from);
+        } else {
+            let known = self.stranded().is_some();
+            self.snapshots.stranded = snapshot;
+            if !known {
+                let peer = from;
+                self.outputs
+                    .push_back(Output::Alarm(Alarm::Stranded { peer, snapshot }));
+            }
         }
+    }
+
+    /// As of which slot a snapshot would have to be taken from a peer, by a replica without a place for it.
+    pub(super) fn stranded(&self) -> Option<Slot> {
+        Some(self.snapshots.stranded).filter(|snapshot| *snapshot > self.chosen)
+    }
+
+    pub(super) fn on_snapshots_off(&mut self) {
+        self.config.snapshots = false;
+        self.snapshots.fetch = None;
+        self.snapshots.offers.clear();
+        self.learner.ask_anew();
     }
 
     /// All peers that were asked for entries have trimmed them or are silent: fetches one's snapshot. False if none was
@@ -573,6 +607,7 @@ impl Replica {
         if self.snapshots.fetch.take_if(|fetch| fetch.upto == upto).is_some() {
             self.snapshots.partial = Partial::default();
             self.snapshots.failed = None;
+            self.snapshots.failures = 0;
             self.learner.ask_anew();
         }
         if header.group != self.group {

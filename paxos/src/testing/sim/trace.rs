@@ -207,6 +207,7 @@ pub fn input(input: &Input) -> String {
         Input::SnapshotFailed { upto } => format!("snapshot {upto} failed"),
         Input::HoldApply(held) => format!("hold apply: {held}"),
         Input::PauseTrimming(paused) => format!("pause trimming: {paused}"),
+        Input::SnapshotsOff => "no snapshots any more".into(),
         Input::ChunkLoaded {
             to,
             upto,
