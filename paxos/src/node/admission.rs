@@ -28,6 +28,12 @@ pub(super) struct Weight {
 impl Weight {
     const BYTES_BITS: u32 = 40;
 
+    /// The most that may ever be open: half of what can be counted, for what is about to be refused is counted first.
+    pub(super) const MAX: Self = Self {
+        count: 1 << (63 - Self::BYTES_BITS),
+        bytes: 1 << (Self::BYTES_BITS - 1),
+    };
+
     pub(super) fn of(requests: &[Bytes]) -> Self {
         Self {
             count: requests.len(),

@@ -2,6 +2,7 @@
 
 use std::{format, string::String, time::Duration};
 
+use super::admission::Weight;
 use crate::core;
 
 /// How a node runs. Every bound is per group unless it says otherwise.
@@ -94,6 +95,21 @@ impl Config {
                 "{name} is 0: nothing could ever be done; set it to at least 1"
             ));
         }
+        let Weight { count, bytes } = Weight::MAX;
+        let replica = &self.replica;
+        let bounds = [
+            (
+                "replica.max_pending_commands",
+                replica.max_pending_commands,
+                count,
+            ),
+            ("replica.max_pending_reads", replica.max_pending_reads, count),
+            ("replica.max_pending_bytes", replica.max_pending_bytes, bytes),
+            ("max_pending_read_bytes", self.max_pending_read_bytes, bytes),
+        ];
+        if let Some((name, value, max)) = bounds.iter().find(|(_, value, max)| value > max) {
+            return Err(format!("{name} is {value}: set it to at most {max}"));
+        }
         let (rate, chunk) = (
             self.max_snapshot_bytes_per_second,
             self.replica.snapshot_chunk_bytes,
@@ -105,5 +121,27 @@ impl Config {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_that_cannot_be_counted_are_refused() {
+        assert_eq!(Config::default().check(), Ok(()));
+        let mut config = Config::default();
+        config.replica.max_pending_commands = 1 << 24;
+        let refused = config.check().unwrap_err();
+        assert!(
+            refused.contains("replica.max_pending_commands is 16777216: set it to at most"),
+            "{refused}"
+        );
+        let config = Config {
+            max_pending_read_bytes: usize::MAX,
+            ..Config::default()
+        };
+        assert!(config.check().is_err());
     }
 }
