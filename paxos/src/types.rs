@@ -172,7 +172,8 @@ pub struct Incarnation(pub u64);
 pub struct ProposalId {
     /// The node whose user proposed it.
     pub node: NodeId,
-    /// The life of that node.
+    /// The life of that node's replica: of the node, and within that counted up when the group is removed from the node
+    /// and added again.
     pub incarnation: Incarnation,
     /// 1, 2, 3, ... within that life and group.
     pub sequence: u64,

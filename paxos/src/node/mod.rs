@@ -77,6 +77,8 @@ pub struct Node {
     groups: Mutex<BTreeMap<GroupId, (Group, JoinHandle<()>)>>,
     /// Groups that are being added or removed.
     changes: Changes,
+    /// How often each group was served and removed in this life of the node.
+    removals: Mutex<BTreeMap<GroupId, u64>>,
     is_down: AtomicBool,
 }
 

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     core::PersistId,
     storage::RecoveredGroup,
-    types::{GroupId, WriteOp},
+    types::{GroupId, Incarnation, WriteOp},
 };
 
 /// Groups to which something is being done, or was done by half.
@@ -127,7 +127,22 @@ impl Drop for Taken<'_> {
     }
 }
 
+/// So many bits of a replica's incarnation tell how often its group was removed in that life of the node.
+const REMOVAL_BITS: u32 = 16;
+
 impl Node {
+    /// The life of a replica that is started now. The log may hold commands of an earlier replica of this very node and
+    /// life, which has been removed since: the numbers of the new one's commands must not be taken for those.
+    pub(super) fn replica_incarnation(&self, group: GroupId) -> Result<Incarnation, NodeError> {
+        let removals = lock(&self.removals).get(&group).copied().unwrap_or_default();
+        if removals >> REMOVAL_BITS > 0 {
+            return Err(NodeError::Configuration(format!(
+                "group {group} was removed {removals} times since the node was started; restart the node to add it again"
+            )));
+        }
+        Ok(Incarnation(self.incarnation.0 << REMOVAL_BITS | removals))
+    }
+
     /// Ends a group on this node and deletes all that the store holds of it, whether it was added or not. Its handles
     /// answer that it was removed; open proposals end as truly as can be known; messages for it are dropped. On return
     /// the removal is durable, and the group may be added again: as a fresh one, that remembers nothing. A crash on the
@@ -153,6 +168,9 @@ impl Node {
         lock(&self.recovered).remove(&group);
         self.router.remove(group);
         let task = lock(&self.groups).remove(&group).map(|(_, task)| task);
+        if task.is_some() {
+            *lock(&self.removals).entry(group).or_default() += 1;
+        }
         let removal = remove(self.environment.clone(), self.halt.clone(), group, task, changing);
         let removed = tokio::spawn(removal).await;
         removed.unwrap_or_else(|_| Err(NodeError::Stopped(self.stop_reason())))

@@ -116,6 +116,7 @@ impl Node {
             recovered: Mutex::new(recovered.groups),
             groups: Mutex::default(),
             changes: Changes::default(),
+            removals: Mutex::default(),
             is_down: AtomicBool::new(false),
         })
     }
@@ -190,7 +191,7 @@ impl Node {
         let start = Start {
             group,
             identity: self.environment.identity,
-            incarnation: self.incarnation,
+            incarnation: self.replica_incarnation(group)?,
             seed: self.seed(group),
             membership: in_force,
             hard_state: recovered.hard_state,

@@ -57,6 +57,32 @@ impl Cluster {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_leaves_and_comes_back_in_one_life_numbers_its_commands_anew() {
+    let mut cluster = Cluster::start().await;
+    for _ in 0..5 {
+        cluster.group(3).propose(text("before")).await.unwrap();
+    }
+    for _ in 0..2 {
+        cluster.change(1, Change::Remove { node: NodeId(3) }).await;
+        let node = cluster.nodes.remove(&3).unwrap();
+        node.remove_group(GROUP).await.unwrap();
+        let added = Change::AddLearner {
+            node: NodeId(3),
+            address: "node-3".into(),
+        };
+        let joined = node.join_group(GROUP, List::default()).await.unwrap();
+        cluster.nodes.insert(3, node);
+        cluster.change(1, added).await;
+        for _ in 0..3 {
+            joined.propose(text("after")).await.unwrap();
+        }
+        assert_eq!(joined.halted(), None);
+    }
+    let expected = [["before"; 5].as_slice(), &["after"; 6]].concat().join(" ");
+    assert_eq!(cluster.list(1).await, expected);
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_nodes_are_replaced_one_after_the_other_and_nothing_is_lost() {
     let mut cluster = Cluster::start().await;
     cluster.leader().await;
