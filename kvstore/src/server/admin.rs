@@ -217,7 +217,9 @@ async fn save(group: Group) -> Outcome {
                 ..Outcome::of(&group)
             };
         }
-        Err(error @ SnapshotError::Unready { .. }) => (Reason::Busy, error),
+        Err(error @ (SnapshotError::Unready { .. } | SnapshotError::Overloaded { .. })) => {
+            (Reason::Busy, error)
+        }
         Err(error) => (Reason::Refused, error),
     };
     Outcome::refused(&group, reason, why.to_string())

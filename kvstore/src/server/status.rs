@@ -3,7 +3,7 @@
 use paxos::{
     Member, Role,
     core::{Standing, Status},
-    node::{Group, GroupStatus},
+    node::{Group, GroupStatus, Obstacle},
 };
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +57,7 @@ pub struct GroupReport {
     pub chosen: u64,
     /// The last slot applied.
     pub applied: u64,
-    /// How many chosen slots are not applied yet.
+    /// How many slots are known to be chosen and not applied yet.
     #[serde(default)]
     pub lag: u64,
     /// As of which slot this node's newest snapshot is; 0 if there is none.
@@ -206,7 +206,7 @@ pub(super) fn member_reports(group: &Group, replica: &Status) -> Vec<MemberRepor
 fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
     let replica = &status.replica;
     let ballot = replica.leader.unwrap_or(replica.promised);
-    let out_of_sync = out_of_sync(status);
+    let sync = status.in_sync(MAX_READY_LAG_SLOTS);
     GroupReport {
         group: replica.group.0,
         is_leader: group.is_leader(),
@@ -216,11 +216,11 @@ fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
             node: ballot.node.0,
         },
         standing: standing_name(replica.standing).into(),
-        in_sync: out_of_sync.is_none(),
-        out_of_sync,
+        in_sync: sync.in_sync,
+        out_of_sync: sync.obstacle.as_ref().map(describe),
         chosen: replica.chosen.0,
         applied: status.applied.0,
-        lag: replica.chosen.since(status.applied),
+        lag: sync.lag_slots,
         snapshot: replica.snapshot.0,
         fetch: replica.fetch.map(|fetch| FetchReport {
             from: fetch.peer.0,
@@ -246,33 +246,33 @@ const fn standing_name(standing: Standing) -> &'static str {
     }
 }
 
-/// Why this node's replica cannot be counted on now; `None` if it can.
-fn out_of_sync(status: &GroupStatus) -> Option<String> {
-    let replica = &status.replica;
-    let lag = replica.chosen.since(status.applied);
-    let in_the_way = match replica.standing {
-        Standing::Joining => Some("it has not joined yet: run 'kvstore member add' for this node".to_owned()),
-        Standing::NotAdmitted => Some(
-            "its disk is another one than the cluster knows: it catches up, and votes again when that is done".to_owned(),
+/// Why this node's replica cannot be counted on now, and what to do.
+fn describe(obstacle: &Obstacle) -> String {
+    match obstacle {
+        Obstacle::Halted(why) => format!("it has halted: {why}"),
+        Obstacle::Stranded(slot) => format!(
+            "it cannot catch up: the other nodes have trimmed what it lacks, up to slot {slot}, and it can take no \
+             snapshot from them"
         ),
-        Standing::Removed => Some("it was removed from the cluster and can be shut down".to_owned()),
-        Standing::Voter | Standing::Learner => None,
-    };
-    if let Some(why) = &status.halted {
-        Some(format!("it has halted: {why}"))
-    } else if let Some(fetch) = &replica.fetch {
-        Some(format!(
+        Obstacle::Fetching(fetch) => format!(
             "it fetches a snapshot from node {}: {} of {} bytes",
             fetch.peer, fetch.done_bytes, fetch.total_bytes
-        ))
-    } else if let Some(upto) = status.restoring {
-        Some(format!("it restores the snapshot as of slot {upto}"))
-    } else if in_the_way.is_some() {
-        in_the_way
-    } else if replica.leader.is_none() {
-        Some("it knows no leader".to_owned())
-    } else {
-        (lag > MAX_READY_LAG_SLOTS).then(|| format!("it has {lag} slots to apply"))
+        ),
+        Obstacle::Restoring(upto) => format!("it restores the snapshot as of slot {upto}"),
+        Obstacle::Standing(Standing::Joining) => {
+            "it has not joined yet: run 'kvstore member add' for this node".into()
+        }
+        Obstacle::Standing(Standing::NotAdmitted) => {
+            "its disk is another one than the cluster knows: it catches up, and votes again when that is done"
+                .into()
+        }
+        Obstacle::Standing(Standing::Removed) => {
+            "it was removed from the cluster and can be shut down".into()
+        }
+        Obstacle::NoLeader => "it knows no leader".into(),
+        Obstacle::Behind { lag_slots } => format!("it has {lag_slots} slots to apply"),
+        // A reason that this program does not know yet.
+        other => format!("{other:?}"),
     }
 }
 

@@ -11,11 +11,11 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc},
     time::timeout,
 };
 
-use super::{GroupStatus, snapshots::SnapshotEvent};
+use super::{GroupStatus, ask::Ask, snapshots::SnapshotEvent};
 use crate::{
     core::{Message, PersistId, peers::Change},
     error::{ChangeError, TransferError},
@@ -44,14 +44,14 @@ pub(super) enum Event {
         entries: Result<Vec<(Slot, Accepted)>, String>,
     },
     /// Somebody asks for the status.
-    Status(oneshot::Sender<GroupStatus>),
+    Status(Ask<GroupStatus>),
     /// Somebody asks for another leader; `None` for any.
     Transfer {
         to: Option<NodeId>,
-        reply: oneshot::Sender<Result<NodeId, TransferError>>,
+        reply: Ask<Result<NodeId, TransferError>>,
     },
     /// Somebody wants a snapshot of what is applied now.
-    SaveSnapshot(oneshot::Sender<Result<Slot, SnapshotError>>),
+    SaveSnapshot(Ask<Result<Slot, SnapshotError>>),
     /// Somebody wants the log to be trimmed no more, or again.
     PauseTrimming(bool),
     /// Work on snapshots has come to something.
@@ -61,7 +61,7 @@ pub(super) enum Event {
         expected: u64,
         changes: Vec<types::Change>,
         force: bool,
-        reply: oneshot::Sender<Result<Membership, ChangeError>>,
+        reply: Ask<Result<Membership, ChangeError>>,
         deadline: Time,
     },
     /// The group is to end, for this reason.

@@ -4,7 +4,7 @@ use std::{
     boxed::Box,
     fmt,
     string::String,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
     vec,
     vec::Vec,
@@ -17,9 +17,11 @@ use tokio::{
 };
 
 use super::{
-    Clock, Config,
+    Clock, Config, InSync,
     admission::{Lane, Refusal, Weight},
+    ask::{Ask, Places},
     event::{Event, EventSender},
+    lock,
     waiting::{Burst, Callback, Outcome, Queries, ReadRequest, Reply},
 };
 use crate::{
@@ -29,11 +31,6 @@ use crate::{
     snapshot::SnapshotError,
     types::{Ballot, Change, GroupId, Membership, NodeId, Slot, Time},
 };
-
-/// How many may ask for the status or for another leader at once.
-const MAX_CONTROLS: usize = 1_024;
-/// They weigh nothing.
-const CONTROL: [Bytes; 1] = [Bytes::new()];
 
 /// A handle to one group of a node. Cloned freely; used from any task or thread.
 ///
@@ -76,26 +73,11 @@ pub struct GroupStatus {
     /// The snapshot, by its slot, that the state machine is being restored from. Applying and reading wait for it; voting
     /// does not.
     pub restoring: Option<Slot>,
-    /// Why the group takes no snapshots any more: the state machine gave none. Its log grows without bound.
+    /// Why the group takes no snapshots any more: the state machine gave none, or the snapshot store has failed for good.
+    /// Its log grows without bound.
     pub snapshots_off: Option<String>,
     /// Why the group stopped or halted, if it did; then the rest tells of the last moment before.
     pub halted: Option<String>,
-}
-
-/// Whether a node is in step with a group; see [`Group::in_sync`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct InSync {
-    /// A leader is known, the group has not halted here, and the lag is within the bound.
-    pub in_sync: bool,
-    /// Who leads, as far as this node knows.
-    pub leader: Option<NodeId>,
-    /// The highest chosen watermark that this node has heard of.
-    pub known: Slot,
-    /// The last slot that the state machine has applied.
-    pub applied: Slot,
-    /// How many slots lie between the two.
-    pub lag_slots: u64,
 }
 
 /// What users ask of a group's task.
@@ -121,6 +103,7 @@ pub(super) struct Shared {
     pub(super) node: NodeId,
     pub(super) clock: Clock,
     pub(super) queue: Queue,
+    pub(super) places: Places,
     pub(super) events: EventSender,
     pub(super) leader: watch::Sender<Option<Ballot>>,
     pub(super) membership: watch::Sender<Membership>,
@@ -142,15 +125,14 @@ impl Shared {
     }
 
     pub(super) fn last_status(&self) -> GroupStatus {
-        let last = self
-            .last_status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
         GroupStatus {
             halted: self.stopped.get().cloned(),
-            ..last
+            ..lock(&self.last_status).clone()
         }
+    }
+
+    pub(super) fn keep_status(&self, status: GroupStatus) {
+        *lock(&self.last_status) = status;
     }
 
     /// Counts refused requests, and says what their user is told.
@@ -182,18 +164,31 @@ impl Shared {
         }
     }
 
-    /// Answers a request that has not reached the replica, because the group has stopped: nothing happened.
+    /// Answers a request that was let in but has not reached the replica, because the group has stopped: nothing
+    /// happened.
     pub(super) fn refuse_stopped(&self, request: Request) {
         match request {
-            Request::Propose { reply, .. } => reply.send(Err(self.refused(Refusal::Stopped, 1))),
+            Request::Propose { command, reply, .. } => {
+                self.queue
+                    .commands
+                    .ended(Weight::of(std::slice::from_ref(&command)));
+                reply.send(Err(self.refused(Refusal::Stopped, 1)));
+            }
             Request::ProposeAll { commands, burst, .. } => {
+                self.queue.commands.ended(Weight::of(&commands));
                 burst.set_all(&Err(self.refused(Refusal::Stopped, commands.len())));
             }
             Request::Read(read) => {
-                let error = self.refused_reads(Refusal::Stopped, read.queries.weight().count);
-                read.queries.refuse(error);
+                self.queue.reads.ended(read.queries.weight());
+                self.refuse_read(read);
             }
         }
+    }
+
+    /// Answers a read that is not open any more, because the group has stopped.
+    pub(super) fn refuse_read(&self, read: ReadRequest) {
+        let error = self.refused_reads(Refusal::Stopped, read.queries.weight().count);
+        read.queries.refuse(error);
     }
 
     /// Hands a request that was let in to the task.
@@ -210,8 +205,6 @@ pub(super) struct Queue {
     requests: mpsc::UnboundedSender<Request>,
     pub(super) commands: Lane,
     pub(super) reads: Lane,
-    /// What is asked of the group itself goes ahead of all requests, as an event.
-    pub(super) controls: Lane,
 }
 
 impl Queue {
@@ -225,7 +218,6 @@ impl Queue {
                 config.replica.max_pending_bytes,
             ),
             reads: lane(config.replica.max_pending_reads, config.max_pending_read_bytes),
-            controls: lane(MAX_CONTROLS, 0),
         };
         (queue, receiver)
     }
@@ -440,20 +432,26 @@ impl Group {
         &self,
         to: Option<NodeId>,
     ) -> impl Future<Output = Result<NodeId, TransferError>> + Send + use<> {
-        let (reply, result) = oneshot::channel();
-        let queue = &self.0.queue;
-        if queue.controls.admit(&CONTROL, None).1.is_some() {
-            let retry_after = queue.commands.retry_after();
-            let _ = reply.send(Err(TransferError::Overloaded { retry_after }));
-        } else {
-            self.0.events.send(Event::Transfer { to, reply });
-        }
+        let asked = self.ask_group(|reply| Event::Transfer { to, reply });
         let shared = self.0.clone();
         async move {
-            result
-                .await
-                .unwrap_or_else(|_| Err(TransferError::Stopped(shared.stop_reason())))
+            match asked {
+                Ok(result) => result
+                    .await
+                    .unwrap_or_else(|_| Err(TransferError::Stopped(shared.stop_reason()))),
+                Err(retry_after) => Err(TransferError::Overloaded { retry_after }),
+            }
         }
+    }
+
+    /// Asks something of the group itself, unless too many do: then it says when to try again. If no answer comes the
+    /// group has stopped.
+    fn ask_group<T>(&self, event: impl FnOnce(Ask<T>) -> Event) -> Result<oneshot::Receiver<T>, Duration> {
+        let Some((ask, answer)) = self.0.places.take() else {
+            return Err(self.0.queue.commands.retry_after());
+        };
+        self.0.events.send(event(ask));
+        Ok(answer)
     }
 
     /// Changes who belongs to the group: all of `changes`, in order, or nothing. Any member may be asked.
@@ -475,26 +473,22 @@ impl Group {
         changes: Vec<Change>,
         force: bool,
     ) -> impl Future<Output = Result<Membership, ChangeError>> + Send + use<> {
-        let (reply, outcome) = oneshot::channel();
-        let queue = &self.0.queue;
-        if queue.controls.admit(&CONTROL, None).1.is_some() {
-            let retry_after = queue.commands.retry_after();
-            let _ = reply.send(Err(ChangeError::Overloaded { retry_after }));
-        } else {
-            let deadline = self.0.clock.now().plus(self.0.change_timeout);
-            self.0.events.send(Event::ChangeMembership {
-                expected: expected_version,
-                changes,
-                force,
-                reply,
-                deadline,
-            });
-        }
+        let deadline = self.0.clock.now().plus(self.0.change_timeout);
+        let asked = self.ask_group(|reply| Event::ChangeMembership {
+            expected: expected_version,
+            changes,
+            force,
+            reply,
+            deadline,
+        });
         let shared = self.0.clone();
         async move {
-            outcome
-                .await
-                .unwrap_or_else(|_| Err(ChangeError::Stopped(shared.stop_reason())))
+            match asked {
+                Ok(outcome) => outcome
+                    .await
+                    .unwrap_or_else(|_| Err(ChangeError::Stopped(shared.stop_reason()))),
+                Err(retry_after) => Err(ChangeError::Overloaded { retry_after }),
+            }
         }
     }
 
@@ -506,23 +500,27 @@ impl Group {
 
     /// What the group is now. Always answers: with the last known state if the group is overloaded or has stopped.
     pub async fn status(&self) -> GroupStatus {
-        if self.0.queue.controls.admit(&CONTROL, None).1.is_some() {
-            return self.0.last_status();
+        match self.ask_group(Event::Status) {
+            Ok(status) => status.await.unwrap_or_else(|_| self.0.last_status()),
+            Err(_) => self.0.last_status(),
         }
-        let (reply, status) = oneshot::channel();
-        self.0.events.send(Event::Status(reply));
-        status.await.unwrap_or_else(|_| self.0.last_status())
     }
 
     /// Saves a snapshot of what is applied on this node now, or later, and returns as of which slot it is; at once if the
     /// newest one is as new as that. Snapshots are taken automatically too: see
-    /// [`snapshot_entries`](crate::core::Config::snapshot_entries).
+    /// [`snapshot_entries`](crate::core::Config::snapshot_entries). Takes as long as writing one takes.
+    ///
+    /// # Errors
+    ///
+    /// Says why there is none now. After [`Unready`](SnapshotError::Unready) and
+    /// [`Overloaded`](SnapshotError::Overloaded) another try makes sense.
     pub async fn save_snapshot(&self) -> Result<Slot, SnapshotError> {
-        let (reply, saved) = oneshot::channel();
-        self.0.events.send(Event::SaveSnapshot(reply));
-        saved
-            .await
-            .unwrap_or_else(|_| Err(SnapshotError::Stopped(self.0.stop_reason())))
+        match self.ask_group(Event::SaveSnapshot) {
+            Ok(saved) => saved
+                .await
+                .unwrap_or_else(|_| Err(SnapshotError::Stopped(self.0.stop_reason()))),
+            Err(retry_after) => Err(SnapshotError::Overloaded { retry_after }),
+        }
     }
 
     /// Stops dropping old entries of the log on this node (true), say while it is being copied, or goes on with it
@@ -531,20 +529,9 @@ impl Group {
         self.0.events.send(Event::PauseTrimming(paused));
     }
 
-    /// Whether this node follows (or is) the group's leader and has applied all that it knows to be chosen, but for
-    /// `max_lag_slots` at the most. What a node that is cut off has not heard of, it cannot know: it says so by knowing no
-    /// leader, up to two election timeouts later. A linearizable read is the way to be sure.
+    /// Whether this node is in step with the group now: see [`GroupStatus::in_sync`].
     pub async fn in_sync(&self, max_lag_slots: u64) -> InSync {
-        let status = self.status().await;
-        let leader = status.replica.leader.map(|ballot| ballot.node);
-        let lag_slots = status.replica.known.since(status.applied);
-        InSync {
-            in_sync: leader.is_some() && status.halted.is_none() && lag_slots <= max_lag_slots,
-            leader,
-            known: status.replica.known,
-            applied: status.applied,
-            lag_slots,
-        }
+        self.status().await.in_sync(max_lag_slots)
     }
 
     /// The leader's ballot as this node knows it; changes only when it changes. `ballot.node` leads, and the ballot is

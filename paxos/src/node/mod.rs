@@ -11,10 +11,12 @@
 //! runs in its group's task, so a slow one delays its own group; on a runtime with several threads it delays no other.
 
 mod admission;
+mod ask;
 mod builder;
 mod config;
 mod event;
 mod group;
+mod in_sync;
 mod liveness;
 mod machine;
 mod removing;
@@ -45,7 +47,8 @@ use tokio::{
 pub use self::{
     builder::NodeBuilder,
     config::Config,
-    group::{Group, GroupStatus, InSync, Read},
+    group::{Group, GroupStatus, Read},
+    in_sync::{InSync, Obstacle},
     liveness::{PeerEvent, PeerHealth},
 };
 use self::{liveness::Liveness, removing::Changes, router::Router};

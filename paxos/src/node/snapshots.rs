@@ -45,13 +45,8 @@ impl Snapshots {
     /// The newest whole snapshot of a group.
     pub(super) async fn newest(&self, group: GroupId) -> Result<Found, SnapshotError> {
         let store = self.store.clone();
-        let found = self
-            .workers
-            .run(move || caught("the snapshot store panicked", || store.newest(group)));
-        found
-            .await
-            .unwrap_or_else(|| Err("its thread is gone".into()))
-            .map_err(SnapshotError::Stopped)?
+        let found = self.workers.run(move || call(|| store.newest(group)));
+        found.await.unwrap_or_else(|| Err(runtime_ended()))
     }
 
     /// Reads a piece for a peer when its turn has come; `None` if nobody wants it any more by then.
@@ -74,13 +69,8 @@ impl Snapshots {
             max_bytes,
             ..
         } = request;
-        let read = move || {
-            caught("the snapshot store panicked", || {
-                store.read_chunk(group, upto, offset, max_bytes)
-            })
-        };
+        let read = move || call(|| store.read_chunk(group, upto, offset, max_bytes));
         let chunk = self.workers.run(read).await?;
-        let chunk = chunk.unwrap_or_else(|why| Err(SnapshotError::Source(why)));
         turn.used(clock, chunk.as_ref().map_or(0, |chunk| chunk.data.len()));
         Some(chunk)
     }
@@ -88,13 +78,8 @@ impl Snapshots {
     /// Removes all of a group's snapshots.
     pub(super) async fn remove(&self, group: GroupId) -> Result<(), SnapshotError> {
         let store = self.store.clone();
-        let removed = self
-            .workers
-            .run(move || caught("the snapshot store panicked", || store.remove_group(group)));
-        removed
-            .await
-            .unwrap_or_else(|| Err("its thread is gone".into()))
-            .map_err(SnapshotError::Stopped)?
+        let removed = self.workers.run(move || call(|| store.remove_group(group)));
+        removed.await.unwrap_or_else(|| Err(runtime_ended()))
     }
 
     /// Restores a machine before its group starts.
@@ -231,6 +216,16 @@ impl SnapshotSource for Cancellable<Box<dyn SnapshotSource>> {
     }
 }
 
+/// What a call of the store has come to; a panic is an error of its own.
+pub(super) fn call<T>(call: impl FnOnce() -> Result<T, SnapshotError>) -> Result<T, SnapshotError> {
+    caught("the snapshot store, or what it called, panicked", call)
+        .unwrap_or_else(|why| Err(SnapshotError::Panicked(why)))
+}
+
+fn runtime_ended() -> SnapshotError {
+    SnapshotError::Stopped("the node's runtime has ended".into())
+}
+
 /// Writes a frozen state.
 pub(super) fn save(
     store: &dyn SnapshotStore,
@@ -242,7 +237,7 @@ pub(super) fn save(
         inner: source,
         cancel,
     });
-    caught("saving panicked", || store.save(header, source)).map_err(SnapshotError::Source)?
+    call(|| store.save(header, source))
 }
 
 /// Replaces a machine's state by a snapshot. After an error the machine is gone: its state is nobody's.

@@ -17,7 +17,9 @@ use tracing::Instrument;
 
 use super::{
     Clock, Environment, FRAME_HEADROOM, Group, GroupStatus, Halt, Node, NodeBuilder, NodeError,
-    already_added, caught,
+    already_added,
+    ask::Places,
+    caught,
     event::{EventSender, Inbox, Room},
     group::{Queue, Shared},
     liveness::{self, Liveness},
@@ -131,8 +133,9 @@ impl Node {
     /// # Errors
     ///
     /// The group is not added, and nothing has changed, if it exists already, if the store reports damage in it, if
-    /// `membership` has no voter, or if the log no longer reaches back to what the machine and the newest whole snapshot
-    /// hold.
+    /// `membership` has no voter, or if the log no longer reaches back to the newest whole snapshot. What a machine that
+    /// keeps its state itself holds beyond that is no help: which commands have been applied, and who the members are, is
+    /// in the snapshot and the log only.
     pub async fn add_group<M: StateMachine>(
         &self,
         group: GroupId,
@@ -398,6 +401,7 @@ impl Node {
             node: self.environment.identity.node,
             clock: self.environment.clock,
             queue,
+            places: Places::new(),
             events: event_sender.clone(),
             leader: watch::Sender::new(None),
             membership: watch::Sender::new(membership),

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     format,
     string::{String, ToString},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
     vec::Vec,
@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Halt, event::EventSender};
+use super::{Halt, event::EventSender, lock};
 use crate::{
     core::PersistId,
     metrics::NodeMetrics,
@@ -86,7 +86,7 @@ impl Handle {
         let (reply, closed) = oneshot::channel();
         let _ = self.requests.send(Request::Close(reply));
         let result = closed.await;
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
             let _ = tokio::task::spawn_blocking(|| thread.join()).await;
         }

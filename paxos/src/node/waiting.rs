@@ -15,8 +15,10 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     admission::Weight,
+    ask::Ask,
     caught,
     group::{Queue, Read},
+    lock,
 };
 use crate::{
     core::Token,
@@ -88,7 +90,7 @@ impl Burst {
     }
 
     fn set(&self, position: usize, outcome: Outcome) {
-        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcomes = lock(&self.outcomes);
         if let Some(place) = outcomes.get_mut(position) {
             *place = outcome;
         }
@@ -100,7 +102,7 @@ impl Burst {
 
     /// Sets the outcome of the command at this position and of all behind it.
     pub(super) fn set_from(&self, position: usize, outcome: &Outcome) {
-        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcomes = lock(&self.outcomes);
         if let Some(places) = outcomes.get_mut(position..) {
             places.fill(outcome.clone());
         }
@@ -152,7 +154,7 @@ pub(super) struct ReadRequest {
 /// Somebody who waits.
 pub(super) enum Waiter {
     /// A membership change.
-    Change(oneshot::Sender<Result<Membership, ChangeError>>),
+    Change(Ask<Result<Membership, ChangeError>>),
     Proposal {
         reply: Reply,
         since: Instant,
@@ -166,7 +168,7 @@ pub(super) enum Waiter {
         lease: Option<Ballot>,
     },
     /// A transfer of leadership.
-    Transfer(oneshot::Sender<Result<NodeId, TransferError>>),
+    Transfer(Ask<Result<NodeId, TransferError>>),
 }
 
 /// All who wait, by token. Tokens ascend, as the replica wants it.
@@ -215,7 +217,7 @@ impl Waiting {
         self.waiters.get_mut(&token)
     }
 
-    /// Takes a waiter out; it does not count as open any more.
+    /// Takes a waiter out; what it asked for does not count as open any more.
     pub(super) fn remove(&mut self, token: Token, queue: &Queue) -> Option<Waiter> {
         let waiter = self.waiters.remove(&token)?;
         match &waiter {
@@ -224,7 +226,8 @@ impl Waiting {
                 bytes: *bytes,
             }),
             Waiter::Read { request, .. } => queue.reads.ended(request.queries.weight()),
-            Waiter::Change(_) | Waiter::Transfer(_) => queue.controls.ended(Weight { count: 1, bytes: 0 }),
+            // They give their places back by themselves.
+            Waiter::Change(_) | Waiter::Transfer(_) => {}
         }
         Some(waiter)
     }

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -345,21 +345,46 @@ impl SnapshotSource for Frozen {
 #[derive(Clone, Default)]
 pub(crate) struct Snapshots {
     inner: MemorySnapshots,
-    fails: Arc<AtomicBool>,
+    breakage: Arc<Mutex<Option<Breakage>>>,
+    tries: Arc<AtomicU64>,
+}
+
+/// What is wrong with a snapshot store.
+#[derive(Clone, Copy)]
+pub(crate) enum Breakage {
+    Full,
+    Poisoned,
+    Panics,
 }
 
 impl Snapshots {
     /// From now on nothing can be written or removed, or again.
     pub(crate) fn fail(&self, fails: bool) {
-        self.fails.store(fails, Relaxed);
+        *lock(&self.breakage) = fails.then_some(Breakage::Full);
+    }
+
+    /// From now on nothing can be written or removed.
+    pub(crate) fn break_down(&self, breakage: Breakage) {
+        *lock(&self.breakage) = Some(breakage);
+    }
+
+    /// How often something was to be written, read for a peer or removed.
+    pub(crate) fn tries(&self) -> u64 {
+        self.tries.load(Relaxed)
     }
 
     fn check(&self) -> Result<(), SnapshotError> {
-        if self.fails.load(Relaxed) {
-            let full = std::io::ErrorKind::StorageFull.into();
-            return Err(SnapshotError::io("writing a snapshot", full));
+        self.tries.fetch_add(1, Relaxed);
+        let breakage = *lock(&self.breakage);
+        match breakage {
+            None => Ok(()),
+            Some(Breakage::Full) => {
+                let full = std::io::ErrorKind::StorageFull.into();
+                Err(SnapshotError::io("writing a snapshot", full))
+            }
+            Some(Breakage::Poisoned) => Err(SnapshotError::Poisoned("a failed sync".into())),
+            Some(Breakage::Panics) => panic!("told to panic"),
         }
-        Ok(())
     }
 }
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use paxos::{GroupId, Node, NodeError, ProposeError, Read, ReadError, Slot, node::Config};
+use paxos::{
+    ChangeError, GroupId, Node, NodeError, ProposeError, Read, ReadError, Slot, SnapshotError, TransferError,
+    node::Config,
+};
 
 use crate::{
     cluster::{Cluster, GROUP, config, members, text},
@@ -208,6 +211,51 @@ async fn a_machine_that_fails_halts_its_group_only() {
         assert_eq!(well.halted(), None);
         assert!(node.prometheus().contains("paxos_group_halted{group=\"1\"} 1"));
         node.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_has_halted_says_why_however_often_it_is_asked() {
+    let mut config = config();
+    config.replica.max_pending_commands = 20;
+    config.replica.max_pending_reads = 20;
+    let node = Node::spawn(config, Disk::new(1), Network::default().transport())
+        .await
+        .unwrap();
+    let group = node
+        .add_group(GROUP, members([1]), List::default())
+        .await
+        .unwrap();
+    group.propose(text("fail")).await.unwrap_err();
+    let why = group.status().await.halted.unwrap();
+    for _ in 0..1_100 {
+        assert_eq!(
+            group.propose(text("x")).await,
+            Err(ProposeError::Stopped(why.clone()))
+        );
+        let burst = group.propose_all(vec![text("x"); 2], None).await;
+        assert!(
+            burst
+                .iter()
+                .all(|outcome| *outcome == Err(ProposeError::Stopped(why.clone())))
+        );
+        let read = group.query(Read::Linearizable, Bytes::new()).await;
+        assert_eq!(read, Err(ReadError::Stopped(why.clone())));
+        let transferred = group.transfer_leadership(paxos::NodeId(1)).await;
+        assert!(
+            matches!(&transferred, Err(TransferError::Stopped(said)) if *said == why),
+            "{transferred:?}"
+        );
+        let changed = group.change_membership(1, Vec::new(), false).await;
+        assert!(
+            matches!(&changed, Err(ChangeError::Stopped(said)) if *said == why),
+            "{changed:?}"
+        );
+        let saved = group.save_snapshot().await;
+        assert!(
+            matches!(&saved, Err(SnapshotError::Stopped(said)) if *said == why),
+            "{saved:?}"
+        );
     }
 }
 

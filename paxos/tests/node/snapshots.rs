@@ -15,7 +15,7 @@ use paxos::{
 
 use crate::{
     cluster::{Cluster, GROUP, config, members, text},
-    doubles::{Disk, List, Network},
+    doubles::{Breakage, Disk, List, Network},
 };
 
 /// A snapshot every 20 entries, 5 of them kept behind it, and pieces of 100 bytes.
@@ -406,6 +406,151 @@ async fn a_full_disk_costs_a_snapshot_and_nothing_else() {
     assert!(status.replica.snapshot > Slot(150), "{status:?}");
     assert!(status.replica.trimmed > Slot(100), "{status:?}");
     assert_eq!(status.halted, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_tried_with_a_peers_snapshot_less_and_less_often() {
+    let mut cluster = Cluster::start_with_snapshots(eager()).await;
+    let (leader, follower) = leave_behind(&mut cluster).await;
+    let store = cluster.snapshots[&follower].clone();
+    store.fail(true);
+    cluster.start_node(follower).await;
+    tokio::time::sleep(Duration::from_mins(5)).await;
+    assert!((2..20).contains(&store.tries()), "{} tries", store.tries());
+    store.fail(false);
+    catches_up(&cluster.group(follower), &cluster.group(leader)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_failed_for_good_is_left_alone_and_shown() {
+    let cluster = Cluster::start_with_snapshots(eager()).await;
+    let leader = cluster.leader().await;
+    let store = cluster.snapshots[&leader].clone();
+    store.break_down(Breakage::Poisoned);
+    write(&cluster.group(leader), 0..100).await;
+    let off = cluster.group(leader).status().await.snapshots_off.unwrap();
+    assert!(off.contains("a failed sync") && off.contains("restart"), "{off}");
+    assert_eq!(store.tries(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_store_has_failed_for_good_fetches_nothing() {
+    let mut cluster = Cluster::start_with_snapshots(eager()).await;
+    let (_, follower) = leave_behind(&mut cluster).await;
+    let store = cluster.snapshots[&follower].clone();
+    store.break_down(Breakage::Poisoned);
+    let before = store.tries();
+    cluster.start_node(follower).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    let status = cluster.group(follower).status().await;
+    assert!(status.snapshots_off.is_some() && status.replica.fetch.is_none());
+    assert!(status.replica.stranded > Some(Slot(100)), "{status:?}");
+    assert_eq!(store.tries() - before, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_a_place_for_snapshots_says_that_it_cannot_catch_up() {
+    let mut cluster = Cluster::start_with_snapshots(eager()).await;
+    let (leader, follower) = leave_behind(&mut cluster).await;
+    cluster.snapshots.remove(&follower);
+    cluster.disks.insert(follower, Disk::new(follower));
+    cluster.start_node(follower).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let group = cluster.group(follower);
+    let status = group.status().await.replica;
+    assert_eq!(
+        status.stranded,
+        Some(cluster.group(leader).status().await.replica.snapshot)
+    );
+    assert_eq!(group.metrics().alarms.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_store_that_panics_is_named() {
+    let cluster = Cluster::start_with_snapshots(config()).await;
+    write(&cluster.group(1), 0..5).await;
+    cluster.snapshots[&1].break_down(Breakage::Panics);
+    let failed = cluster.group(1).save_snapshot().await;
+    assert!(
+        matches!(&failed, Err(SnapshotError::Panicked(why)) if why.contains("told to panic")),
+        "{failed:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_of_a_machine_that_is_ahead_of_the_log_is_refused_not_waited_for() {
+    /// A list that has been kept on a disk of its own.
+    struct Kept(Slot);
+    impl StateMachine for Kept {
+        fn applied(&self) -> Slot {
+            self.0
+        }
+        fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
+            replies.extend(chosen.commands.iter().map(|_| Bytes::new()));
+            self.0 = chosen.upto;
+            Ok(())
+        }
+        fn query(&self, _: Bytes) -> Bytes {
+            Bytes::new()
+        }
+        fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+            List::default().snapshot()
+        }
+        fn restore(&mut self, upto: Slot, _: &mut dyn std::io::Read) -> Result<(), MachineError> {
+            self.0 = upto;
+            Ok(())
+        }
+    }
+    let mut cluster = Cluster::start_with_snapshots(config()).await;
+    write(&cluster.group(1), 0..20).await;
+    cluster.group(1).save_snapshot().await.unwrap();
+    write(&cluster.group(1), 20..50).await;
+    let applied = cluster.group(1).status().await.applied;
+    for node in 1..=3 {
+        cluster.crash(node).await;
+    }
+    // Alone it cannot know that anything is chosen.
+    let node = cluster.spawn_node(1).await.unwrap();
+    let group = node
+        .add_group(GROUP, members(1..=3), Kept(Slot(applied.0 + 100)))
+        .await
+        .unwrap();
+    let saved = tokio::time::timeout(Duration::from_mins(1), group.save_snapshot()).await;
+    assert!(
+        matches!(saved, Ok(Err(SnapshotError::Unready { .. }))),
+        "{saved:?}"
+    );
+}
+
+/// Two groups, of which one is being restored, on a runtime with a single thread: nothing happens between two awaits.
+#[tokio::test]
+async fn whoever_asks_a_group_that_ends_is_answered_at_once() {
+    let config = Config {
+        storage_thread: true,
+        // What is asked behind the stop is not taken in any more.
+        max_turn_inputs: 1,
+        ..eager()
+    };
+    let mut cluster = Cluster::start_with_snapshots(config).await;
+    let (_, follower) = leave_behind(&mut cluster).await;
+    let gate = Arc::new(Gate::default());
+    let node = cluster.spawn_node(follower).await.unwrap();
+    let restoring = node
+        .add_group(GROUP, members(1..=3), Slow(List::default(), gate.clone()))
+        .await
+        .unwrap();
+    while !gate.somebody_waits() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(node);
+    let asked = tokio::time::timeout(Duration::from_secs(10), restoring.status()).await;
+    gate.open();
+    assert!(
+        asked
+            .expect("an answer while the machine is away")
+            .halted
+            .is_some()
+    );
 }
 
 #[tokio::test(start_paused = true)]

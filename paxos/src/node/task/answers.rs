@@ -216,7 +216,7 @@ impl Task {
                 }
                 reply.send(Err(error));
             }
-            Waiter::Change(reply) => drop(reply.send(Err(ChangeError::Unknown))),
+            Waiter::Change(reply) => reply.answer(Err(ChangeError::Unknown)),
             Waiter::Read { request, .. } => {
                 let error = match reason {
                     Rejection::NotLeader { leader } => ReadError::NotLeader { leader },
@@ -240,7 +240,7 @@ impl Task {
                 self.shared.metrics.proposals_failed.increment();
                 reply.send(Err(ProposeError::Unknown));
             }
-            Some(Waiter::Change(reply)) => drop(reply.send(Err(ChangeError::Unknown))),
+            Some(Waiter::Change(reply)) => reply.answer(Err(ChangeError::Unknown)),
             Some(Waiter::Read { .. } | Waiter::Transfer(_)) | None => {}
         }
     }
@@ -248,8 +248,7 @@ impl Task {
     /// A membership change has ended.
     pub(super) fn membership_changed(&mut self, token: Token, result: Result<Membership, ChangeRejection>) {
         if let Some(Waiter::Change(reply)) = self.waiting.remove(token, &self.shared.queue) {
-            // Nobody listens any more: fine.
-            let _ = reply.send(result.map_err(ChangeError::Refused));
+            reply.answer(result.map_err(ChangeError::Refused));
         }
     }
 

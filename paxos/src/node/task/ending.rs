@@ -1,14 +1,13 @@
 //! The end of a task: everything that is open is answered, as truly as can be known.
 
-use std::sync::PoisonError;
-
 use super::{
-    super::{caught, group::Request, waiting::Waiter},
+    super::{caught, waiting::Waiter},
     End, Task,
 };
 use crate::{
     core::{Input, Output},
     error::{ChangeError, ProposeError, ReadError, TransferError},
+    snapshot::SnapshotError,
     types::Time,
 };
 
@@ -36,12 +35,7 @@ impl Task {
             let now = self.shared.clock.now();
             let asked = caught("cancelling", || self.cancel_all(now));
             if asked.is_ok() {
-                let status = self.status(now);
-                *self
-                    .shared
-                    .last_status
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = status;
+                self.shared.keep_status(self.status(now));
             }
         }
         self.shared.metrics.has_leader.set(0);
@@ -53,12 +47,12 @@ impl Task {
                     reply.send(Err(ProposeError::Unknown));
                 }
                 Some(Waiter::Read { request, .. }) => {
-                    self.shared.refuse_stopped(Request::Read(request));
+                    self.shared.refuse_read(request);
                 }
                 Some(Waiter::Transfer(reply)) => {
-                    let _ = reply.send(Err(TransferError::Stopped(self.shared.stop_reason())));
+                    reply.answer(Err(TransferError::Stopped(self.shared.stop_reason())));
                 }
-                Some(Waiter::Change(reply)) => drop(reply.send(Err(ChangeError::Unknown))),
+                Some(Waiter::Change(reply)) => reply.answer(Err(ChangeError::Unknown)),
                 None => {}
             }
         }
@@ -69,8 +63,13 @@ impl Task {
         while let Some(request) = self.requests.recv().await {
             self.shared.refuse_stopped(request);
         }
+        // Whoever asked something of the group itself hears that nobody answers any more.
+        self.taken_events.clear();
+        while self.events.try_recv().is_ok() {}
+        self.snapshots
+            .answer_wanted(&Err(SnapshotError::Stopped(self.shared.stop_reason())));
         // Everybody is answered: what is still being written or restored may take its time to notice.
-        self.snapshots.end(&self.shared.stop_reason()).await;
+        self.snapshots.end().await;
     }
 
     /// Asks the replica which open proposals certainly did not happen. Nothing else that it says is carried out.
@@ -88,12 +87,11 @@ impl Task {
                         reply.send(Err(ProposeError::Stopped(self.shared.stop_reason())));
                     }
                     Waiter::Change(reply) => {
-                        let _ = reply.send(Err(ChangeError::Stopped(self.shared.stop_reason())));
+                        reply.answer(Err(ChangeError::Stopped(self.shared.stop_reason())));
                     }
                     Waiter::Read { request, .. } => {
-                        request
-                            .queries
-                            .refuse(ReadError::Stopped(self.shared.stop_reason()));
+                        let error = ReadError::Stopped(self.shared.stop_reason());
+                        request.queries.refuse(error);
                     }
                     // Cannot be cancelled.
                     Waiter::Transfer(_) => {}

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        admission::Weight,
         event::Event,
         group::{Read, Request},
         waiting::{ReadRequest, Reply, Waiter},
@@ -56,8 +55,7 @@ impl Task {
                 Event::Peer(change) => change.into(),
                 Event::Persisted(id) => Input::Persisted(id),
                 Event::Status(reply) => {
-                    self.shared.queue.controls.ended(Weight { count: 1, bytes: 0 });
-                    let _ = reply.send(self.status(now));
+                    reply.answer(self.status(now));
                     continue;
                 }
                 Event::Transfer { to, reply } => {

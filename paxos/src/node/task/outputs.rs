@@ -78,8 +78,7 @@ impl Task {
             Output::Leader(leader) => self.note_leader(leader),
             Output::Transferred { token, result } => {
                 if let Some(Waiter::Transfer(reply)) = self.waiting.remove(token, &self.shared.queue) {
-                    // Nobody listens any more: fine.
-                    let _ = reply.send(result.map_err(TransferError::Rejected));
+                    reply.answer(result.map_err(TransferError::Rejected));
                 }
             }
             Output::Membership { membership, .. } => self.note_membership(membership),

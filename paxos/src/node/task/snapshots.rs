@@ -3,14 +3,14 @@
 //! Everything that may block is done elsewhere, and comes back as an event. While the machine is being restored it is
 //! *away*: the replica votes and answers heartbeats all the while, only applying and reading wait.
 
-use std::{boxed::Box, collections::VecDeque, string::String, vec::Vec};
+use std::{boxed::Box, collections::VecDeque, format, string::String, vec::Vec};
 
 use bytes::Bytes;
-use tokio::{sync::oneshot, task::JoinSet, time::Instant};
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     super::{
-        caught,
+        ask::Ask,
         event::Event,
         snapshots::{self, Cancel, ChunkRequest, SnapshotEvent, Snapshots},
     },
@@ -23,7 +23,7 @@ use crate::{
     types::{NodeId, Slot, Time},
 };
 
-type SaveReply = oneshot::Sender<Result<Slot, SnapshotError>>;
+type SaveReply = Ask<Result<Slot, SnapshotError>>;
 
 /// What a task is doing about snapshots.
 pub(super) struct Work {
@@ -66,16 +66,14 @@ impl Work {
     }
 
     /// Nobody wants the results any more; waits until nothing is under way.
-    pub(super) async fn end(&mut self, why: &str) {
+    pub(super) async fn end(&mut self) {
         self.cancel.cancel();
-        self.answer_wanted(&Err(SnapshotError::Stopped(why.into())));
         while self.jobs.join_next().await.is_some() {}
     }
 
-    fn answer_wanted(&mut self, result: &Result<Slot, SnapshotError>) {
+    pub(super) fn answer_wanted(&mut self, result: &Result<Slot, SnapshotError>) {
         for (_, reply) in self.wanted.drain(..) {
-            // Nobody listens any more: fine.
-            let _ = reply.send(result.clone());
+            reply.answer(result.clone());
         }
     }
 }
@@ -111,10 +109,14 @@ impl Task {
             Some(_) => self.snapshots.off.clone(),
         };
         if let Some(why) = off {
-            let _ = reply.send(Err(SnapshotError::Off(why)));
-            return;
+            return reply.answer(Err(SnapshotError::Off(why)));
         }
-        self.snapshots.wanted.push((self.machine.applied(), reply));
+        let upto = self.machine.applied();
+        if !self.machine.is_away() && self.replica.status(now).applied < upto {
+            // It keeps its state itself, and the log is still being read up to there.
+            return reply.answer(Err(SnapshotError::Unready { upto }));
+        }
+        self.snapshots.wanted.push((upto, reply));
         self.answer_wanted(now);
     }
 
@@ -123,7 +125,7 @@ impl Task {
         let newest = self.snapshots.newest;
         for (at_least, reply) in std::mem::take(&mut self.snapshots.wanted) {
             if at_least <= newest {
-                let _ = reply.send(Ok(newest));
+                reply.answer(Ok(newest));
             } else {
                 self.snapshots.wanted.push((at_least, reply));
             }
@@ -188,11 +190,7 @@ impl Task {
                 self.answer_wanted(now);
             }
             Err(error) => {
-                self.note_snapshot_failure(
-                    upto,
-                    &error,
-                    "a snapshot could not be saved; another one follows",
-                );
+                self.note_snapshot_failure(now, upto, &error, "a snapshot could not be saved");
                 self.snapshot_failed(upto, &error);
             }
         }
@@ -204,9 +202,14 @@ impl Task {
         self.snapshots.answer_wanted(&Err(error.clone()));
     }
 
-    fn note_snapshot_failure(&self, upto: Slot, error: &SnapshotError, what: &str) {
+    fn note_snapshot_failure(&mut self, now: Time, upto: Slot, error: &SnapshotError, what: &str) {
         self.shared.metrics.snapshot_failures.increment();
         tracing::warn!(group = %self.shared.id, node = %self.shared.node, %upto, %error, "{what}");
+        if matches!(error, SnapshotError::Poisoned(_)) && self.snapshots.off.is_none() {
+            // It would refuse every further one.
+            self.snapshots.off = Some(format!("{error}; restart the node"));
+            self.replica.step(now, Input::SnapshotsOff);
+        }
     }
 }
 
@@ -236,7 +239,7 @@ impl Task {
         let Chunk { total, data } = chunk.unwrap_or_else(|error| {
             // A newer one may have taken its place: the peer asks for that.
             if !matches!(error, SnapshotError::Missing { .. }) {
-                self.note_snapshot_failure(upto, &error, "a snapshot cannot be read for a peer");
+                self.note_snapshot_failure(now, upto, &error, "a snapshot cannot be read for a peer");
             }
             Chunk::default()
         });
@@ -271,10 +274,7 @@ impl Task {
         self.snapshots.storing = true;
         let (store, events, group) = (snapshots.store.clone(), self.event_sender.clone(), self.shared.id);
         snapshots.workers().spawn(&mut self.snapshots.jobs, move || {
-            let stored = caught("the snapshot store panicked", || {
-                store.store_chunk(group, upto, offset, chunk)
-            });
-            let stored = stored.unwrap_or_else(|why| Err(SnapshotError::Source(why)));
+            let stored = snapshots::call(|| store.store_chunk(group, upto, offset, chunk));
             events.send(Event::Snapshot(SnapshotEvent::ChunkStored { upto, stored }));
         });
     }
@@ -295,11 +295,12 @@ impl Task {
                 Input::SnapshotReceived(*header)
             }
             Err(error) => {
-                self.note_snapshot_failure(upto, &error, "a peer's snapshot could not be stored");
+                self.note_snapshot_failure(now, upto, &error, "a peer's snapshot could not be stored");
                 Input::SnapshotFailed { upto }
             }
         };
         self.replica.step(now, input);
+        self.answer_wanted(now);
         self.store_next_chunk();
     }
 }
@@ -343,7 +344,7 @@ impl Task {
         machine: Result<Box<dyn StateMachine>, String>,
     ) -> Result<(), End> {
         let machine = machine.map_err(|why| {
-            End::Halted(std::format!(
+            End::Halted(format!(
                 "the state machine could not be restored from the snapshot as of slot {upto}: {why}"
             ))
         })?;

@@ -1,14 +1,12 @@
 //! What the task tells of itself: leader, status, gauges.
 
-use std::sync::PoisonError;
-
 use super::{
     super::group::{GroupStatus, Shared},
     REFRESH, Task,
 };
 use crate::{
     core::Alarm,
-    types::{Ballot, Slot, Time},
+    types::{Ballot, Time},
 };
 
 impl Task {
@@ -36,16 +34,19 @@ impl Task {
         tracing::error!(group = %self.shared.id, node = %self.shared.node, ?alarm, "alarm");
     }
 
-    fn restoring(&self) -> Option<Slot> {
-        self.snapshots.restoring.map(|(upto, _)| upto)
+    pub(super) fn status(&self, now: Time) -> GroupStatus {
+        GroupStatus {
+            digest: self.machine.digest(),
+            ..self.status_without_digest(now)
+        }
     }
 
-    pub(super) fn status(&self, now: Time) -> GroupStatus {
+    fn status_without_digest(&self, now: Time) -> GroupStatus {
         GroupStatus {
             replica: self.replica.status(now),
             applied: self.machine.applied(),
-            digest: self.machine.digest(),
-            restoring: self.restoring(),
+            digest: None,
+            restoring: self.snapshots.restoring.map(|(upto, _)| upto),
             snapshots_off: self.snapshots.off.clone(),
             halted: self.shared.stopped.get().cloned(),
         }
@@ -62,20 +63,9 @@ impl Task {
         }
         self.refreshed = Some((now, rests));
         // A digest may be costly: it is for those who ask for the status.
-        let status = GroupStatus {
-            replica: self.replica.status(now),
-            applied: self.machine.applied(),
-            digest: None,
-            restoring: self.restoring(),
-            snapshots_off: self.snapshots.off.clone(),
-            halted: None,
-        };
+        let status = self.status_without_digest(now);
         set_gauges(&self.shared, &status);
-        *self
-            .shared
-            .last_status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = status;
+        self.shared.keep_status(status);
     }
 }
 
