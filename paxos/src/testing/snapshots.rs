@@ -79,6 +79,7 @@ impl Check {
             new_place: &mut new_place,
             open,
             store,
+            places: Vec::new(),
         })
     }
 }
@@ -108,6 +109,8 @@ struct Bed<'a> {
     new_place: &'a mut dyn FnMut() -> Box<Open>,
     open: Box<Open>,
     store: Option<Box<dyn SnapshotStore>>,
+    /// Those of other nodes: they last as long as what opens them.
+    places: Vec<Box<Open>>,
 }
 
 impl Bed<'_> {
@@ -126,7 +129,10 @@ impl Bed<'_> {
 
     /// Another node's store.
     fn another(&mut self) -> Outcome<Box<dyn SnapshotStore>> {
-        Ok((self.new_place)()()?)
+        let mut open = (self.new_place)();
+        let store = open()?;
+        self.places.push(open);
+        Ok(store)
     }
 
     /// What a store at a peer gives out of this snapshot.
