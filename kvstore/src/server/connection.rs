@@ -6,10 +6,9 @@ use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::watch,
 };
 
-use super::{Session, Shared, pipeline::Pipeline};
+use super::{Session, Shared, clients::Clients, pipeline::Pipeline};
 use crate::resp::{Parser, write};
 
 /// What a connection reads at once at first, and at the most, in bytes.
@@ -21,23 +20,30 @@ const COMMANDS_PER_TURN: usize = 64;
 /// A connection that has nothing to do keeps buffers of this many bytes at the most.
 const MAX_IDLE_BUFFER_BYTES: usize = 256 << 10;
 
-/// Serves one client until it leaves, breaks the protocol, or the server stops.
-pub(super) async fn serve(
-    mut stream: TcpStream,
-    peer: SocketAddr,
-    shared: Arc<Shared>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let mut session = shared.clients.connect(peer);
+/// Serves one client until it leaves or breaks the protocol, or this is dropped.
+pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    let mut connected = Connected {
+        clients: &shared.clients,
+        session: shared.clients.connect(peer),
+    };
+    let session = &mut connected.session;
     tracing::debug!(client = session.id, %peer, "connected");
-    tokio::select! {
-        outcome = converse(&mut stream, &shared, &mut session) => match outcome {
-            Ok(()) => tracing::debug!(client = session.id, "disconnected"),
-            Err(error) => tracing::debug!(client = session.id, %error, "connection lost"),
-        },
-        _ = stop.wait_for(|stop| *stop) => {}
+    match converse(&mut stream, &shared, session).await {
+        Ok(()) => tracing::debug!(client = session.id, "disconnected"),
+        Err(error) => tracing::debug!(client = session.id, %error, "connection lost"),
     }
-    shared.clients.disconnect(&session);
+}
+
+/// A client that counts as connected until this is dropped.
+struct Connected<'a> {
+    clients: &'a Clients,
+    session: Session,
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.clients.disconnect(&self.session);
+    }
 }
 
 async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session) -> std::io::Result<()> {
@@ -95,6 +101,60 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
         }
         if session.close {
             return stream.shutdown().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use paxos::{NodeId, node::Read};
+    use tokio::{net::TcpListener, sync::watch};
+
+    use super::*;
+    use crate::{
+        machine::NodeAddresses,
+        resp::Limits,
+        server::{self, Route, Settings},
+    };
+
+    #[tokio::test]
+    async fn a_server_that_stops_ends_the_connections() {
+        let settings = Settings {
+            node: NodeId(1),
+            cluster: "test".into(),
+            storage: "none".into(),
+            addresses: NodeAddresses::default(),
+            route: Route::Forward,
+            max_clients: 10,
+            request_timeout: Duration::from_secs(1),
+            read: Read::Linearizable,
+            limits: Limits::default(),
+        };
+        let shared = Shared::new(settings, Vec::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = watch::Sender::new(false);
+        let server = tokio::spawn(server::serve(listener, shared.clone(), stop.subscribe()));
+        let (mut left, mut stays) = (
+            TcpStream::connect(address).await.unwrap(),
+            TcpStream::connect(address).await.unwrap(),
+        );
+        for client in [&mut left, &mut stays] {
+            client.write_all(b"PING\r\n").await.unwrap();
+            let mut reply = [0; 7];
+            client.read_exact(&mut reply).await.unwrap();
+            assert_eq!(&reply, b"+PONG\r\n");
+        }
+        assert_eq!(shared.clients.len(), 2);
+        left.shutdown().await.unwrap();
+        assert_eq!(left.read(&mut [0]).await.unwrap(), 0);
+        stop.send_replace(true);
+        server.await.unwrap();
+        assert_eq!(stays.read(&mut [0]).await.unwrap_or(0), 0);
+        while shared.clients.len() > 0 {
+            tokio::task::yield_now().await;
         }
     }
 }

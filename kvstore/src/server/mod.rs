@@ -28,6 +28,7 @@ use paxos::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
+    task::JoinSet,
 };
 
 pub use self::{
@@ -123,18 +124,23 @@ impl Shared {
 
 /// Serves clients that connect to `listener` until `stop` becomes true or its sender is gone.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    let told = stop.clone();
     tokio::select! {
-        () = accept(listener, &shared, &told) => {}
+        () = accept(listener, &shared) => {}
         () = shared.turns.renew() => {}
         _ = stop.changed() => {}
     }
 }
 
-async fn accept(listener: TcpListener, shared: &Arc<Shared>, stop: &watch::Receiver<bool>) {
+/// Accepts clients. When this is dropped their connections end: none of them has to look out for that, at each command.
+async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
     let places = Arc::new(Semaphore::new(shared.settings.max_clients));
+    let mut connections = JoinSet::new();
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, as a rule: some client will leave.
@@ -150,9 +156,8 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>, stop: &watch::Recei
             continue;
         };
         let shared = Arc::clone(shared);
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            connection::serve(stream, peer, shared, stop).await;
+        connections.spawn(async move {
+            connection::serve(stream, peer, shared).await;
             drop(place);
         });
     }
