@@ -153,7 +153,7 @@ mod tests {
         stop.send_replace(true);
         server.await.unwrap();
         assert_eq!(stays.read(&mut [0]).await.unwrap_or(0), 0);
-        while shared.clients.len() > 0 {
+        while !shared.clients.is_empty() {
             tokio::task::yield_now().await;
         }
     }
