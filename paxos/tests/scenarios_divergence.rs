@@ -224,3 +224,93 @@ fn a_group_that_rests_was_compared_first() {
     rig.pass(10_000);
     assert_eq!(quarantined(&rig, 3), [3]);
 }
+
+mod a_disk_that_was_set_back {
+    use super::*;
+
+    /// n3 comes back without the last of three commands.
+    fn forgets_a_command() -> Rig {
+        let mut rig = led_by_1(3);
+        let copy = rig.copy_disk(3);
+        rig.propose(1, b"d");
+        rig.pass(300);
+        rig.crash(3);
+        rig.set_disk_back(3, &copy);
+        rig
+    }
+
+    fn blamed(rig: &Rig) -> bool {
+        let mut alarms = rig.alarms().iter();
+        alarms.any(|(_, alarm)| matches!(alarm, Alarm::RolledBack { peer: NodeId(3), .. }))
+    }
+
+    #[test]
+    fn is_noticed_and_its_node_quarantines_itself() {
+        let mut rig = forgets_a_command();
+        rig.restart(3);
+        rig.pass(500);
+        assert!(blamed(&rig));
+        assert_eq!(quarantined(&rig, 3), [3]);
+        let why = rig.status(3).quarantine;
+        assert!(matches!(why, Some(Quarantine::RolledBack { .. })), "{why:?}");
+        rig.propose(2, b"e");
+        rig.pass(300);
+        assert_eq!(rig.applied(2), ["a", "b", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn has_no_vote_even_if_its_node_is_not_told() {
+        let mut rig = forgets_a_command();
+        let told = |letter: &Letter| matches!(letter.message, Message::RolledBack { .. });
+        rig.restart(3);
+        rig.pass_for_where(&[1, 2, 3], 300, |letter| !told(letter));
+        assert!(blamed(&rig) && quarantined(&rig, 3).is_empty());
+        let before = rig.chosen();
+        rig.crash(2);
+        rig.propose(1, b"e");
+        rig.pass_for_where(&[1, 3], 200, |letter| !told(letter));
+        assert_eq!(rig.status(1).chosen, before);
+    }
+
+    #[test]
+    fn is_noticed_by_a_promise_alone() {
+        let mut rig = Rig::new(3);
+        let copy = rig.copy_disk(3);
+        rig.elect(1);
+        rig.pass(300);
+        rig.crash(3);
+        rig.set_disk_back(3, &copy);
+        rig.restart(3);
+        rig.pass(500);
+        assert_eq!(quarantined(&rig, 3), [3]);
+    }
+
+    #[test]
+    fn is_not_one_that_lost_only_what_was_never_acknowledged() {
+        let mut rig = led_by_1(3);
+        rig.hold_disk(3);
+        for command in ["d", "e"] {
+            rig.propose(1, command.as_bytes());
+            rig.pass(200);
+        }
+        rig.crash(3);
+        rig.release_disk(3);
+        rig.restart(3);
+        rig.pass(1_000);
+        assert_eq!(quarantined(&rig, 3), []);
+        assert_eq!(rig.applied(3), rig.applied(1));
+        assert_eq!(rig.alarms(), []);
+    }
+
+    #[test]
+    fn is_forgiven_when_it_is_replaced() {
+        let mut rig = forgets_a_command();
+        rig.restart(3);
+        rig.pass(500);
+        rig.lose_disk(3);
+        rig.restart(3);
+        rig.pass(3_000);
+        assert_eq!(quarantined(&rig, 3), []);
+        assert_eq!(rig.applied(3), rig.applied(1));
+    }
+}

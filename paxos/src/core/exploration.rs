@@ -55,6 +55,9 @@ impl Replica {
         for (id, _) in &mut self.gate.pending {
             *id = after(*id, durable);
         }
+        for (id, _) in &mut self.gate.adding {
+            *id = after(*id, durable);
+        }
         for held in self.window.entries.iter_mut().flatten() {
             held.persist = after(held.persist, durable);
         }

@@ -2,7 +2,7 @@
 
 use alloc::{collections::VecDeque, vec::Vec};
 
-use super::{Message, PersistId};
+use super::{Holding, Message, PersistId};
 use crate::types::{Ballot, NodeId, Slot, WriteOp};
 
 /// What becomes true, or may be said, once a write is durable.
@@ -31,6 +31,9 @@ pub(super) struct Gate {
     /// The bytes of entries in each write that is not durable yet, and their sum.
     pub(super) pending: VecDeque<(PersistId, usize)>,
     pending_bytes: usize,
+    /// What each write that is not durable yet adds to what the disk holds, and what it holds of this life's.
+    pub(super) adding: VecDeque<(PersistId, Holding)>,
+    holds: Holding,
     pub(super) held: VecDeque<(PersistId, After)>,
 }
 
@@ -44,6 +47,11 @@ impl Gate {
             durable: PersistId(0),
             pending: VecDeque::new(),
             pending_bytes: 0,
+            adding: VecDeque::new(),
+            holds: Holding {
+                slot: Slot::ZERO,
+                promised: Ballot::ZERO,
+            },
             held: VecDeque::new(),
         }
     }
@@ -52,6 +60,21 @@ impl Gate {
     pub(super) fn write(&mut self, op: WriteOp) -> PersistId {
         self.sync = true;
         self.needed = self.building;
+        let added = match &op {
+            WriteOp::Accept { slot, .. } => Holding {
+                slot: *slot,
+                ..Holding::default()
+            },
+            WriteOp::HardState { state, .. } => Holding {
+                promised: state.promised,
+                ..Holding::default()
+            },
+            WriteOp::Trim { .. } | WriteOp::RemoveGroup { .. } => Holding::default(),
+        };
+        match self.adding.back_mut() {
+            Some((id, sum)) if *id == self.building => *sum = sum.join(added),
+            _ => self.adding.push_back((self.building, added)),
+        }
         if let WriteOp::Accept { entry, .. } = &op {
             let bytes = entry.size();
             self.pending_bytes += bytes;
@@ -82,6 +105,11 @@ impl Gate {
     /// Nothing that waits for a write happens any more.
     pub(super) fn forget_what_waits(&mut self) {
         self.held.clear();
+    }
+
+    /// What has been written in this life and is durable.
+    pub(super) const fn holds(&self) -> Holding {
+        self.holds
     }
 
     pub(super) const fn durable(&self) -> PersistId {
@@ -128,6 +156,12 @@ impl Gate {
         {
             self.pending.pop_front();
             self.pending_bytes -= bytes;
+        }
+        while let Some((id, added)) = self.adding.front().copied()
+            && id <= self.durable
+        {
+            self.adding.pop_front();
+            self.holds = self.holds.join(added);
         }
     }
 

@@ -408,6 +408,14 @@ pub enum Alarm {
         /// The other one.
         peer: NodeId,
     },
+    /// A peer's disk has lost what the peer had acknowledged: it was set back to an older state. The peer has no vote any
+    /// more, and quarantines itself when it hears of it.
+    RolledBack {
+        /// Whose.
+        peer: NodeId,
+        /// The highest slot that it held.
+        slot: Slot,
+    },
     /// The replica has put itself under quarantine, durably, or began so: it takes part in nothing any more. The driver
     /// halts it. A restart changes nothing; the way back is an empty store.
     Quarantined(Quarantine),

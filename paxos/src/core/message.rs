@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Checkpoint, TransferRejection};
+use super::{Checkpoint, Holding, Life, TransferRejection};
 use crate::types::{Accepted, Ballot, Change, ChangeRejection, Entry, Incarnation, Membership, NodeId, Slot};
 
 /// A message of the protocol. The sender (node and disk) and the group travel around it, in
@@ -122,6 +122,8 @@ pub enum Message {
         /// What the sender has applied up to the leader's slot; unknown if it does not remember, or the leader asked for
         /// nothing.
         checkpoint: Checkpoint,
+        /// What the sender's disk holds, and held when this life of the sender began.
+        life: Life,
     },
     /// The watermark has advanced and no `Accept` is there to carry it. Not answered.
     Chosen {
@@ -290,6 +292,15 @@ pub enum Message {
         /// What a quorum has applied.
         right: Checkpoint,
     },
+    /// "Your disk once held more than you began with": the receiver, if that is so, quarantines itself.
+    RolledBack {
+        /// The leader's ballot; who does not follow it does nothing.
+        ballot: Ballot,
+        /// The receiver's life that began with too little.
+        incarnation: Incarnation,
+        /// What an earlier life has said to be on its disk.
+        lost: Holding,
+    },
 }
 
 impl Message {
@@ -325,6 +336,7 @@ impl Message {
             Self::NotAdmitted { .. } => "not_admitted",
             Self::Members { .. } => "members",
             Self::Diverged { .. } => "diverged",
+            Self::RolledBack { .. } => "rolled_back",
         }
     }
 

@@ -58,6 +58,7 @@ mod proposer;
 mod quiet;
 mod reads;
 mod rng;
+mod rollback;
 mod snapshots;
 mod transfer;
 mod window;
@@ -95,6 +96,7 @@ pub use self::{
     },
     lease::Lease,
     message::Message,
+    rollback::{Holding, Life},
 };
 use crate::types::{
     Ballot, GroupId, HardState, Identity, Incarnation, NodeId, Quarantine, Slot, StorageId, Time, WriteOp,
@@ -128,6 +130,8 @@ pub struct Replica {
     gate: Gate,
     history: History,
     quarantine: Option<Quarantine>,
+    /// What the store held when this life began.
+    began: Holding,
 
     role: Role,
     /// Whom this node follows, itself included.
@@ -214,6 +218,7 @@ impl Replica {
             chosen_written_at: now,
             trimmed,
             memberships,
+            began: Holding::found(&hard_state, window.last().max(upto)),
             window,
             gate: Gate::new(),
             history: match upto {
@@ -385,6 +390,7 @@ impl Replica {
                 ready,
                 leased,
                 checkpoint,
+                life,
             } => {
                 let pulse = Pulse {
                     round,
@@ -394,6 +400,7 @@ impl Replica {
                     ready,
                     leased,
                     checkpoint,
+                    life,
                 };
                 self.on_heartbeat_reply((from, storage), ballot, pulse);
             }
@@ -459,6 +466,11 @@ impl Replica {
             Message::MembershipChanged { token, result } => self.on_membership_changed(from, token, result),
             Message::NotAdmitted { at, membership } => self.on_not_admitted(from, at, &membership),
             Message::Members { at, membership } => self.on_members(from, at, membership),
+            Message::RolledBack {
+                ballot,
+                incarnation,
+                lost,
+            } => self.on_rolled_back(from, ballot, incarnation, lost),
             Message::Diverged { ballot, right } => self.on_diverged(from, ballot, right),
         }
     }

@@ -2,8 +2,8 @@
 
 use alloc::collections::VecDeque;
 
-use super::Checkpoint;
-use crate::types::{Slot, StorageId, Time};
+use super::{Checkpoint, Holding, Life};
+use crate::types::{Ballot, Incarnation, Slot, StorageId, Time};
 
 /// How many heartbeats are remembered for telling what was lost before them.
 const MAX_PROBES: usize = 16;
@@ -44,6 +44,10 @@ pub(super) struct Progress {
     /// Its hash at the last slot that was compared; and whether it has ever been another one than this leader's.
     pub(super) compared: Checkpoint,
     pub(super) differs: bool,
+    /// Its newest life that was heard of, and all that any of its lives has said to hold.
+    pub(super) life: Life,
+    /// What its disk has lost: it counts no more.
+    pub(super) lost: Option<Holding>,
 }
 
 impl Progress {
@@ -70,6 +74,18 @@ impl Progress {
                 hash: 0,
             },
             differs: false,
+            life: Life {
+                incarnation: Incarnation(0),
+                began: Holding {
+                    slot: Slot::ZERO,
+                    promised: Ballot::ZERO,
+                },
+                holds: Holding {
+                    slot: Slot::ZERO,
+                    promised: Ballot::ZERO,
+                },
+            },
+            lost: None,
         }
     }
 
@@ -83,7 +99,7 @@ impl Progress {
 
     /// Whether the peer has a vote at the leader's ballot for `slot`.
     pub(super) fn voted(&self, slot: Slot) -> bool {
-        self.unclaimed < slot && slot <= self.matched
+        self.lost.is_none() && self.unclaimed < slot && slot <= self.matched
     }
 
     /// Whether the peer knows that everything up to `chosen` is chosen, is sent things, and has applied the same.

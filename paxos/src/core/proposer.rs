@@ -10,7 +10,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Checkpoint, Command, Message, Replica, Sender,
+    Checkpoint, Command, Life, Message, Replica, Sender,
     acceptor::Following,
     barrier::{Barrier, Promises},
     batch,
@@ -86,6 +86,7 @@ pub(super) struct Pulse {
     pub(super) ready: bool,
     pub(super) leased: bool,
     pub(super) checkpoint: Checkpoint,
+    pub(super) life: Life,
 }
 
 impl Leadership {
@@ -512,6 +513,7 @@ impl Replica {
             ready: self.could_lead(),
             leased,
             checkpoint,
+            life: self.life(),
         };
         self.send(from, message);
     }
@@ -528,6 +530,7 @@ impl Replica {
             ready,
             leased,
             checkpoint,
+            life,
         }: Pulse,
     ) {
         let Role::Leader(leadership) = &mut self.role else {
@@ -550,13 +553,20 @@ impl Replica {
             }
             *peer = Progress::of_disk(storage, start, self.now);
         }
+        if !self.disk_is_sound(from, life) {
+            return;
+        }
+        let now = self.now;
+        let Some(peer) = self.progress_of(from) else {
+            return;
+        };
         if leased && planted::is("lease_from_arrival") {
-            peer.granted = Some(self.now);
+            peer.granted = Some(now);
         }
         peer.granted = peer.granted.max(granted);
         peer.acknowledged(accepted, chosen);
         peer.heartbeat_answered(round, received);
-        peer.heard_at(self.now);
+        peer.heard_at(now);
         if round >= peer.answered {
             peer.answered = round;
             peer.ready = ready;
@@ -565,6 +575,13 @@ impl Replica {
         self.note_watermark(from, chosen);
         self.confirm_reads();
         self.compare_with_peer(from, checkpoint);
+    }
+
+    fn progress_of(&mut self, peer: NodeId) -> Option<&mut Progress> {
+        let Role::Leader(leadership) = &mut self.role else {
+            return None;
+        };
+        leadership.peers.get_mut(&peer)
     }
 
     pub(super) fn on_accepted(&mut self, (from, storage): Sender, ballot: Ballot, upto: Slot, chosen: Slot) {
@@ -577,7 +594,7 @@ impl Replica {
         let Some(peer) = leadership.peers.get_mut(&from) else {
             return;
         };
-        if *peer.storage.get_or_insert(storage) != storage {
+        if *peer.storage.get_or_insert(storage) != storage || peer.lost.is_some() {
             return;
         }
         peer.acknowledged(upto, chosen);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{FrameWriter, INLINE_BYTES, WireError};
 use crate::{
-    core::{Checkpoint, Message, TransferRejection},
+    core::{Checkpoint, Holding, Life, Message, TransferRejection},
     types::{
         Accepted as AcceptedEntry, Ballot, Change, ChangeRejection, Entry, EntryKind, Incarnation,
         Membership, NodeId, Slot,
@@ -64,6 +64,43 @@ impl From<Checkpoint> for SlotAndHash {
 impl From<SlotAndHash> for Checkpoint {
     fn from(SlotAndHash(slot, hash): SlotAndHash) -> Self {
         Self { slot, hash }
+    }
+}
+
+/// What a disk holds: `[slot, round, node]`.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Held(Slot, u64, NodeId);
+
+impl From<Holding> for Held {
+    fn from(Holding { slot, promised }: Holding) -> Self {
+        Self(slot, promised.round, promised.node)
+    }
+}
+
+impl From<Held> for Holding {
+    fn from(Held(slot, round, node): Held) -> Self {
+        let promised = Ballot { round, node };
+        Self { slot, promised }
+    }
+}
+
+/// A life: `[incarnation, what it began with, what it holds]`.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct LifeAndHeld(Incarnation, Held, Held);
+
+impl From<Life> for LifeAndHeld {
+    fn from(life: Life) -> Self {
+        Self(life.incarnation, life.began.into(), life.holds.into())
+    }
+}
+
+impl From<LifeAndHeld> for Life {
+    fn from(LifeAndHeld(incarnation, began, holds): LifeAndHeld) -> Self {
+        Self {
+            incarnation,
+            began: began.into(),
+            holds: holds.into(),
+        }
     }
 }
 
@@ -135,7 +172,7 @@ plain_messages! {
     5 Refuse { ballot: Pair, promised: Pair }
     7 Accepted { ballot: Pair, upto: Slot, chosen: Slot }
     8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64, lease: Nanos, checkpoint: SlotAndHash }
-    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot, ready: bool, leased: bool, checkpoint: SlotAndHash }
+    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot, ready: bool, leased: bool, checkpoint: SlotAndHash, life: LifeAndHeld }
     10 Learn { from: Slot, upto: Slot }
     13 Forwarded { ballot: Pair, incarnation: Incarnation, expected: u64 }
     14 ReadIndex { token: u64 }
@@ -153,6 +190,7 @@ plain_messages! {
     52 NotAdmitted { at: Slot, membership: Membership }
     53 Members { at: Slot, membership: Membership }
     60 Diverged { ballot: Pair, right: SlotAndHash }
+    61 RolledBack { ballot: Pair, incarnation: Incarnation, lost: Held }
 }
 
 /// What a message with entries or commands says beside them. `count` is the number of rows in the table.

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use proptest::{collection::vec as many, prelude::*};
 
 use super::*;
-use crate::core::{Checkpoint, TransferRejection};
+use crate::core::{Checkpoint, Holding, Life, TransferRejection};
 use crate::types::{Accepted, Ballot, Entry, EntryKind, Incarnation, Slot};
 
 fn envelope(message: Message) -> Envelope {
@@ -382,10 +382,10 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
             any_slot(),
             any_slot(),
             any::<(bool, bool)>(),
-            any_checkpoint()
+            (any_checkpoint(), any_life())
         )
             .prop_map(
-                |(ballot, round, received, accepted, chosen, (ready, leased), checkpoint)| {
+                |(ballot, round, received, accepted, chosen, (ready, leased), (checkpoint, life))| {
                     Message::HeartbeatReply {
                         ballot,
                         round,
@@ -395,9 +395,15 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
                         ready,
                         leased,
                         checkpoint,
+                        life,
                     }
                 }
             ),
+        (any_ballot(), any_life()).prop_map(|(ballot, life)| Message::RolledBack {
+            ballot,
+            incarnation: life.incarnation,
+            lost: life.holds,
+        }),
         (any_ballot(), any_checkpoint()).prop_map(|(ballot, right)| Message::Diverged { ballot, right }),
         (any_ballot(), any_slot(), any_slot()).prop_map(|(ballot, start, chosen)| Message::TakeOver {
             ballot,
@@ -411,6 +417,18 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
         (any::<u64>(), any_transfer_rejection())
             .prop_map(|(request, reason)| Message::TransferRefused { request, reason }),
     ]
+}
+
+fn any_holding() -> impl Strategy<Value = Holding> {
+    (any_slot(), any_ballot()).prop_map(|(slot, promised)| Holding { slot, promised })
+}
+
+fn any_life() -> impl Strategy<Value = Life> {
+    (any::<u64>(), any_holding(), any_holding()).prop_map(|(incarnation, began, holds)| Life {
+        incarnation: Incarnation(incarnation),
+        began,
+        holds,
+    })
 }
 
 fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {

@@ -151,6 +151,12 @@ impl Disk {
         };
     }
 
+    /// The disk is as it was when it held this. Nothing is being written.
+    pub(super) fn set_back(&mut self, to: &Contents) {
+        self.durable = to.clone();
+        self.view = to.clone();
+    }
+
     /// The last byte of what is stored in a slot changes, unnoticed. False if there is none. Nothing is being written.
     pub(super) fn alter(&mut self, group: GroupId, slot: Slot) -> bool {
         let held = self.durable.0.get_mut(&group);

@@ -7,14 +7,14 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crate::{snapshot::SnapshotHeader, types::Slot};
 
 /// The snapshots of one group on one node.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Files {
     whole: BTreeMap<Slot, Bytes>,
     partial: Option<Partial>,
 }
 
 /// A snapshot that is being received.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Partial {
     upto: Slot,
     total: u64,

@@ -110,7 +110,7 @@ pub use self::{
     machine::{Auditor, Checking, Ledger, OnStorage, Script, Workload},
     oracle::{Oracle, Violation},
     random::Random,
-    rig::{Ending, Letter, Rig},
+    rig::{DiskCopy, Ending, Letter, Rig},
     sessions::Retrying,
     shrink::{Shrunk, shrink},
 };

@@ -11,7 +11,7 @@ use std::{
 use bytes::{Buf, Bytes};
 
 use super::{
-    disk::{Disk, DiskState},
+    disk::{Contents, Disk, DiskState},
     files::{Files, Stored},
     oracle::Oracle,
     oracle::Violation,
@@ -102,6 +102,13 @@ fn thaw(mut state: Bytes) -> Vec<Bytes> {
         applied.push(state.split_to(length));
     }
     applied
+}
+
+/// What a node's disk held once.
+#[derive(Clone, Debug)]
+pub struct DiskCopy {
+    contents: Contents,
+    files: Files,
 }
 
 impl Seat {
@@ -272,6 +279,24 @@ impl Rig {
         seat.altered = true;
         let altered = seat.disk.alter(GROUP, slot);
         assert!(altered, "the slot holds bytes");
+    }
+
+    /// What is durable on a node's disk.
+    pub fn copy_disk(&mut self, node: u64) -> DiskCopy {
+        let seat = self.seat(node);
+        DiskCopy {
+            contents: seat.disk.durable.clone(),
+            files: seat.files.clone(),
+        }
+    }
+
+    /// A node that is down: its disk goes back to what it held once. From now on as after [`Self::alter`].
+    pub fn set_disk_back(&mut self, node: u64, to: &DiskCopy) {
+        let seat = self.seat(node);
+        assert!(seat.replica.is_none(), "a living node does not read it again");
+        seat.altered = true;
+        seat.disk.set_back(&to.contents);
+        seat.files = to.files.clone();
     }
 
     fn is_altered(&self, node: u64) -> bool {

@@ -101,6 +101,7 @@ pub fn message(message: &Message) -> String {
             round,
             checkpoint: _,
         } => format!("{name} {ballot} round {round} (start {start}) chosen {chosen}"),
+        Message::RolledBack { ballot, lost, .. } => format!("{name} {ballot}, it held slot {}", lost.slot),
         Message::Diverged { ballot, right } => format!("{name} {ballot} at slot {}", right.slot),
         Message::HeartbeatReply {
             ballot,
@@ -111,6 +112,7 @@ pub fn message(message: &Message) -> String {
             ready,
             leased,
             checkpoint: _,
+            life: _,
         } => {
             let ready = if *ready { "" } else { ", not ready" };
             let leased = if *leased { ", leased" } else { "" };
