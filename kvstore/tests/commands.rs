@@ -223,7 +223,7 @@ fn http_tells_of_the_node(cluster: &Cluster) {
         fields(&status["groups"][0]),
         expected(
             "group is_leader leader ballot standing in_sync chosen applied lag snapshot first_slot last_slot digest \
-             membership_version members"
+             hash membership_version members"
         )
     );
     assert_eq!(

@@ -53,7 +53,7 @@ pub(super) async fn ask_all(endpoints: &[String], timeout: Duration) -> Vec<Answ
 pub(super) fn table(answers: &[Answer]) -> String {
     let mut table = Table::new(&[
         "NODE", "ENDPOINT", "GROUP", "ROLE", "LEADER", "BALLOT", "CHOSEN", "APPLIED", "LAG", "LOG",
-        "SNAPSHOT", "DIGEST", "STORAGE", "UPTIME", "IN SYNC",
+        "SNAPSHOT", "HASH", "DIGEST", "STORAGE", "UPTIME", "IN SYNC",
     ]);
     for (endpoint, answer) in answers {
         let Ok(report) = answer else {
@@ -75,6 +75,7 @@ pub(super) fn table(answers: &[Answer]) -> String {
                 group.lag.to_string(),
                 format!("{}-{}", group.first_slot, group.last_slot),
                 snapshot(group),
+                hash(group),
                 group.digest.clone().unwrap_or_else(|| "-".to_owned()),
                 report.storage.clone(),
                 format!("{} s", report.uptime_seconds),
@@ -120,6 +121,12 @@ fn snapshot(group: &GroupReport) -> String {
         None if group.snapshot == 0 => "-".to_owned(),
         None => group.snapshot.to_string(),
     }
+}
+
+/// Up to which slot, and over all that was applied up to there.
+fn hash(group: &GroupReport) -> String {
+    let told = group.hash.as_ref();
+    told.map_or_else(|| "-".to_owned(), |hash| format!("{}:{}", hash.slot, hash.value))
 }
 
 fn json_of(answers: &[Answer]) -> serde_json::Value {

@@ -2,7 +2,7 @@
 
 use paxos::{
     Member, Role,
-    core::{Standing, Status},
+    core::{Checkpoint, Standing, Status},
     node::{Group, GroupStatus, Obstacle},
 };
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,9 @@ pub struct GroupReport {
     pub last_slot: u64,
     /// The digest of the state as of `applied`, in hexadecimal: the same on every replica.
     pub digest: Option<String>,
+    /// The running hash over all that was applied up to the slot: the same on every replica that has applied as much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<HashReport>,
     /// The membership's version; 0 if this node has learned of none yet.
     #[serde(default)]
     pub membership_version: u64,
@@ -90,6 +93,15 @@ pub struct FetchReport {
     pub done_bytes: u64,
     /// How many it has; 0 while that is not known.
     pub total_bytes: u64,
+}
+
+/// What a replica has applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HashReport {
+    /// Up to which slot.
+    pub slot: u64,
+    /// In hexadecimal.
+    pub value: String,
 }
 
 /// A ballot.
@@ -231,9 +243,17 @@ fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
         first_slot: replica.trimmed.next().0,
         last_slot: replica.last.0,
         digest: status.digest.map(|digest| format!("{digest:016x}")),
+        hash: hash_report(replica.checkpoint),
         membership_version: replica.membership.version,
         members: member_reports(group, replica),
     }
+}
+
+fn hash_report(checkpoint: Checkpoint) -> Option<HashReport> {
+    (checkpoint.hash != 0).then(|| HashReport {
+        slot: checkpoint.slot.0,
+        value: format!("{:016x}", checkpoint.hash),
+    })
 }
 
 const fn standing_name(standing: Standing) -> &'static str {
