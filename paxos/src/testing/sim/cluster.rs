@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     core::{Input, Message, Phase, Status, Token, peers::Beat},
-    types::{ClusterId, Incarnation, Member, Membership, NodeId, Slot, Time},
+    types::{ClusterId, Incarnation, Member, Membership, NodeId, Slot, StorageId, Time},
 };
 
 /// Something that is going to happen.
@@ -40,6 +40,8 @@ pub(super) enum Event {
         from: usize,
         group: usize,
         message: Message,
+        /// The sender's disk when it was sent.
+        storage: StorageId,
         sent_under: Option<crate::Ballot>,
     },
     /// A node finds time for what waits in its inbox.
@@ -322,8 +324,9 @@ impl<'a, W: Workload> Cluster<'a, W> {
                 from,
                 group,
                 message,
+                storage,
                 sent_under,
-            } => self.deliver((from, to), group, message, sent_under),
+            } => self.deliver((from, to), group, (message, storage), sent_under),
             Event::Round { node, life } if self.lives(node, life) => return self.round(node),
             Event::Tick {
                 node,
@@ -385,7 +388,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
         &mut self,
         (from, to): (usize, usize),
         group: usize,
-        message: Message,
+        (message, storage): (Message, StorageId),
         sent_under: Option<crate::Ballot>,
     ) {
         if self.network.is_cut(from, to) {
@@ -397,7 +400,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
         self.coverage.meet_if(late, Sometimes::ReplayAcrossElection);
         let input = Input::Message {
             from: self.nodes[from].id,
-            storage: self.nodes[from].storage,
+            storage,
             message,
         };
         self.input(to, group, input);
@@ -544,16 +547,17 @@ impl<'a, W: Workload> Cluster<'a, W> {
     fn end_round(&mut self, node: usize, group: usize, now: Time, ticked: bool) -> Result<(), Violation> {
         let (id, lateness) = (self.nodes[node].id, self.plan.tick_lateness);
         let newest = self.nodes[node].files[group].newest();
-        let acceptor = self.nodes[node].acceptor();
+        let (acceptor, altered) = (self.nodes[node].acceptor(), self.nodes[node].altered);
         let Some(life) = self.nodes[node].seat_mut(group) else {
             return Ok(());
         };
         let status = life.replica.status(now);
-        self.groups[group]
-            .oracle
-            .status(id, &status, Some(&life.status))?;
-        self.groups[group].oracle.snapshots(acceptor, &status, newest)?;
-        self.groups[group].oracle.hashed(id, status.checkpoint)?;
+        if !altered {
+            let oracle = &mut self.groups[group].oracle;
+            oracle.status(id, &status, Some(&life.status))?;
+            oracle.snapshots(acceptor, &status, newest)?;
+            oracle.hashed(id, status.checkpoint)?;
+        }
         within_bounds(id, &status, &life.status, &self.plan.config)?;
         let before = core::mem::replace(&mut life.status, status);
         let (deadline, tick_at) = (life.replica.deadline(), life.tick_at);

@@ -125,6 +125,8 @@ events! {
     AppliesWaited = "entries waited until a snapshot was installed",
     UnknownByInstall = "a proposal ended unknown because a snapshot holds its effect",
     RestartedFromSnapshot = "a replica restarted from a snapshot and the log behind it",
+    DivergedQuarantined = "a replica whose log was altered quarantined itself",
+    RolledBackQuarantined = "a replica whose disk was set back quarantined itself",
     RestartedHalfInstalled = "a replica restarted with a snapshot ahead of its log",
 }
 

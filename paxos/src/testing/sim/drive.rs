@@ -83,6 +83,7 @@ impl<W: Workload> Cluster<'_, W> {
             Output::MembershipChanged { token, result } => {
                 self.membership_changed(node, group, token, &result)
             }
+            Output::Alarm(what) if self.is_expected(node, &what) => Ok(()),
             Output::Alarm(what) => Err(alarm(self.nodes[node].id, &what)),
         }
     }
@@ -101,7 +102,10 @@ impl<W: Workload> Cluster<'_, W> {
         );
         let disk = self.nodes[node].disk.durable.group(group_id(group));
         let acceptor = self.nodes[node].acceptor();
-        self.groups[group].oracle.sent(acceptor, life, message, disk)?;
+        let sent = self.groups[group].oracle.sent(acceptor, life, message, disk);
+        if !self.nodes[node].altered {
+            sent?;
+        }
         self.observe_send(node, group, message);
         for receiver in to {
             let index = usize::try_from(receiver.0)
@@ -151,7 +155,7 @@ impl<W: Workload> Cluster<'_, W> {
                         Arrival::At(at) => (at, None),
                         Arrival::Replay(at) => (at, Some(self.groups[group].oracle.highest_ballot())),
                     };
-                    let message = message.clone();
+                    let (message, storage) = (message.clone(), self.nodes[from].storage);
                     self.at(
                         at,
                         Event::Deliver {
@@ -159,6 +163,7 @@ impl<W: Workload> Cluster<'_, W> {
                             from,
                             group,
                             message,
+                            storage,
                             sent_under,
                         },
                     );
@@ -215,7 +220,10 @@ impl<W: Workload> Cluster<'_, W> {
         let view = self.nodes[node].disk.view.group(group_id(group));
         let mut after = view.hard;
         for op in &ops {
-            self.groups[group].oracle.submitted(acceptor, view, op)?;
+            let submitted = self.groups[group].oracle.submitted(acceptor, view, op);
+            if !self.nodes[node].altered {
+                submitted?;
+            }
             match op {
                 WriteOp::HardState { state, .. } => {
                     ensure!(
@@ -328,7 +336,10 @@ impl<W: Workload> Cluster<'_, W> {
             for op in ops.filter(|op| op.group() == group_id(group)) {
                 let disk = self.nodes[node].disk.durable.group(group_id(group));
                 let oracle = &mut self.groups[group].oracle;
-                oracle.durable(acceptor, op, disk, hard)?;
+                let durable = oracle.durable(acceptor, op, disk, hard);
+                if !self.nodes[node].altered {
+                    durable?;
+                }
                 if let WriteOp::HardState { state, .. } = op {
                     hard = *state;
                 }
@@ -407,6 +418,9 @@ impl<W: Workload> Cluster<'_, W> {
             chosen.slot
         );
         let digest = life.machine.digest();
+        if self.nodes[node].altered {
+            return Ok(());
+        }
         self.groups[group]
             .history
             .applied(id, chosen, reply_hash(&replies), digest)?;

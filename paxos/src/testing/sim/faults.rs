@@ -63,6 +63,7 @@ faults! {
     SnapshotDamage = "A snapshot is damaged where it is read for a peer.",
     SlowInstall = "Snapshots take long to be installed.",
     Absence = "A node that does not lead is cut off for long.",
+    Alteration = "At the end an entry on one node's disk is altered, or the disk is set back.",
 }
 
 /// A set of fault classes.
@@ -161,7 +162,7 @@ impl Plan {
         let groups = options.groups.unwrap_or(drawn).max(1);
         let absent = random.between(150, 500);
         let mut faults = FaultSet::NONE;
-        for fault in Fault::ALL {
+        for fault in Fault::ALL.iter().filter(|fault| **fault != Fault::Alteration) {
             if !random.chance(absent) && options.faults.has(*fault) {
                 faults = faults.with(*fault);
             }
@@ -195,7 +196,7 @@ impl Plan {
         let snapshot_failure_permille = rate(random, Fault::SnapshotFailure, 300);
         let chunk_damage_permille = rate(random, Fault::SnapshotDamage, 200);
         let slow_install = random.pick(&[50 * MS, SECOND, 4 * SECOND, 4 * SECOND]);
-        Self {
+        let mut plan = Self {
             nodes,
             spares,
             groups,
@@ -226,7 +227,12 @@ impl Plan {
             snapshot_failure_permille,
             chunk_damage_permille,
             keep_snapshots: random.pick(&[1, 2]),
+        };
+        // Drawn last, because it comes last: before that a run is the same with and without it.
+        if random.chance(300) && options.faults.has(Fault::Alteration) {
+            plan.faults = plan.faults.with(Fault::Alteration);
         }
+        plan
     }
 }
 

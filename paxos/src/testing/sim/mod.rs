@@ -68,12 +68,14 @@
 //! | I12 | no two nodes would answer a read by lease at one moment, nor does a node begin to lead then, as long as clocks drift no more than the lease allows for |
 //! | I13 | queues keep their bounds |
 //! | I14 | the same running hash on all replicas that have applied as much |
+//! | quarantine | who holds something else than its group, because its disk was altered or set back, finds itself in quarantine, nobody else, and the group goes on |
 //! | L1 | after a while without faults, every node answers writes and reads |
 //! | L2 | at the end all replicas have applied the same |
 //!
 //! and that every proposal ends exactly once, happens once at the most, never after it was rejected, and in the order
 //! of its node.
 
+mod alteration;
 mod clients;
 mod cluster;
 mod coverage;

@@ -80,6 +80,7 @@ impl<W: Workload> Cluster<'_, W> {
             self.storm()?;
             self.calm("L1")?;
         }
+        self.tamper()?;
         self.converge()
     }
 
@@ -125,7 +126,7 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     /// Without anybody asking for anything all replicas come to hold the same, and know it.
-    fn align(&mut self) -> Check {
+    pub(super) fn align(&mut self) -> Check {
         for _ in 0..PROBE_STEPS {
             if self.is_aligned().is_err() {
                 self.run_for(100 * MS)?;
@@ -191,7 +192,7 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     /// A write and a read of each group at each node.
-    fn probe(&mut self, oracle: &'static str) -> Check {
+    pub(super) fn probe(&mut self, oracle: &'static str) -> Check {
         for group in 0..self.groups.len() {
             self.probe_group(group, oracle)?;
         }

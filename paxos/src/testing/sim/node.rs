@@ -75,6 +75,8 @@ pub(super) struct Node<M> {
     pub(super) full_disk: bool,
     /// Its disk is damaged, so that it refuses to start.
     pub(super) damaged: bool,
+    /// Its disk holds something else than was written: the oracles do not look at it.
+    pub(super) altered: bool,
     /// It belongs to no group at first, and knows no member.
     joins: bool,
 }
@@ -94,6 +96,7 @@ impl<M> Node<M> {
             slow_disk: false,
             full_disk: false,
             damaged: false,
+            altered: false,
             joins,
         }
     }
@@ -220,7 +223,9 @@ impl<W: Workload> Cluster<'_, W> {
         let now = self.nodes[node].clock(self.now);
         let oracle = &self.groups[group].oracle;
         let state = disk.durable.group(group_id(group));
-        oracle.restarted((*id, *storage), state, upto)?;
+        if !self.nodes[node].altered {
+            oracle.restarted((*id, *storage), state, upto)?;
+        }
         let tail = state.tail();
         let nobody = Membership::default();
         let first = if self.nodes[node].joins {
@@ -251,7 +256,9 @@ impl<W: Workload> Cluster<'_, W> {
         };
         let replica = Replica::new(self.plan.config.clone(), start, now);
         let status = replica.status(now);
-        oracle.status(*id, &status, None)?;
+        if !self.nodes[node].altered {
+            oracle.status(*id, &status, None)?;
+        }
         ensure!(
             status.promised >= state.hard.promised,
             "I6",

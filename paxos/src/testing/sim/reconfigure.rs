@@ -217,6 +217,13 @@ impl<W: Workload> Cluster<'_, W> {
         self.coverage.meet(Sometimes::DiskLost);
         let id = self.nodes[victim].id;
         self.say(|| std::format!("-- n{id} loses its disk"));
+        self.replace_disk(victim)?;
+        self.restart_later(victim);
+        Ok(())
+    }
+
+    /// A node dies, and its disk with it; an empty one takes its place.
+    pub(super) fn replace_disk(&mut self, victim: usize) -> Check {
         self.crash(victim)?;
         let Node {
             disk, files, storage, ..
@@ -224,11 +231,10 @@ impl<W: Workload> Cluster<'_, W> {
         disk.replace();
         files.fill_with(Files::default);
         *storage = StorageId(storage.0 + 1_000);
-        self.restart_later(victim);
         Ok(())
     }
 
-    fn can_lose(&self, victim: usize, group: usize) -> bool {
+    pub(super) fn can_lose(&self, victim: usize, group: usize) -> bool {
         let (id, storage) = self.nodes[victim].acceptor();
         let oracle = &self.groups[group].oracle;
         let pinned = |membership: &Membership| {
