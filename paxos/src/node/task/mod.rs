@@ -7,7 +7,10 @@ mod outputs;
 mod snapshots;
 mod status;
 
-use std::{collections::BTreeSet, mem, pin::Pin, string::String, sync::Arc, time::Duration, vec::Vec};
+use std::{
+    collections::BTreeSet, future::poll_fn, mem, pin::Pin, string::String, sync::Arc, task::Poll,
+    time::Duration, vec::Vec,
+};
 
 use self::snapshots::Work;
 
@@ -87,6 +90,8 @@ pub(super) struct Task {
     write: PendingWrite,
     /// Peers to which the transport refused a message in the last turn.
     refused: BTreeSet<NodeId>,
+    /// This turn has handed messages to the transport.
+    has_sent: bool,
     /// The last turn left something that is ready to be done.
     has_more: bool,
     slow: SlowLogs,
@@ -135,6 +140,7 @@ impl Task {
             write: PendingWrite::default(),
             refused: BTreeSet::new(),
             refreshed: None,
+            has_sent: false,
             has_more: false,
         }
     }
@@ -145,10 +151,14 @@ impl Task {
         let mut armed = Time::default();
         let max_inputs = self.environment.config.max_turn_inputs;
         let end = loop {
-            match caught("the replica broke an invariant", || self.turn()) {
-                Ok(Ok(())) => {}
-                Ok(Err(end)) => break end,
-                Err(why) => break End::Broken(why),
+            if let Err(end) = guarded(|| self.begin_turn()) {
+                break end;
+            }
+            if mem::take(&mut self.has_sent) && self.write.any {
+                give_way().await;
+            }
+            if let Err(end) = guarded(|| self.end_turn()) {
+                break end;
             }
             self.arm(timer.as_mut(), &mut armed);
             tokio::select! {
@@ -179,7 +189,8 @@ impl Task {
         }
     }
 
-    fn turn(&mut self) -> Result<(), End> {
+    /// Takes in what has come, and lets messages leave.
+    fn begin_turn(&mut self) -> Result<(), End> {
         if let Some(why) = &*self.halt.borrow_and_update() {
             return Err(End::Halted(why.clone()));
         }
@@ -199,10 +210,34 @@ impl Task {
         while let Some(output) = self.replica.poll() {
             self.carry_out(output)?;
         }
+        Ok(())
+    }
+
+    /// Does what others wait for less urgently than peers for messages.
+    fn end_turn(&mut self) -> Result<(), End> {
         self.hand_over_write();
         self.apply()?;
         self.answer_reads();
-        self.refresh(now);
+        self.refresh(self.shared.clock.now());
         Ok(())
     }
+}
+
+/// Runs a part of a turn; a panic ends the group.
+fn guarded(part: impl FnOnce() -> Result<(), End>) -> Result<(), End> {
+    caught("the replica broke an invariant", part).unwrap_or_else(|why| Err(End::Broken(why)))
+}
+
+/// Lets what was woken run, which is the transport as a rule: messages are on their way before the store's thread is
+/// woken, which may take as long as sending them all. What is not ready is not waited for.
+async fn give_way() {
+    let mut has_given_way = false;
+    poll_fn(|context| {
+        if mem::replace(&mut has_given_way, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

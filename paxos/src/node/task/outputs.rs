@@ -122,6 +122,7 @@ impl Task {
                 return;
             }
         };
+        self.has_sent = true;
         for peer in to {
             if let Err(error) = self.environment.transport.send(*peer, &frame) {
                 self.shared.metrics.refused_sends.increment();
