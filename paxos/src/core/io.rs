@@ -105,10 +105,11 @@ pub enum Input {
         /// stand still. An invalid change stays invalid.
         force: bool,
     },
-    /// The user waits no longer. A proposal that may already have left this queue ends [`Output::Unknown`], everything
-    /// else ends [`Output::Rejected`] with [`Rejection::Expired`]. Does nothing if the token has ended already.
+    /// The user waits no longer. A proposal that may already have left this queue and a change of the membership end
+    /// [`Output::Unknown`]; other proposals, and reads, end [`Output::Rejected`] with [`Rejection::Expired`]. Does nothing
+    /// if the token has ended already, nor to a request for another leader, which ends soon anyway.
     Cancel {
-        /// The proposal or read.
+        /// The proposal, read or change.
         token: Token,
     },
     /// Answers [`Output::Load`]: what the store holds in these slots.
