@@ -133,8 +133,8 @@ impl Membership {
         voters.filter(|member| has(member)).count() >= self.quorum()
     }
 
-    /// This membership after some changes, in order; each must be valid after those before it. The rounds of a node that
-    /// was a member before begin at `first_round`.
+    /// This membership after some changes, in order; each must be valid after those before it. The rounds of nodes that
+    /// are added begin at `first_round`: they may have been members before.
     pub(crate) fn changed(&self, changes: &[Change], first_round: u64) -> Result<Self, ChangeRejection> {
         let mut next = self.clone();
         next.version += 1;
@@ -205,15 +205,14 @@ impl Membership {
             return Err(ChangeRejection::AlreadyMember { node });
         };
         let address = valid(node, address)?;
-        // Those that are forgotten may come back too.
-        let is_new = self.removed.len() < MAX_REMOVED && !self.removed.contains(&node);
         self.removed.retain(|removed| *removed != node);
         let member = Member {
             node,
             storage: None,
             address,
             role,
-            first_round: if is_new { 0 } else { first_round },
+            // Whether it was a member before is not remembered for ever.
+            first_round,
             priority: 0,
         };
         self.members.insert(place, member);
@@ -443,4 +442,32 @@ fn list(nodes: &[NodeId]) -> String {
         text.push_str(&node.to_string());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_was_forgotten_reuses_no_ballot_either() {
+        let step = |present: &Membership, change| {
+            let next = present.changed(&[change], 7);
+            next.expect("the change is valid")
+        };
+        let add = |node| Change::AddLearner {
+            node: NodeId(node),
+            address: "somewhere".into(),
+        };
+        let mut present = Membership::new([Member::voter(NodeId(1), "")]);
+        let last = MAX_REMOVED as u64 + 3;
+        for node in 2..=last {
+            present = step(&present, add(node));
+            present = step(&present, Change::Remove { node: NodeId(node) });
+        }
+        assert!(!present.removed.contains(&NodeId(2)), "it is forgotten");
+        present = step(&present, add(last));
+        present = step(&present, add(2));
+        let member = present.member(NodeId(2)).expect("it was added");
+        assert_eq!(member.first_round, 7);
+    }
 }
