@@ -36,6 +36,7 @@ struct Question {
 /// Reads that a leader confirms.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct LeaderReads {
+    /// Of other nodes; this node's own ones wait elsewhere.
     waiting: Vec<Asker>,
     round: Option<Round>,
 }
@@ -91,7 +92,7 @@ impl Replica {
 
     pub(super) fn cancel_read(&mut self, token: Token) {
         if self.reads.open.remove(&token) {
-            // Without a leader nothing else drops cancelled reads.
+            // Nothing else drops cancelled reads while no round begins.
             if self.reads.waiting.len() > 2 * self.reads.open.len() {
                 self.reads.waiting.retain(|token| self.reads.open.contains(token));
             }
@@ -134,15 +135,16 @@ impl Replica {
             return;
         };
         let asked = self.reads.questions.drain(..).flat_map(|question| question.reads);
-        let own = asked.chain(self.reads.waiting.drain(..)).map(Asker::Own);
-        leadership.reads.waiting.extend(own);
-        if leadership.reads.waiting.is_empty()
+        self.reads.waiting.extend(asked);
+        if (leadership.reads.waiting.is_empty() && self.reads.waiting.is_empty())
             || leadership.reads.round.is_some()
             || (index < leadership.inherited && !planted::is("read_before_inherited"))
         {
             return;
         }
-        let askers = core::mem::take(&mut leadership.reads.waiting);
+        let mut askers = core::mem::take(&mut leadership.reads.waiting);
+        let own = self.reads.waiting.drain(..);
+        askers.extend(own.filter(|read| self.reads.open.contains(read)).map(Asker::Own));
         leadership.reads.round = Some(Round {
             heartbeat: leadership.round + 1,
             index,
@@ -197,7 +199,8 @@ impl Replica {
             .chain(waiting)
         {
             match asker {
-                Asker::Own(token) => self.reads.waiting.push(token),
+                Asker::Own(token) if self.reads.open.contains(&token) => self.reads.waiting.push(token),
+                Asker::Own(_) => {}
                 Asker::Peer { node, number } => {
                     self.send(
                         node,
@@ -284,5 +287,91 @@ impl Replica {
             .iter()
             .map(|question| question.again_at)
             .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use core::time::Duration;
+
+    use super::*;
+    use crate::{
+        core::{Config, Input, Start},
+        types::{
+            Ballot, ChosenMembership, ClusterId, GroupId, HardState, Identity, Member, Membership, StorageId,
+        },
+    };
+
+    fn step(replica: &mut Replica, input: Input) {
+        let now = Time(Duration::from_secs(60));
+        replica.step(now, input);
+        while let Some(output) = replica.poll() {
+            if let Output::Persist { id, .. } = output {
+                replica.step(now, Input::Persisted(id));
+            }
+        }
+    }
+
+    /// Node 1 of three, elected with node 2's help; nobody has said anything since.
+    fn leader() -> Replica {
+        let members = (1..=3).map(|node| Member::voter(NodeId(node), ""));
+        let start = Start {
+            group: GroupId(1),
+            identity: Identity {
+                cluster: ClusterId(1),
+                node: NodeId(1),
+                storage: StorageId(1),
+            },
+            incarnation: Incarnation(1),
+            seed: 1,
+            membership: ChosenMembership::first(Membership::new(members)),
+            hard_state: HardState::default(),
+            trimmed: Slot::ZERO,
+            tail: vec![],
+            snapshot: None,
+        };
+        let mut replica = Replica::new(Config::default(), start, Time::default());
+        step(&mut replica, Input::Tick);
+        let ballot = Ballot {
+            round: 1,
+            node: NodeId(1),
+        };
+        let yes = Message::CanvassReply {
+            ballot,
+            granted: true,
+            highest: Ballot::ZERO,
+            chosen: Slot::ZERO,
+        };
+        let promise = Message::Promise {
+            ballot,
+            chosen: Slot::ZERO,
+            from: Slot(1),
+            to: Slot::MAX,
+            entries: vec![],
+        };
+        for message in [yes, promise] {
+            let (from, storage) = (NodeId(2), StorageId(2));
+            let input = Input::Message {
+                from,
+                storage,
+                message,
+            };
+            step(&mut replica, input);
+        }
+        replica
+    }
+
+    #[test]
+    fn reads_that_are_cancelled_while_no_quorum_answers_take_no_room() {
+        let mut replica = leader();
+        for token in (0..1_000).map(Token) {
+            step(&mut replica, Input::Read { token });
+            step(&mut replica, Input::Cancel { token });
+        }
+        let Role::Leader(leadership) = &replica.role else {
+            panic!("it leads");
+        };
+        assert!(replica.reads.waiting.len() + leadership.reads.waiting.len() < 10);
     }
 }
