@@ -304,7 +304,7 @@ mod tests {
     };
 
     fn step(replica: &mut Replica, input: Input) {
-        let now = Time(Duration::from_secs(60));
+        let now = Time(Duration::from_mins(1));
         replica.step(now, input);
         while let Some(output) = replica.poll() {
             if let Output::Persist { id, .. } = output {
