@@ -9,7 +9,7 @@ use core::time::Duration;
 
 use paxos::{
     NodeId,
-    core::{Config, Lease, Message, Phase, Token, TransferRejection},
+    core::{Config, Input, Lease, Message, Phase, Token, TransferRejection},
     testing::sim::{Ending, Letter, Rig},
 };
 
@@ -352,6 +352,74 @@ mod leases {
         assert!(!rig.holds_lease(1));
     }
 
+    /// As `leased`, in a group that rests.
+    fn resting() -> Rig {
+        let mut rig = leased(3);
+        for (node, peer) in [(1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)] {
+            rig.step(node, Input::PeerAlive(NodeId(peer)));
+        }
+        rig.pass(1_500);
+        assert!((1..=3).all(|node| rig.status(node).resting));
+        rig
+    }
+
+    #[test]
+    fn a_lease_runs_out_while_the_group_rests_and_the_first_read_gets_a_new_one() {
+        let mut rig = resting();
+        rig.pass(400);
+        assert!(!rig.holds_lease(1));
+        let first = rig.read_by_lease(1);
+        rig.settle();
+        assert!(matches!(rig.ending(first), Some(Ending::Read(_))), "at once");
+        assert!(!rig.was_by_lease(first));
+        assert!(rig.holds_lease(1));
+        let second = rig.read_by_lease(1);
+        assert!(rig.was_by_lease(second));
+        rig.pass(2_000);
+        assert!((1..=3).all(|node| rig.status(node).resting), "and it rests again");
+    }
+
+    #[test]
+    fn a_leader_that_rests_and_was_replaced_answers_no_read() {
+        let mut rig = resting();
+        rig.isolate(1);
+        for node in [2, 3] {
+            rig.step(node, Input::PeerSilent(NodeId(1)));
+        }
+        rig.pass_for(&[2, 3], 1_500);
+        let leader = rig.leader().expect("the others have a new one");
+        assert!(leader != 1 && rig.status(1).phase == Phase::Leader && rig.status(1).resting);
+        let write = rig.propose(leader, b"newer");
+        rig.pass_for(&[2, 3], 100);
+        assert!(happened(&rig, write));
+        let read = rig.read_by_lease(1);
+        rig.pass(2_000);
+        assert!(!matches!(rig.ending(read), Some(Ending::Read(_))), "{}", rig.transcript());
+    }
+
+    #[test]
+    fn a_follower_that_rests_keeps_its_word() {
+        let mut rig = leased(3);
+        for (node, peer) in [(1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)] {
+            rig.step(node, Input::PeerAlive(NodeId(peer)));
+        }
+        // The leader is missed as soon as it rests.
+        while !rig.status(2).resting {
+            rig.pass(1);
+        }
+        for node in [2, 3] {
+            rig.step(node, Input::PeerSilent(NodeId(1)));
+            rig.step(node, Input::Disconnected(NodeId(1)));
+        }
+        while rig.holds_lease(1) {
+            assert_eq!(rig.leader(), Some(1));
+            rig.pass_for(&[2, 3], 1);
+        }
+        rig.isolate(1);
+        rig.pass_for(&[2, 3], 1_500);
+        assert_ne!(rig.leader(), Some(1));
+    }
+
     #[test]
     fn who_has_granted_a_lease_helps_nobody_else_to_lead_while_it_lasts() {
         let mut rig = leased(3);
@@ -549,6 +617,60 @@ mod preference {
         rig.transfer(1, None);
         rig.settle();
         assert_eq!(rig.leader(), Some(3));
+    }
+
+    #[test]
+    fn who_a_user_has_named_leads_on() {
+        for asked in 1..=3 {
+            let mut rig = with_priorities(&[1, 1, 0]);
+            rig.elect(1);
+            rig.pass(200);
+            rig.transfer(asked, Some(3));
+            rig.pass(60_000);
+            assert_eq!(rig.leader(), Some(3), "asked at {asked}");
+        }
+    }
+
+    #[test]
+    fn a_leader_that_a_user_names_stays() {
+        for asked in 1..=3 {
+            let mut rig = with_priorities(&[0, 1, 1]);
+            rig.elect(1);
+            rig.pass(200);
+            rig.transfer(asked, Some(1));
+            rig.pass(60_000);
+            assert_eq!(rig.leader(), Some(1), "asked at {asked}");
+        }
+    }
+
+    #[test]
+    fn what_a_user_has_said_ends_with_that_leadership() {
+        let mut rig = with_priorities(&[2, 1, 0]);
+        rig.elect(1);
+        rig.pass(200);
+        rig.transfer(1, Some(3));
+        rig.pass(10_000);
+        rig.crash(3);
+        rig.pass_for(&[1, 2], 5_000);
+        rig.restart(3);
+        rig.pass(10_000);
+        assert_eq!(rig.leader(), Some(1));
+    }
+
+    #[test]
+    fn what_a_user_has_said_ends_with_new_priorities() {
+        let mut rig = with_priorities(&[2, 1, 0]);
+        rig.elect(1);
+        rig.pass(200);
+        rig.transfer(1, Some(3));
+        rig.pass(10_000);
+        let priority = paxos::Change::SetPriority {
+            node: NodeId(2),
+            priority: 3,
+        };
+        rig.change(3, &[priority], false);
+        rig.pass(10_000);
+        assert_eq!(rig.leader(), Some(2));
     }
 
     #[test]

@@ -73,7 +73,8 @@ pub(super) struct ServeOptions {
     /// it off, stop all nodes for that long
     #[arg(long, env = "KVSTORE_LEASE_READS")]
     lease_reads: bool,
-    /// Deal out the leadership of several groups evenly; a leader that was chosen by hand stays only without this
+    /// Deal out the leadership of several groups evenly. A leader that was chosen by hand stays until it is gone or the
+    /// voters change
     #[arg(long, env = "KVSTORE_BALANCE_LEADERS", default_value_t = true, action = clap::ArgAction::Set)]
     balance_leaders: bool,
     #[command(flatten)]

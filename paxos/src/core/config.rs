@@ -59,8 +59,8 @@ pub struct Config {
     /// How many bytes of a snapshot one message carries.
     pub snapshot_chunk_bytes: usize,
     /// Whether each voter of the highest [priority](crate::types::Member::priority) shall lead its share of many groups:
-    /// the group's id says which. A leader that is not the one hands over when things have been quiet for a while, also
-    /// after a user made it leader. Off by default.
+    /// the group's id says which. A leader that is not the one hands over when things have been quiet for a while, unless a
+    /// user has made it leader. Off by default.
     pub balance_leaders: bool,
     /// Whether leaders are granted leases, for reads without a round of heartbeats ([`Input::ReadByLease`]); off by
     /// default. Mind what [`Lease`] assumes of clocks, and that a leader whose connections break is replaced only when

@@ -39,6 +39,8 @@ pub(super) struct Candidacy {
     ask_again_at: Time,
     /// The leader that has asked for this candidacy.
     released: Option<Ballot>,
+    /// A user wants this node to lead.
+    pub(super) by_hand: bool,
 }
 
 #[derive(Clone, Copy, Debug, Hash)]
@@ -257,12 +259,12 @@ impl Replica {
                 canvass.granted.get(&node).copied()
             })
         {
-            self.stand(None);
+            self.stand(None, false);
         }
     }
 
-    /// Begins phase 1 at a new ballot; `released` is the leader that asks for it.
-    pub(super) fn stand(&mut self, released: Option<Ballot>) {
+    /// Begins phase 1 at a new ballot; `released` is the leader that asks for it, `by_hand` tells that a user does.
+    pub(super) fn stand(&mut self, released: Option<Ballot>, by_hand: bool) {
         if self.bound_until(released).is_some() {
             return;
         }
@@ -280,6 +282,7 @@ impl Replica {
             promises: Promises::default(),
             ask_again_at: self.now.plus(self.config.heartbeat_interval * 2),
             released,
+            by_hand,
         });
         let from = self.chosen.next();
         for voter in self.other_voters() {

@@ -216,8 +216,11 @@ pub enum Message {
         start: Slot,
         /// The leader's chosen watermark.
         chosen: Slot,
+        /// A user has named the receiver: it leads on, whoever else is preferred.
+        by_hand: bool,
     },
-    /// "Let that node lead." Asked of the leader by a node whose user wants it. Success shows in the change of leader.
+    /// "Let that node lead." Asked of the leader by a node whose user wants it, also if it is the leader
+    /// that shall lead on. Success shows in the change of leader.
     TransferLeadership {
         /// The sender's name for the request.
         request: u64,

@@ -446,7 +446,8 @@ impl Replica {
                 ballot,
                 start,
                 chosen,
-            } => self.on_take_over(from, ballot, start, chosen),
+                by_hand,
+            } => self.on_take_over(from, ballot, (start, chosen), by_hand),
             Message::TransferLeadership { request, to } => self.on_transfer_request(from, request, to),
             Message::TransferRefused { request, reason } => self.on_transfer_refused(from, request, reason),
             Message::Rest {

@@ -1,10 +1,14 @@
-//! Which node should lead a group: one of those with the highest priority, and of many groups each node its share.
+//! Which node should lead a group: the one that a user has named; else one of those with the highest priority, and of
+//! many groups each node its share.
+//!
+//! What a user has said holds while that node leads, and until the voters or their priorities change: then somebody has
+//! said something newer.
 
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Replica, election::Role as Part};
-use crate::types::{Member, NodeId, Role, Time};
+use crate::types::{Member, Membership, NodeId, Role, Time};
 
 /// For how many election timeouts another node has to be the better one before it is made leader.
 const PATIENCE: u32 = 4;
@@ -26,6 +30,14 @@ impl Preference {
     }
 }
 
+impl Membership {
+    /// The voters, each with its priority.
+    fn priorities(&self) -> Vec<(NodeId, u8)> {
+        let voters = self.members.iter().filter(|member| member.role == Role::Voter);
+        voters.map(|member| (member.node, member.priority)).collect()
+    }
+}
+
 impl Replica {
     /// Called with every heartbeat: hands over to a node that should lead instead, if that has been so for a while.
     pub(super) fn follow_preference(&mut self) {
@@ -44,7 +56,7 @@ impl Replica {
         }
         preference.since = now;
         // Refused: then it is not so any more, or a transfer is open.
-        let _ = self.begin_transfer(better);
+        let _ = self.begin_transfer(better, false);
     }
 
     /// Whether nobody should lead in place of this leader, as far as it knows.
@@ -53,11 +65,31 @@ impl Replica {
             .is_none_or(|node| node == self.identity.node)
     }
 
-    /// The voter that should lead: of those that could, the ones of the highest priority; of these this node, or with
+    /// A user wants this node to lead, which does.
+    pub(super) fn keep_leading(&mut self) {
+        let voters = self.memberships.current().priorities();
+        if let Part::Leader(leadership) = &mut self.role {
+            leadership.kept_among = Some(voters);
+        }
+    }
+
+    /// Whether a user wants this node to lead, as far as it matters still.
+    fn is_kept(&self) -> bool {
+        let Part::Leader(leadership) = &self.role else {
+            return false;
+        };
+        let kept_among = leadership.kept_among.as_ref();
+        kept_among.is_some_and(|voters| *voters == self.memberships.current().priorities())
+    }
+
+    /// The voter that should lead: this one if a user wants it; else of those that could, the ones of the highest priority; of these this node, or with
     /// balanced leaders the one that the group's id draws. Whoever cannot lead now is drawn and passed over, so that the
     /// groups of the others stay where they are.
     fn preferred_leader(&self) -> Option<NodeId> {
         let own = self.identity.node;
+        if self.is_kept() {
+            return Some(own);
+        }
         let voters = self.memberships.current().members.iter();
         let voters = voters.filter(|member| member.role == Role::Voter);
         let fit = |member: &&Member| member.node == own || self.is_in_step(member.node);

@@ -67,6 +67,8 @@ pub(super) struct Leadership {
     pub(super) promises: Promises,
     pub(super) change_asker: Option<ChangeAsker>,
     pub(super) preference: Preference,
+    /// A user wants this node to lead, and the voters and their priorities were these.
+    pub(super) kept_among: Option<Vec<(NodeId, u8)>>,
     /// Another node was told to take over: this ballot holds no lease any more.
     pub(super) released: bool,
     /// When the latest heartbeats were sent, oldest first.
@@ -168,7 +170,10 @@ impl Replica {
     /// Phase 1 is complete: adopts what it found, fills the holes with no-ops, and leads.
     pub(super) fn lead(&mut self, candidacy: Candidacy) {
         let Candidacy {
-            ballot, mut promises, ..
+            ballot,
+            mut promises,
+            by_hand,
+            ..
         } = candidacy;
         let found = &mut promises.found;
         for (slot, accepted) in self.window.from(self.chosen.next()) {
@@ -211,6 +216,7 @@ impl Replica {
             promises,
             change_asker: None,
             preference: Preference::default(),
+            kept_among: None,
             released: false,
             sent: VecDeque::new(),
         };
@@ -221,6 +227,9 @@ impl Replica {
             durable: self.chosen,
         };
         self.role = Role::Leader(Box::new(leadership));
+        if by_hand {
+            self.keep_leading();
+        }
         self.set_leader(Some(ballot));
         self.adopt();
         self.heartbeat();

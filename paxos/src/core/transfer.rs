@@ -4,6 +4,8 @@
 //! While the successor still catches up, commands go on. They wait only for the last stretch: two message rounds and two
 //! disk writes, as a rule. No timer is involved, unless something fails: then the transfer is given up after an election
 //! timeout and the leader goes on.
+//!
+//! A successor that a user has named keeps the leadership, whoever else is preferred: see [`preference`](super::preference).
 
 use alloc::vec::Vec;
 
@@ -17,6 +19,8 @@ const MAX_OPEN_REQUESTS: usize = 16;
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Transfer {
     pub(super) to: NodeId,
+    /// A user has named the successor.
+    by_hand: bool,
     /// What the log held when the transfer began: once the successor has that, commands wait.
     goal: Slot,
     commands_wait: bool,
@@ -70,6 +74,13 @@ impl Replica {
         let own = self.identity.node;
         let of = self.leader.ok_or(TransferRejection::NoLeader)?;
         if to.map_or(of.node != own, |to| to == of.node) {
+            if to == Some(own) {
+                self.keep_leading();
+            } else if let Some(to) = to {
+                // It shall know that a user wants it to stay.
+                let request = token.0;
+                self.send(of.node, Message::TransferLeadership { request, to });
+            }
             return Ok(Some(of.node));
         }
         if self.requests.0.len() >= MAX_OPEN_REQUESTS {
@@ -81,7 +92,7 @@ impl Replica {
                 self.send(of.node, Message::TransferLeadership { request, to });
                 to
             }
-            _ => self.begin_transfer(to)?,
+            _ => self.begin_transfer(to, to.is_some())?,
         };
         // The leader gives up after one election timeout; it has to hear of this first.
         let give_up_at = self.now.plus(self.config.election_timeout * 2);
@@ -100,7 +111,7 @@ impl Replica {
 
     /// Another node's user asks.
     pub(super) fn on_transfer_request(&mut self, from: NodeId, request: u64, to: NodeId) {
-        if let Err(reason) = self.begin_transfer(Some(to)) {
+        if let Err(reason) = self.begin_transfer(Some(to), true) {
             self.send(from, Message::TransferRefused { request, reason });
         }
     }
@@ -130,20 +141,31 @@ impl Replica {
         }
     }
 
-    /// Opens a transfer to this node, or to the one that is best fit. Returns to whom.
-    pub(super) fn begin_transfer(&mut self, to: Option<NodeId>) -> Result<NodeId, TransferRejection> {
-        let Part::Leader(leadership) = &self.role else {
+    /// Opens a transfer to this node, or to the one that is best fit. Returns to whom. `by_hand` tells that a user has
+    /// named it.
+    pub(super) fn begin_transfer(
+        &mut self,
+        to: Option<NodeId>,
+        by_hand: bool,
+    ) -> Result<NodeId, TransferRejection> {
+        let Part::Leader(leadership) = &mut self.role else {
             return Err(TransferRejection::NoLeader);
         };
-        if let Some(open) = &leadership.transfer {
+        if let Some(open) = &mut leadership.transfer {
             return if to.is_none_or(|to| to == open.to) {
+                open.by_hand |= by_hand;
                 Ok(open.to)
             } else {
                 Err(TransferRejection::UnderWay { to: open.to })
             };
         }
         let to = match to {
-            Some(node) if node == self.identity.node => return Ok(node),
+            Some(node) if node == self.identity.node => {
+                if by_hand {
+                    self.keep_leading();
+                }
+                return Ok(node);
+            }
             Some(node) => self.may_succeed(node).map(|_| node)?,
             None => self.best_successor().ok_or(TransferRejection::NobodyElse)?,
         };
@@ -151,6 +173,7 @@ impl Replica {
         if let Part::Leader(leadership) = &mut self.role {
             leadership.transfer = Some(Transfer {
                 to,
+                by_hand,
                 goal: leadership.next.previous(),
                 commands_wait: false,
                 told_at: None,
@@ -216,11 +239,12 @@ impl Replica {
         }
         transfer.told_at = Some(now);
         leadership.released = true;
-        let to = transfer.to;
+        let Transfer { to, by_hand, .. } = *transfer;
         let message = Message::TakeOver {
             ballot: leadership.ballot,
             start: leadership.start,
             chosen: self.chosen,
+            by_hand,
         };
         self.send(to, message);
     }
@@ -233,6 +257,7 @@ impl Replica {
         leadership.transfer = None;
         leadership.preference.failures += 1;
         let (of, released) = (leadership.ballot, leadership.released);
+        let by_hand = leadership.kept_among.is_some();
         let given_up: Vec<Request> = self
             .requests
             .0
@@ -244,7 +269,7 @@ impl Replica {
         if released && self.config.lease.is_some() {
             // The successor may still take over, so this ballot holds no lease any more. The next one can.
             self.become_follower(None);
-            self.stand(Some(of));
+            self.stand(Some(of), by_hand);
         }
     }
 
@@ -262,7 +287,13 @@ impl Replica {
     }
 
     /// The leader that this node follows wants to be succeeded by it.
-    pub(super) fn on_take_over(&mut self, from: NodeId, ballot: Ballot, start: Slot, chosen: Slot) {
+    pub(super) fn on_take_over(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        (start, chosen): (Slot, Slot),
+        by_hand: bool,
+    ) {
         // A leader that is not followed (any more) has nothing to give.
         if ballot.node != from || self.leader != Some(ballot) || !self.could_lead() {
             return;
@@ -270,7 +301,7 @@ impl Replica {
         self.follow(ballot, start);
         self.note_leader_watermark(from, ballot, chosen);
         self.become_follower(None);
-        self.stand(Some(ballot));
+        self.stand(Some(ballot), by_hand);
     }
 
     pub(super) fn transfer_deadline(&self) -> Option<Time> {

@@ -407,6 +407,9 @@ impl Group {
     /// that is nearly so and wait for the rest: nothing is lost, repeated or reordered, and writes pause for about two
     /// message rounds and three disk writes. If `to` does not take over within an election timeout, the leader goes on.
     ///
+    /// From then on `to` leads, whatever the priorities and the balance say, until it is gone or hands over, or the voters
+    /// or their priorities change.
+    ///
     /// # Errors
     ///
     /// [`Rejected`](TransferError::Rejected) says why `to` does not lead.

@@ -180,7 +180,7 @@ plain_messages! {
     16 Chosen { ballot: Pair, start: Slot, chosen: Slot }
     17 Trimmed { snapshot: Slot }
     18 FetchSnapshot { upto: Slot, offset: u64 }
-    30 TakeOver { ballot: Pair, start: Slot, chosen: Slot }
+    30 TakeOver { ballot: Pair, start: Slot, chosen: Slot, by_hand: bool }
     31 TransferLeadership { request: u64, to: NodeId }
     32 TransferRefused { request: u64, reason: TransferRejection }
     40 Rest { ballot: Pair, start: Slot, chosen: Slot, round: u64, checkpoint: SlotAndHash }

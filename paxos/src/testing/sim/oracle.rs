@@ -496,6 +496,7 @@ impl Oracle {
                 ballot,
                 start,
                 chosen,
+                ..
             }
             | Message::Rest {
                 ballot,

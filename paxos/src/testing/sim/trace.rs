@@ -128,6 +128,7 @@ pub fn message(message: &Message) -> String {
             ballot,
             start,
             chosen,
+            ..
         } => format!("{name} {ballot} (start {start}) chosen {chosen}"),
         Message::Learn { from, upto } => format!("{name} {from}..{upto}"),
         Message::Learned {
