@@ -187,6 +187,44 @@ mod changing {
     }
 
     #[test]
+    fn a_removed_learner_is_told_although_it_never_stands() {
+        let mut rig = led_by(1, 3);
+        rig.join(4);
+        let added = rig.change(1, &[add(4)], false);
+        rig.pass(1_000);
+        assert!(changed(&rig, added));
+        assert_eq!(rig.status(4).standing, Standing::Learner);
+        rig.isolate(4);
+        let removed = rig.change(1, &[remove(4)], false);
+        rig.pass(1_000);
+        assert!(changed(&rig, removed));
+        rig.heal();
+        rig.pass(3_000);
+        assert_eq!(rig.status(4).standing, Standing::Removed);
+        // The members may have been started anew, and not know where it is: it says so.
+        assert!(rig.transcript().contains("departed n4"), "{}", rig.transcript());
+        let from_4 = |rig: &Rig| rig.transcript().matches("n4 ->").count();
+        let said = from_4(&rig);
+        assert!(said > 0);
+        rig.pass(60_000);
+        assert_eq!(from_4(&rig), said, "it asks no more");
+    }
+
+    #[test]
+    fn a_removed_voter_says_where_it_was() {
+        let mut rig = led_by(1, 4);
+        rig.isolate(4);
+        rig.change(1, &[remove(4)], false);
+        rig.pass(1_000);
+        rig.heal();
+        for node in 1..=3 {
+            rig.cut_one_way(node, 4);
+        }
+        rig.pass(5_000);
+        assert!(rig.transcript().contains("departed n4"), "{}", rig.transcript());
+    }
+
+    #[test]
     fn nothing_is_proposed_above_a_membership_until_it_is_chosen() {
         let mut rig = led_by(1, 3);
         rig.join(4);

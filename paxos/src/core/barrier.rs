@@ -183,10 +183,9 @@ impl Replica {
         let own = self.own();
         let current = self.memberships.current().clone();
         let may_lead = |(node, storage)| current.may_vote(node, storage);
-        let told = Message::Chosen {
-            ballot: self.leader.unwrap_or_default(),
-            start: self.following.start,
-            chosen: self.chosen,
+        let told = Message::NotAdmitted {
+            at: slot,
+            membership: current.clone(),
         };
         let now = self.now;
         let mut gone = Vec::new();

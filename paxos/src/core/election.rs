@@ -193,6 +193,7 @@ impl Replica {
     }
 
     fn canvass(&mut self) {
+        let in_vain = matches!(self.role, Role::Canvassing(_));
         self.postpone_election();
         self.become_follower(None);
         if !self.is_voter() {
@@ -203,6 +204,10 @@ impl Replica {
         }
         if !self.could_lead() {
             return;
+        }
+        if in_vain {
+            // Whoever was removed, and is not known any more, is answered when it has told where it was.
+            self.nudge_voters();
         }
         let Some(ballot) = self.next_ballot() else { return };
         self.role = Role::Canvassing(Canvass {

@@ -298,6 +298,13 @@ pub enum Output {
     },
     /// These nodes belong to the group, or may do so soon: the driver should be able to reach them too.
     Peers(Membership),
+    /// A node that was removed asks, from there, what has become of the group: the driver should be able to answer it.
+    Departed {
+        /// Who.
+        node: NodeId,
+        /// Where it was when it was a member.
+        address: String,
+    },
     /// Something that must never happen was seen; the replica has refused it and goes on.
     Alarm(Alarm),
 }

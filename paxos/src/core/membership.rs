@@ -15,7 +15,7 @@ pub(super) struct Memberships {
     /// A later membership than this node has learned bars it from voting: the slot of its entry, and what this node is
     /// in it.
     barred: Option<(Slot, Standing)>,
-    /// Voters that have shown that they know the latest membership: nobody needs to tell them.
+    /// Voters that have shown that they know the latest membership: a node that has left need not tell them.
     informed: BTreeSet<NodeId>,
     /// Whom a node that joins has been told to be members.
     address_book: Vec<NodeId>,
@@ -107,10 +107,18 @@ impl Replica {
         )
     }
 
-    /// A node that may not lead, as far as this node knows, is told so when it tries. What it knows chosen is chosen all
-    /// the same, and shows this node that it is itself behind.
+    /// A node that may not lead, as far as this node knows, is told so when it tries, or asks what has become of the
+    /// members that it knows. What it knows chosen is chosen all the same, and shows this node that it is itself behind.
     pub(super) fn on_message_of_barred(&mut self, from: NodeId, storage: StorageId, message: Message) {
         let watermark = match message {
+            Message::Members { at, ref membership } if at < self.memberships.latest().at => {
+                // The members may have forgotten where it is.
+                if let Some(member) = membership.member(from) {
+                    let address = member.address.clone();
+                    self.outputs.push_back(Output::Departed { node: from, address });
+                }
+                Slot::ZERO
+            }
             Message::Canvass { .. } | Message::Prepare { .. } => Slot::ZERO,
             Message::Accept { chosen, .. }
             | Message::Heartbeat { chosen, .. }
@@ -184,12 +192,18 @@ impl Replica {
         teachers
     }
 
-    /// No leader is heard, and this node cannot become one. Perhaps the voters do not know yet that they are.
+    /// No leader is heard, and this node cannot become one. Perhaps the voters do not know yet that they are; perhaps this
+    /// node is a member no more, and was not told.
     pub(super) fn nudge_voters(&mut self) {
         let ChosenMembership { at, membership, .. } = self.memberships.latest();
         let own = self.identity.node;
-        let uninformed = |node: &NodeId| *node != own && !self.memberships.informed.contains(node);
-        let to: Vec<NodeId> = membership.voters().filter(uninformed).collect();
+        let knows_better = |(told, standing)| told > *at && standing == Standing::Removed;
+        if self.memberships.barred.is_some_and(knows_better) {
+            return;
+        }
+        let has_left = membership.member(own).is_none();
+        let asked = |node: &NodeId| *node != own && !(has_left && self.memberships.informed.contains(node));
+        let to: Vec<NodeId> = membership.voters().filter(asked).collect();
         let message = Message::Members {
             at: *at,
             membership: membership.clone(),

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Config, Node, NodeError};
+use super::{Config, Discovery, Node, NodeError};
 use crate::{snapshot::SnapshotStore, storage::Storage, transport::Transport};
 
 /// A node that is being put together; made by [`Node::builder`], ends in [`spawn`](Self::spawn).
@@ -12,6 +12,7 @@ pub struct NodeBuilder<S, T> {
     pub(super) transport: T,
     pub(super) config: Config,
     pub(super) snapshots: Option<Arc<dyn SnapshotStore>>,
+    pub(super) discovery: Option<Arc<dyn Discovery>>,
 }
 
 impl<S: Storage, T: Transport> NodeBuilder<S, T> {
@@ -21,6 +22,7 @@ impl<S: Storage, T: Transport> NodeBuilder<S, T> {
             transport,
             config: Config::default(),
             snapshots: None,
+            discovery: None,
         }
     }
 
@@ -35,6 +37,22 @@ impl<S: Storage, T: Transport> NodeBuilder<S, T> {
     /// and whoever lacks what is trimmed is sent one. Without a store none are taken, and the log keeps everything.
     pub fn snapshots(mut self, store: impl SnapshotStore) -> Self {
         self.snapshots = Some(Arc::new(store));
+        self
+    }
+
+    /// How to find nodes while this one can talk to no living peer: all of them may have moved while it was down. Asked
+    /// after two election timeouts without a peer, and then ever less often, at least every 30 seconds or two election
+    /// timeouts. What it answers tells the transport where to try, in turn with the addresses in the memberships. It
+    /// makes nobody a member: who votes is in the log.
+    ///
+    /// ```
+    /// # use paxos::{Node, NodeId, transport::Peer};
+    /// # fn with<S: paxos::Storage, T: paxos::Transport>(builder: paxos::node::NodeBuilder<S, T>) {
+    /// builder.discovery(async || vec![Peer { node: NodeId(2), address: "10.0.0.2:7101".into() }]);
+    /// # }
+    /// ```
+    pub fn discovery(mut self, discovery: impl Discovery) -> Self {
+        self.discovery = Some(Arc::new(discovery));
         self
     }
 

@@ -123,6 +123,15 @@ impl Liveness {
         }
     }
 
+    /// Whether a peer is heard that the transport can send to.
+    pub(super) fn talks_to_somebody(&self) -> bool {
+        let health = lock(&self.peers).health(self.clock.now());
+        let connected = lock(&self.connected);
+        health
+            .iter()
+            .any(|(node, health)| health.alive == Some(true) && connected.contains(node))
+    }
+
     pub(super) fn events(&self) -> broadcast::Receiver<PeerEvent> {
         self.events.subscribe()
     }

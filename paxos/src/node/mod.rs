@@ -14,6 +14,7 @@ mod admission;
 mod ask;
 mod builder;
 mod config;
+mod discovery;
 mod event;
 mod group;
 mod in_sync;
@@ -47,6 +48,7 @@ use tokio::{
 pub use self::{
     builder::NodeBuilder,
     config::Config,
+    discovery::Discovery,
     group::{Group, GroupStatus, Read},
     in_sync::{InSync, Obstacle},
     liveness::{PeerEvent, PeerHealth},
@@ -73,8 +75,8 @@ pub struct Node {
     findings: Vec<Finding>,
     metrics: Arc<NodeMetrics>,
     halt: Halt,
-    /// Sends beats to the peers.
-    watch: JoinHandle<()>,
+    /// Send beats to the peers, and look for them.
+    background: Vec<JoinHandle<()>>,
     /// What the store held for groups that have not been added yet.
     recovered: Mutex<BTreeMap<GroupId, RecoveredGroup>>,
     groups: Mutex<BTreeMap<GroupId, (Group, JoinHandle<()>)>>,
@@ -115,8 +117,11 @@ struct Memberships {
     in_force: BTreeMap<GroupId, Membership>,
     /// Later ones, which may come into force.
     heard_of: BTreeMap<GroupId, Membership>,
-    /// Members that have left in this life of the node, the latest last, and where they were: they ask, and are told.
+    /// Members that have left, or asked although they had, in this life of the node, the latest last, and where they were:
+    /// they ask, and are told.
     departed: Vec<(NodeId, String)>,
+    /// Where nodes may be, whatever the memberships say.
+    hints: BTreeMap<NodeId, String>,
 }
 
 /// So many nodes that are no members any more are answered.
@@ -128,11 +133,19 @@ impl Memberships {
         let Some(before) = self.in_force.insert(group, membership.clone()) else {
             return;
         };
+        let address = |of: &Membership, node| of.member(node).map(|member| member.address.clone());
+        // What the cluster says of a node that moves is newer than what was found out.
+        self.hints
+            .retain(|node, _| address(&before, *node) == address(&membership, *node));
         let has_left = |member: &&Member| membership.member(member.node).is_none();
         for member in before.members.iter().filter(has_left) {
-            self.departed.retain(|(node, _)| *node != member.node);
-            self.departed.push((member.node, member.address.clone()));
+            self.note_departed(member.node, member.address.clone());
         }
+    }
+
+    fn note_departed(&mut self, node: NodeId, address: String) {
+        self.departed.retain(|(known, _)| *known != node);
+        self.departed.push((node, address));
         let surplus = self.departed.len().saturating_sub(MAX_DEPARTED);
         self.departed.drain(..surplus);
     }
@@ -166,6 +179,19 @@ impl Environment {
         self.reach(&memberships);
     }
 
+    /// A node that was removed asks from there: it shall be answered.
+    fn answer_departed(&self, node: NodeId, address: String) {
+        let mut memberships = lock(&self.memberships);
+        let is_news = !memberships
+            .departed
+            .iter()
+            .any(|known| *known == (node, address.clone()));
+        if is_news {
+            memberships.note_departed(node, address);
+            self.reach(&memberships);
+        }
+    }
+
     /// The group is gone, and so are peers that were members of no other.
     fn forget_membership(&self, group: GroupId) {
         let mut memberships = lock(&self.memberships);
@@ -181,6 +207,7 @@ impl Environment {
             in_force,
             heard_of,
             departed,
+            hints,
         } = memberships;
         let all = in_force.values().chain(heard_of.values());
         let members = all.flat_map(|membership| &membership.members);
@@ -197,6 +224,7 @@ impl Environment {
         for (node, address) in departed {
             reached.entry(*node).or_insert(address);
         }
+        reached.extend(hints.iter().map(|(node, address)| (*node, address)));
         self.transport.set_peers(&peers(&reached));
         let others = peers(&members);
         let others = others.into_iter().filter(|peer| peer.node != self.identity.node);
@@ -420,7 +448,7 @@ impl Node {
     pub async fn shutdown(self) -> Result<(), NodeError> {
         self.hand_groups_over().await;
         self.is_down.store(true, Relaxed);
-        self.watch.abort();
+        self.stop_background();
         self.router.close();
         let groups = std::mem::take(&mut *lock(&self.groups));
         for (_, task) in groups.into_values() {
@@ -438,6 +466,12 @@ impl Node {
 }
 
 impl Node {
+    fn stop_background(&self) {
+        for task in &self.background {
+            task.abort();
+        }
+    }
+
     /// A clean stop shall not cost an election timeout.
     async fn hand_groups_over(&self) {
         let limit = self.environment.config.max_hand_over;
@@ -465,7 +499,7 @@ impl Drop for Node {
         if self.is_down.load(Relaxed) {
             return;
         }
-        self.watch.abort();
+        self.stop_background();
         self.router.close();
         let transport = self.environment.transport.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -20,6 +20,7 @@ use super::{
     already_added,
     ask::Places,
     caught,
+    discovery,
     event::{EventSender, Inbox, Room},
     group::{Queue, Shared},
     liveness::{self, Liveness},
@@ -58,6 +59,7 @@ impl Node {
             transport,
             mut config,
             snapshots,
+            discovery,
         } = builder;
         config.replica.snapshots = snapshots.is_some();
         config.check().map_err(NodeError::Configuration)?;
@@ -107,9 +109,12 @@ impl Node {
         };
         let environment = Arc::new(environment);
         let watch = tokio::spawn(liveness::keep_watch(environment.clone(), router.clone()));
+        let search = discovery
+            .map(|discovery| tokio::spawn(discovery::search(environment.clone(), discovery)));
+        let background = core::iter::once(watch).chain(search).collect();
         Ok(Self {
             environment,
-            watch,
+            background,
             router,
             incarnation: recovered.incarnation,
             findings: recovered.findings,

@@ -293,6 +293,7 @@ impl Seat {
             | Output::Leader(_)
             | Output::Membership { .. }
             | Output::Peers(_)
+            | Output::Departed { .. }
             | Output::MembershipChanged { .. } => {}
         }
     }

@@ -82,6 +82,7 @@ impl Task {
                 }
             }
             Output::Membership { membership, .. } => self.note_membership(membership),
+            Output::Departed { node, address } => self.environment.answer_departed(node, address),
             Output::Peers(membership) => self.environment.hear_of(self.shared.id, membership),
             Output::MembershipChanged { token, result } => self.membership_changed(token, result),
             Output::Alarm(alarm) => {

@@ -75,6 +75,7 @@ impl<W: Workload> Cluster<'_, W> {
             Output::Leader(_)
             | Output::Membership { .. }
             | Output::Peers(_)
+            | Output::Departed { .. }
             | Output::TakeSnapshot(_)
             | Output::InstallSnapshot { .. }
             | Output::LoadChunk { .. }

@@ -453,7 +453,7 @@ impl Rig {
                 };
                 self.end(Some(token), ending);
             }
-            Output::Leader(_) | Output::Membership { .. } | Output::Peers(_) => {}
+            Output::Leader(_) | Output::Membership { .. } | Output::Peers(_) | Output::Departed { .. } => {}
             Output::Alarm(alarm) => {
                 let expected = self.seats.values().any(|seat| seat.altered);
                 assert!(expected, "n{node} raises {alarm:?}\n{}", self.transcript);

@@ -292,6 +292,7 @@ pub fn output(output: &Output) -> String {
         Output::Unknown { token } => format!("unknown t{}", token.0),
         Output::Leader(Some(ballot)) => format!("leader is n{} ({ballot})", ballot.node),
         Output::Membership { at, membership } => format!("slot {at}: {}", members(membership)),
+        Output::Departed { node, address } => format!("departed n{node} at {address:?}"),
         Output::Peers(membership) => format!("peers {}", members(membership)),
         Output::MembershipChanged { token, result } => format!("change t{} {}", token.0, changed(result)),
         Output::Leader(None) => String::from("leader is unknown"),

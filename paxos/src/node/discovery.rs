@@ -1,0 +1,80 @@
+//! Looks for peers while this node can talk to none that lives: all of them may have moved while it was away.
+
+use std::{boxed::Box, sync::Arc, time::Duration, vec::Vec};
+
+use async_trait::async_trait;
+
+use super::{Environment, lock};
+use crate::transport::Peer;
+
+/// How long one search may take.
+const SEARCH_WITHIN: Duration = Duration::from_secs(10);
+/// The longest pause between two searches.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// So many of the peers found are tried.
+const MAX_HINTS: usize = 64;
+
+/// Finds nodes for a node that can talk to nobody; see [`NodeBuilder::discovery`](super::NodeBuilder::discovery). Any
+/// `async` closure without arguments that returns the peers is one.
+#[async_trait]
+pub trait Discovery: Send + Sync + 'static {
+    /// Who may be where, as far as can be found out now. Called by one task at a time; given up after ten seconds. Of the
+    /// answer 64 peers count.
+    async fn discover(&self) -> Vec<Peer>;
+}
+
+#[async_trait]
+impl<F, A> Discovery for F
+where
+    F: Fn() -> A + Send + Sync + 'static,
+    A: Future<Output = Vec<Peer>> + Send,
+{
+    async fn discover(&self) -> Vec<Peer> {
+        self().await
+    }
+}
+
+/// Searches whenever nobody has been there for two election timeouts, and ever less often while that is in vain. Runs
+/// until it is aborted.
+pub(super) async fn search(environment: Arc<Environment>, discovery: Arc<dyn Discovery>) {
+    let node = environment.identity.node;
+    let first = environment.config.replica.election_timeout * 2;
+    let mut pause = first;
+    loop {
+        tokio::time::sleep(pause).await;
+        if !environment.is_lonely() {
+            pause = first;
+            continue;
+        }
+        let found = tokio::time::timeout(SEARCH_WITHIN, discovery.discover()).await;
+        let mut found = found.unwrap_or_default();
+        found.truncate(MAX_HINTS);
+        tracing::info!(%node, ?found, "no peer answers; these may be some");
+        environment.set_hints(found);
+        tokio::time::sleep(pause).await;
+        if environment.is_lonely() {
+            // What was found is no better than what the memberships say: that is tried in turn.
+            environment.set_hints(Vec::new());
+        }
+        pause = (pause * 2).min(MAX_PAUSE.max(first));
+    }
+}
+
+impl Environment {
+    /// Whether there should be peers, and this node can talk to none.
+    fn is_lonely(&self) -> bool {
+        let memberships = lock(&self.memberships);
+        let own = self.identity.node;
+        let needs_peers = memberships.in_force.values().any(|membership| {
+            membership.version == 0 || membership.members.iter().any(|member| member.node != own)
+        });
+        needs_peers && !self.liveness.talks_to_somebody()
+    }
+
+    fn set_hints(&self, found: Vec<Peer>) {
+        let mut memberships = lock(&self.memberships);
+        let hints = found.into_iter().map(|peer| (peer.node, peer.address));
+        memberships.hints = hints.collect();
+        self.reach(&memberships);
+    }
+}
