@@ -386,3 +386,57 @@ fn a_node_that_has_moved_is_found_again() {
     assert_eq!(code, 0, "{told}");
     in_step(&cluster, moved, "voter");
 }
+
+#[test]
+fn a_removed_node_is_told_by_members_that_know_it_no_more() {
+    let mut cluster = Cluster::start(3, &[]);
+    let four = cluster.join_node();
+    in_step(&cluster, four, "learner");
+    cluster.kill(four);
+    let (code, told) = verb(&cluster, 1, &["member", "remove", "4"]);
+    assert_eq!(code, 0, "{told}");
+    for node in 1..=3 {
+        cluster.terminate(node);
+        cluster.start_node(node);
+    }
+    cluster.leader();
+    cluster.start_node(four);
+    eventually("the node knows that it was removed", || {
+        let group = group(&cluster, four);
+        if group["standing"] == "removed" {
+            Ok(())
+        } else {
+            Err(group)
+        }
+    });
+}
+
+#[test]
+fn a_node_finds_the_others_that_have_all_moved() {
+    let mut cluster = Cluster::start(3, &["--cluster-id", "moving"]);
+    cluster.kill(3);
+    for node in [1, 2] {
+        cluster.terminate(node);
+    }
+    // The two come back elsewhere, and one of them tells the cluster.
+    let ports = common::free_ports(2);
+    for (node, port) in [(1, ports[0]), (2, ports[1])] {
+        cluster.peers[node - 1] = port;
+    }
+    let flags = cluster.flags.clone();
+    for (node, other) in [(1, 2), (2, 1)] {
+        cluster.flags = flags.clone();
+        cluster.flags.extend(["--peer".into(), cluster.peer(node)]);
+        cluster.flags.extend(["--join".into(), cluster.peer(other)]);
+        cluster.start_node(node);
+    }
+    cluster.flags = flags;
+    for node in [1, 2] {
+        let member = format!("{node}={}", cluster.peer(node));
+        let (code, told) = verb(&cluster, cluster.leader(), &["member", "update", &member]);
+        assert_eq!(code, 0, "{told}");
+    }
+    cluster.flags.extend(["--join".into(), cluster.peer(1)]);
+    cluster.start_node(3);
+    in_step(&cluster, 3, "voter");
+}

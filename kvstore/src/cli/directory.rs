@@ -35,10 +35,9 @@ pub(super) struct Facts {
     pub(super) members: BTreeMap<u64, String>,
     /// Where this node talks to the others.
     pub(super) peer: String,
-    /// Where nodes of the cluster talk to each other that this node has joined, as it was last told: whom to ask while it
-    /// knows nobody else.
+    /// Where nodes of the cluster talk to each other, as `--join` last said.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) seeds: Vec<String>,
+    pub(super) join: Vec<String>,
 }
 
 impl Facts {
@@ -55,12 +54,15 @@ impl Facts {
             groups,
             members: members.clone(),
             peer: plan.peer.clone().unwrap_or(own),
-            seeds: Vec::new(),
+            join: Vec::new(),
         }
     }
 
     /// As a node that joins a running cluster.
     async fn joiner(plan: &Plan) -> Result<Self, Failure> {
+        let peer = plan.peer.clone().ok_or_else(|| {
+            Failure::usage("--join needs --peer host:port, where this node talks to the others".into())
+        })?;
         let (cluster, told) = join::learn(&plan.join, plan.id).await?;
         let differs = |what: &str, theirs: &dyn Display, given: &dyn Display| {
             Err(Failure::usage(format!(
@@ -85,9 +87,14 @@ impl Facts {
             node: plan.id,
             groups: told.groups,
             members: BTreeMap::new(),
-            peer: plan.peer.clone().unwrap_or_default(),
-            seeds: plan.join.clone(),
+            peer,
+            join: plan.join.clone(),
         })
+    }
+
+    /// Where to ask for nodes of the cluster while none that is known answers.
+    pub(super) fn seeds(&self) -> Vec<String> {
+        self.join.iter().chain(self.members.values()).cloned().collect()
     }
 
     pub(super) fn cluster(&self) -> Result<ClusterId, Failure> {
@@ -115,13 +122,13 @@ pub(super) async fn settle(plan: &Plan) -> Result<(Facts, bool), Failure> {
                 "this node has moved; tell the cluster: kvstore member update {id}={peer}"
             );
         }
-        let seeds = if plan.join.is_empty() {
-            found.seeds.clone()
+        let join = if plan.join.is_empty() {
+            found.join.clone()
         } else {
             plan.join.clone()
         };
-        let is_news = has_moved || seeds != found.seeds;
-        return Ok((Facts { peer, seeds, ..found }, is_news));
+        let is_news = has_moved || join != found.join;
+        return Ok((Facts { peer, join, ..found }, is_news));
     }
     match &plan.members {
         Some(members) => Ok((Facts::founder(plan, members), true)),

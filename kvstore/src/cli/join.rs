@@ -1,4 +1,5 @@
-//! How a new node comes into a running cluster: it asks one of the nodes which cluster that is, and has itself added.
+//! How a new node comes into a running cluster: it asks one of the nodes which cluster that is, and has itself added. And
+//! how a node finds the others again that have moved.
 
 use std::{
     collections::BTreeSet,
@@ -6,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use paxos::ClusterId;
+use paxos::{ClusterId, storage::Owner, transport::Peer};
 use paxos_transports::tcp;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,8 @@ use crate::{
 const LEARN_WITHIN: Duration = Duration::from_secs(30);
 /// How long one node may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// How many places are asked at once.
+const MAX_PLACES: usize = 64;
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -77,6 +80,43 @@ async fn ask(seeds: &[String], own_id: u64) -> Result<(ClusterId, Introduction),
         failures.push(format!("{seed}: {failure}"));
     }
     Err(failures.join("; "))
+}
+
+/// Where nodes of this cluster are: asks all that are found behind these addresses. A name may stand for many, and for
+/// others each time.
+pub(super) async fn find(seeds: &[String], own: Owner) -> Vec<Peer> {
+    let resolve = |seed: String| async move {
+        let resolved = tokio::net::lookup_host(&seed).await;
+        let resolved = resolved.inspect_err(|error| tracing::debug!(seed, %error, "cannot be resolved"));
+        resolved.map(|found| found.map(|place| place.to_string()).collect::<Vec<_>>())
+    };
+    let resolving: Vec<_> = seeds.iter().cloned().map(|seed| tokio::spawn(resolve(seed))).collect();
+    let mut places = BTreeSet::new();
+    for resolved in resolving {
+        if let Ok(Ok(found)) = resolved.await {
+            places.extend(found);
+        }
+    }
+    let asked: Vec<_> = places
+        .into_iter()
+        .take(MAX_PLACES)
+        .map(|place| {
+            tokio::spawn(async move { (tcp::introduction(&place, ANSWER_WITHIN).await, place) })
+        })
+        .collect();
+    let mut found = Vec::new();
+    for asked in asked {
+        let Ok((Ok(told), address)) = asked.await else {
+            continue;
+        };
+        if told.cluster == own.cluster && told.node != own.node {
+            found.push(Peer {
+                node: told.node,
+                address,
+            });
+        }
+    }
+    found
 }
 
 /// Which cluster these nodes belong to. Waits for them for a while: clusters are started in any order.

@@ -109,10 +109,10 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
         stop.subscribe(),
     ));
     let announce = tokio::spawn(server::announce(Arc::clone(&shared)));
-    if !facts.seeds.is_empty() {
+    if !facts.join.is_empty() {
         tokio::spawn(join::enrol(
             Arc::clone(&shared),
-            facts.seeds.clone(),
+            facts.join.clone(),
             facts.peer.clone(),
         ));
     }
@@ -209,7 +209,13 @@ async fn open(
     config.read_timeout = request_timeout;
     config.change_timeout = request_timeout;
     let keep = usize::from(plan.snapshots.keep);
-    let node = Node::builder(storage, transport).config(config);
+    let seeds = Arc::new(facts.seeds());
+    let node = Node::builder(storage, transport)
+        .config(config)
+        .discovery(move || {
+            let seeds = Arc::clone(&seeds);
+            async move { join::find(&seeds, owner).await }
+        });
     let node = if plan.backend == Backend::Memory {
         node.snapshots(MemorySnapshots::new().keep(keep))
     } else {

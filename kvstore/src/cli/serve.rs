@@ -25,17 +25,12 @@ pub(super) struct ServeOptions {
     /// them. Not needed any more once the data directory is made
     #[arg(long, env = "KVSTORE_CLUSTER")]
     cluster: Option<String>,
-    /// Join a running cluster as a new node: where some of its nodes talk to each other, host:port,... Remembered: not
-    /// needed any more once the data directory is made
-    #[arg(
-        long,
-        env = "KVSTORE_JOIN",
-        value_delimiter = ',',
-        conflicts_with = "cluster",
-        requires = "peer"
-    )]
+    /// Join a running cluster as a new node: where some of its nodes talk to each other, host:port,... A name may stand for
+    /// many nodes. Remembered: not needed any more once the data directory is made; given to a node that has joined, or
+    /// founded the cluster, it tells where to look for the others if all of them have moved
+    #[arg(long, env = "KVSTORE_JOIN", value_delimiter = ',', conflicts_with = "cluster")]
     join: Vec<String>,
-    /// Where this node talks to the others, host:port; needed with --join, else it is what --cluster says
+    /// Where this node talks to the others, host:port; needed for a new node that joins, else it is what --cluster says
     #[arg(long, env = "KVSTORE_PEER")]
     peer: Option<String>,
     /// Where to serve Redis clients
@@ -118,7 +113,7 @@ pub(super) struct Plan {
     pub(super) id: u64,
     /// The nodes of the cluster that is to be founded, and their addresses.
     pub(super) members: Option<BTreeMap<u64, String>>,
-    /// Where nodes of the running cluster talk to each other that this node is to join.
+    /// Where nodes of the running cluster talk to each other.
     pub(super) join: Vec<String>,
     /// Where this node talks to the others, if that was said apart.
     pub(super) peer: Option<String>,

@@ -114,10 +114,10 @@ impl Cluster {
     pub fn arguments(&self, node: usize) -> Vec<String> {
         let seeds: Vec<String> = self.running().map(|seed| self.peer(seed)).collect();
         let (seeds, peer, members) = (seeds.join(","), self.peer(node), self.members());
-        let cluster = if node <= self.founders.len() {
-            vec!["--cluster", &members]
-        } else if self.data_dir(node).exists() {
+        let cluster = if self.data_dir(node).exists() {
             vec![]
+        } else if node <= self.founders.len() {
+            vec!["--cluster", &members]
         } else {
             vec!["--join", &seeds, "--peer", &peer]
         };

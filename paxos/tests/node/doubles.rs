@@ -247,6 +247,8 @@ pub(crate) struct Network(Arc<Mutex<NetworkState>>);
 struct NetworkState {
     inboxes: BTreeMap<NodeId, tokio::sync::mpsc::UnboundedSender<Incoming>>,
     cut: BTreeSet<NodeId>,
+    /// Who reaches the others only where they really are: at this, a dash and their number.
+    particular: BTreeMap<NodeId, &'static str>,
     messages: u64,
 }
 
@@ -255,6 +257,7 @@ impl Network {
         Port {
             network: self.clone(),
             node: Arc::default(),
+            peers: Arc::default(),
         }
     }
 
@@ -265,6 +268,11 @@ impl Network {
 
     pub(crate) fn reconnect(&self, node: u64) {
         lock(&self.0).cut.remove(&NodeId(node));
+    }
+
+    /// From now on this node reaches the others only at `place-N`; nobody else cares for addresses.
+    pub(crate) fn others_are_at(&self, node: u64, place: &'static str) {
+        lock(&self.0).particular.insert(NodeId(node), place);
     }
 
     /// How many messages of replicas have been sent.
@@ -284,6 +292,18 @@ impl Network {
 pub(crate) struct Port {
     network: Network,
     node: Arc<Mutex<Option<NodeId>>>,
+    peers: Arc<Mutex<Vec<Peer>>>,
+}
+
+impl Port {
+    /// Whether the node would reach that one where it takes it to be.
+    fn finds(&self, network: &NetworkState, from: NodeId, to: NodeId) -> bool {
+        let Some(place) = network.particular.get(&from) else {
+            return true;
+        };
+        let is_there = |peer: &Peer| peer.node == to && peer.address == format!("{place}-{}", to.0);
+        lock(&self.peers).iter().any(is_there)
+    }
 }
 
 #[async_trait]
@@ -310,13 +330,31 @@ impl Transport for Port {
         if network.cut.contains(&from) || network.cut.contains(&to) {
             return Ok(());
         }
+        if !self.finds(&network, from, to) {
+            return Err(SendError::NotConnected);
+        }
         let inbox = network.inboxes.get(&to).ok_or(SendError::NotConnected)?;
         inbox
             .send(Incoming::Frame(message.to_bytes()))
             .map_err(|_| SendError::NotConnected)
     }
 
-    fn set_peers(&self, _: &[Peer]) {}
+    fn set_peers(&self, peers: &[Peer]) {
+        *lock(&self.peers) = peers.to_vec();
+        let (network, Some(own)) = (lock(&self.network.0), *lock(&self.node)) else {
+            return;
+        };
+        let Some(inbox) = network.inboxes.get(&own) else { return };
+        for Peer { node, .. } in peers {
+            if network.inboxes.contains_key(node) && *node != own {
+                let _ = inbox.send(if self.finds(&network, own, *node) {
+                    Incoming::Connected(*node)
+                } else {
+                    Incoming::Disconnected(*node)
+                });
+            }
+        }
+    }
 
     async fn close(&self) {
         let Some(node) = *lock(&self.node) else { return };

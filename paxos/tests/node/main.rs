@@ -4,6 +4,7 @@
 //! the speed of the machine.
 
 mod cluster;
+mod discovery;
 mod doubles;
 mod failures;
 mod groups;

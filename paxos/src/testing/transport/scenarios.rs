@@ -33,6 +33,8 @@ scenarios! {
     a_peer_that_closes_is_disconnected_and_one_that_returns_is_connected,
     peers_come_and_go,
     a_peer_may_move_to_another_address,
+    a_node_that_is_not_known_yet_is_let_in_and_answered_once_it_is_known,
+    a_node_that_is_not_known_yet_fills_its_queue_only,
     close_stops_deliveries,
     misuse_is_an_error,
 }
@@ -383,6 +385,51 @@ async fn a_peer_may_move_to_another_address(lab: &Lab<'_>) -> Outcome {
     nodes[0].recorder.connected(NodeId(2)).await?;
     send_patiently(lab, &nodes[0], NodeId(2), &nodes[0].frame(Lane::Bulk, 1, 500)).await?;
     nodes[1].recorder.all_in_order(NodeId(1), Lane::Bulk, 1).await?;
+    close(&nodes).await;
+    Ok(())
+}
+
+/// Nodes of one cluster of which the second knows the first, but not the other way round.
+async fn acquainted_one_way(lab: &Lab<'_>) -> Result<Vec<TestNode>, String> {
+    let nodes = Vec::from([lab.node(1, None).await?, lab.node(2, None).await?]);
+    nodes[1].transport.set_peers(std::slice::from_ref(&nodes[0].peer));
+    nodes[1].recorder.connected(NodeId(1)).await?;
+    Ok(nodes)
+}
+
+async fn a_node_that_is_not_known_yet_is_let_in_and_answered_once_it_is_known(lab: &Lab<'_>) -> Outcome {
+    let nodes = acquainted_one_way(lab).await?;
+    for lane in Lane::ALL {
+        for number in 1..=10 {
+            send_patiently(lab, &nodes[1], NodeId(1), &nodes[1].frame(lane, number, 300)).await?;
+        }
+        nodes[0].recorder.all_in_order(NodeId(2), lane, 10).await?;
+    }
+    let answer = nodes[0].frame(Lane::Control, 1, 10);
+    let early = nodes[0].transport.send(NodeId(2), &answer);
+    ensure(early == Err(SendError::UnknownPeer), || {
+        format!("a send to a node without an address returned {early:?}")
+    })?;
+
+    introduce(&[&nodes[0], &nodes[1]]);
+    nodes[0].recorder.connected(NodeId(2)).await?;
+    send_patiently(lab, &nodes[0], NodeId(2), &answer).await?;
+    nodes[1].recorder.all_in_order(NodeId(1), Lane::Control, 1).await?;
+    close(&nodes).await;
+    Ok(())
+}
+
+async fn a_node_that_is_not_known_yet_fills_its_queue_only(lab: &Lab<'_>) -> Outcome {
+    let nodes = acquainted_one_way(lab).await?;
+    nodes[0].recorder.shut();
+    let mut accepted = Vec::new();
+    for lane in Lane::ALL {
+        accepted.push((lane, fill(lab, &nodes[1], NodeId(1), lane).await?));
+    }
+    nodes[0].recorder.open();
+    for (lane, count) in accepted {
+        nodes[0].recorder.all_in_order(NodeId(2), lane, count).await?;
+    }
     close(&nodes).await;
     Ok(())
 }
