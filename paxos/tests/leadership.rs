@@ -425,7 +425,7 @@ mod leases {
         let mut rig = leased(3);
         rig.isolate(1);
         for node in [2, 3] {
-            rig.step(node, paxos::core::Input::Disconnected(NodeId(1)));
+            rig.step(node, Input::Disconnected(NodeId(1)));
         }
         while rig.holds_lease(1) {
             assert_eq!(rig.leader(), Some(1));
@@ -442,7 +442,7 @@ mod leases {
         for node in [2, 3] {
             rig.crash(node);
             rig.restart(node);
-            rig.step(node, paxos::core::Input::Disconnected(NodeId(1)));
+            rig.step(node, Input::Disconnected(NodeId(1)));
         }
         let ballot = paxos::Ballot {
             round: 77,
@@ -513,7 +513,7 @@ mod leases {
         }];
         rig.step(
             1,
-            paxos::core::Input::ChangeMembership {
+            Input::ChangeMembership {
                 token: Token(1_000),
                 expected: 1,
                 changes,
