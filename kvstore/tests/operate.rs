@@ -440,3 +440,31 @@ fn a_node_finds_the_others_that_have_all_moved() {
     cluster.start_node(3);
     in_step(&cluster, 3, "voter");
 }
+
+#[test]
+fn a_client_stops_the_leader_and_writes_go_on() {
+    let mut cluster = Cluster::start(3, &[]);
+    let leader = cluster.leader();
+    let other = leader % 3 + 1;
+    let mut client = cluster.connect(leader);
+    for (words, refusal) in [(["ABORT"], "No shutdown in progress"), (["LATER"], "syntax error")] {
+        let refused = redis::cmd("SHUTDOWN").arg(&words).exec(&mut client);
+        assert!(refused.unwrap_err().to_string().contains(refusal));
+    }
+    let stopped = redis::cmd("SHUTDOWN").arg("NOSAVE").exec(&mut client);
+    assert!(stopped.is_err(), "the connection is closed without an answer");
+    assert!(cluster.ends_well(leader));
+    assert!(cluster.log(leader).contains("a client stops this node"));
+    let mut client = cluster.connect(other);
+    redis::cmd("SET").arg("a").arg(1).exec(&mut client).expect("a write");
+    // Who was handed over to does not wait for an election timeout: nobody had to notice anything.
+    assert!(cluster.log(leader).contains("node stopped"));
+}
+
+#[test]
+fn who_may_not_stop_a_node_is_told_so() {
+    let cluster = Cluster::start(1, &["--shutdown-command", "no"]);
+    let refused = redis::cmd("SHUTDOWN").exec(&mut cluster.connect(1)).unwrap_err();
+    assert!(refused.to_string().contains("--shutdown-command"), "{refused}");
+    cluster.wait_until_it_reads(1);
+}

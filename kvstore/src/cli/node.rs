@@ -91,6 +91,7 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
         addresses,
         route: plan.route,
         max_clients: plan.max_clients,
+        shutdown: plan.shutdown,
         request_timeout,
         read: if plan.lease_reads {
             Read::Lease
@@ -116,11 +117,15 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
             facts.peer.clone(),
         ));
     }
-    let leaders = tokio::spawn(log_leaders(shared, Arc::downgrade(&node)));
+    let leaders = tokio::spawn(log_leaders(Arc::clone(&shared), Arc::downgrade(&node)));
 
     let failed = tokio::select! {
         why = stopping.requested() => {
             tracing::info!(why, "stopping");
+            None
+        }
+        () = shared.shutdown_wanted() => {
+            tracing::info!("a client stops this node");
             None
         }
         why = node.halted() => Some(format!("has halted: {why}")),

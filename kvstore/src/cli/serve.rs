@@ -13,7 +13,11 @@ use paxos_backends::Backend;
 use tracing_subscriber::EnvFilter;
 
 use super::{Exit, Failure, directory, node};
-use crate::{is_address, server::Route, shards::Shards};
+use crate::{
+    is_address,
+    server::{Route, Shutdown},
+    shards::Shards,
+};
 
 /// The flags of `serve`.
 #[derive(Clone, Debug, Args)]
@@ -57,6 +61,9 @@ pub(super) struct ServeOptions {
     /// How many clients may be connected
     #[arg(long, env = "KVSTORE_MAX_CLIENTS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_clients: u32,
+    /// Whose SHUTDOWN stops this node: that of clients on this machine, anybody's, or nobody's
+    #[arg(long, env = "KVSTORE_SHUTDOWN_COMMAND", value_enum, default_value_t)]
+    shutdown_command: Shutdown,
     /// Without a sign of life from the leader for this long, another node is elected
     #[arg(long, env = "KVSTORE_ELECTION_TIMEOUT", value_parser = super::duration, default_value = "500ms")]
     election_timeout: Duration,
@@ -127,6 +134,7 @@ pub(super) struct Plan {
     pub(super) snapshots: SnapshotOptions,
     pub(super) route: Route,
     pub(super) max_clients: usize,
+    pub(super) shutdown: Shutdown,
     pub(super) election_timeout: Duration,
     pub(super) heartbeat_interval: Duration,
     pub(super) resp: TcpListener,
@@ -183,6 +191,7 @@ fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
         snapshots: options.snapshots.clone(),
         route: options.route,
         max_clients: options.max_clients as usize,
+        shutdown: options.shutdown_command,
         election_timeout: options.election_timeout,
         heartbeat_interval: options.heartbeat_interval,
         resp: listen("--resp", &options.resp)?,

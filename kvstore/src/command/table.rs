@@ -144,6 +144,12 @@ pub const COMMANDS: &[Command] = &[
     here("reset", 1, local::reset, "Resets the connection"),
     here("role", 1, local::role, "Returns the part of this node"),
     here("select", 2, local::select, "Selects database 0, the only one"),
+    here(
+        "shutdown",
+        -1,
+        local::shutdown,
+        "Hands the groups over that the node leads, and stops it",
+    ),
     here("time", 1, local::time, "Returns the time of this node"),
 ];
 

@@ -70,6 +70,26 @@ pub(crate) fn quit(_: &Shared, session: &mut Session, _: Args<'_>, reply: &mut B
     ok(reply);
 }
 
+/// `SHUTDOWN [NOSAVE|SAVE] [NOW] [FORCE]`: what was acknowledged is safe, so they all mean the same.
+pub(crate) fn shutdown(shared: &Shared, session: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
+    let is_known = |option: &[u8]| ["NOSAVE", "SAVE", "NOW", "FORCE"].iter().any(|known| is(option, known));
+    if is(args.get(1), "ABORT") {
+        write::error(reply, "ERR No shutdown in progress.");
+    } else if !args.from(1).all(is_known) {
+        write::error(reply, "ERR syntax error");
+    } else if shared.settings.shutdown.allows(session.peer) {
+        tracing::info!(client = %session.peer, "SHUTDOWN");
+        // Without an answer, as everybody is used to.
+        session.close = true;
+        shared.shutdown_wanted.notify_one();
+    } else {
+        write::error(
+            reply,
+            "NOPERM this client may not stop the node; see kvstore serve --shutdown-command",
+        );
+    }
+}
+
 pub(crate) fn reset(shared: &Shared, session: &mut Session, _: Args<'_>, reply: &mut BytesMut) {
     session.name.clear();
     session.resp3 = false;

@@ -17,6 +17,7 @@ mod writer;
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -27,7 +28,7 @@ use paxos::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
 };
 
@@ -60,10 +61,34 @@ pub struct Settings {
     pub max_clients: usize,
     /// How long a command may wait for a leader and its outcome.
     pub request_timeout: Duration,
+    /// Who may stop this node.
+    pub shutdown: Shutdown,
     /// How clients' reads are answered: linearizably, in one of the ways to do so.
     pub read: Read,
     /// What a client may send.
     pub limits: Limits,
+}
+
+/// Whose `SHUTDOWN` is heeded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shutdown {
+    /// That of clients on this machine.
+    #[default]
+    Local,
+    /// Anybody's.
+    Yes,
+    /// Nobody's.
+    No,
+}
+
+impl Shutdown {
+    fn allows(self, client: SocketAddr) -> bool {
+        match self {
+            Self::Local => client.ip().to_canonical().is_loopback(),
+            Self::Yes => true,
+            Self::No => false,
+        }
+    }
 }
 
 /// What all connections of a server share.
@@ -85,6 +110,8 @@ pub struct Shared {
     directory: RwLock<BTreeMap<u64, NodeAddresses>>,
     /// Of the connections, and of everything else on their thread.
     turns: turns::Turns,
+    /// A client wants this node to stop.
+    shutdown_wanted: Notify,
     started: Instant,
 }
 
@@ -100,6 +127,7 @@ impl Shared {
             clients: clients::Clients::default(),
             directory: RwLock::default(),
             turns: turns::Turns::new(),
+            shutdown_wanted: Notify::new(),
             started: Instant::now(),
             settings,
         })
@@ -114,6 +142,11 @@ impl Shared {
     pub fn addresses_of(&self, node: NodeId) -> Option<NodeAddresses> {
         let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
         directory.get(&node.0).cloned()
+    }
+
+    /// Ends when a client that may do so has asked this node to stop.
+    pub async fn shutdown_wanted(&self) {
+        self.shutdown_wanted.notified().await;
     }
 
     /// How long the server has run.

@@ -185,6 +185,12 @@ impl Cluster {
         wait_for_end(&mut child)
     }
 
+    /// Waits until a node that was told to stop has ended; whether it did so in order.
+    pub fn ends_well(&mut self, node: usize) -> bool {
+        let mut child = self.nodes[node - 1].take().expect("the node is running");
+        wait_for_end(&mut child).success()
+    }
+
     pub fn client(&self, node: usize) -> redis::RedisResult<redis::Connection> {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}/", self.resp[node - 1]))?;
         let connection = client.get_connection_with_timeout(Duration::from_secs(2))?;
