@@ -1,6 +1,7 @@
 //! Every run of a small cluster: the real [`Replica`](paxos::core::Replica), explored by a model checker.
 //!
-//! Three acceptors, two of them proposers with a command each: two leaders, two slots. The bounds of each exploration
+//! Three acceptors, two of them proposers with a command each: two leaders, two slots; or a leader that makes another
+//! node the only voter, and another one after it. The bounds of each exploration
 //! are its [`Bounds`]; within them it is exhaustive. Messages arrive in any order, at any later time or never, and more
 //! than once where the bounds say so. Disks may lag behind: a restart then loses any suffix of the writes.
 //!
@@ -24,7 +25,7 @@ use std::{
 
 use bytes::Bytes;
 use paxos::{
-    Ballot, Slot,
+    Ballot, Entry, EntryKind, Membership, NodeId, Slot,
     core::{Command, Message, Phase, batch},
 };
 use stateright::{Checker, Model, Property};
@@ -38,6 +39,9 @@ struct Bounds {
     candidacies: [usize; 3],
     /// How many commands the users of nodes 1, 2 and 3 propose, before anything else happens.
     proposals: [usize; 3],
+    /// The only voter from some time on, if the membership changes: the user of node 1 asks for that when node 1 leads, and
+    /// for a command after it.
+    last_voter: Option<u64>,
     /// How often a node restarts, all counted together.
     restarts: usize,
     /// How many heartbeats a leader sends beside its first; `None` when all heartbeats are lost.
@@ -223,9 +227,10 @@ impl Exploration {
             .collect()
     }
 
-    /// What a quorum has durably accepted at one ballot, at any time: for each slot the values, with the last ballot.
+    /// What a quorum of the voters in force has durably accepted at one ballot, at any time: for each slot the values. Who
+    /// the voters are is known only where everything below is chosen.
     fn chosen(&self, cluster: &Cluster) -> BTreeMap<Slot, BTreeSet<Bytes>> {
-        let mut voters: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
+        let mut accepted: BTreeMap<Slot, BTreeMap<(Ballot, Bytes), BTreeSet<u64>>> = BTreeMap::new();
         for vote in self.votes(cluster) {
             let Vote {
                 slot,
@@ -233,12 +238,24 @@ impl Exploration {
                 value,
                 voter,
             } = vote;
-            voters.entry((slot, ballot, value)).or_default().insert(voter);
+            let at = accepted.entry(slot).or_default();
+            at.entry((ballot, value)).or_default().insert(voter);
         }
+        let mut membership = seat::founders();
         let mut chosen: BTreeMap<Slot, BTreeSet<Bytes>> = BTreeMap::new();
-        for ((slot, _, value), voters) in voters {
-            if voters.len() >= 2 {
-                chosen.entry(slot).or_default().insert(value);
+        for (slot, accepted) in accepted {
+            let by_quorum = accepted.into_iter().filter(|(_, voters)| {
+                let voted = |node: &NodeId| voters.contains(&node.0);
+                membership.voters().filter(voted).count() >= membership.quorum()
+            });
+            let values: BTreeSet<Bytes> = by_quorum.map(|((_, value), _)| value).collect();
+            match values.first().map(membership_in) {
+                None if self.bounds.last_voter.is_some() => break,
+                Some(Some(next)) if next.version == membership.version + 1 => membership = next,
+                _ => {}
+            }
+            if !values.is_empty() {
+                chosen.insert(slot, values);
             }
         }
         chosen
@@ -254,12 +271,20 @@ impl Event {
             Self::Heartbeat => 2,
             Self::Sync => 3,
             Self::Restart => 4,
+            Self::Change => 5,
         }
     }
 }
 
+fn membership_in(value: &Bytes) -> Option<Membership> {
+    Membership::from_entry(&Entry {
+        kind: EntryKind::Membership,
+        payload: value.clone(),
+    })
+}
+
 fn commands(value: &Bytes) -> Option<Vec<Command>> {
-    if value.is_empty() {
+    if value.is_empty() || membership_in(value).is_some() {
         return Some(Vec::new());
     }
     batch::decode(value).ok().map(|batch| batch.commands)
@@ -306,6 +331,7 @@ impl Model for Exploration {
                 ),
                 (leads && more_heartbeats, Event::Heartbeat),
                 (seat.is_writing(), Event::Sync),
+                (leads && node == 0 && bounds.last_voter.is_some() && !seat.has_changed, Event::Change),
                 (cluster.restarts < bounds.restarts, Event::Restart),
             ];
             let possible = possible.into_iter().filter(|(is_possible, _)| *is_possible);
@@ -362,7 +388,8 @@ impl Model for Exploration {
                 |model: &Self, cluster: &Cluster| {
                     let proposed = |chosen: Command| {
                         let node = chosen.id.node.0;
-                        let proposals = model.bounds.proposals[node as usize - 1] as u64;
+                        let after_change = u64::from(node == 1 && model.bounds.last_voter.is_some());
+                        let proposals = model.bounds.proposals[node as usize - 1] as u64 + after_change;
                         (1..=proposals).contains(&chosen.id.sequence)
                             && chosen.payload == command(node, chosen.id.sequence)
                     };
@@ -414,9 +441,13 @@ impl Exploration {
                 "a leader gets another one's value chosen",
                 |model: &Self, cluster: &Cluster| {
                     model.votes(cluster).iter().any(|vote| {
-                        let proposer = batch::decode(&vote.value).map(|batch| batch.ballot);
+                        // Only node 1 proposes a membership.
+                        let proposer = match membership_in(&vote.value) {
+                            Some(_) => Some(NodeId(1)),
+                            None => batch::decode(&vote.value).ok().map(|batch| batch.ballot.node),
+                        };
                         let is_chosen = |values: &BTreeSet<Bytes>| values.contains(&vote.value);
-                        proposer.is_ok_and(|proposer| proposer.node != vote.ballot.node)
+                        proposer.is_some_and(|proposer| proposer != vote.ballot.node)
                             && model.chosen(cluster).get(&vote.slot).is_some_and(is_chosen)
                     })
                 },
@@ -426,7 +457,26 @@ impl Exploration {
                 seats.iter().filter(|seat| seat.phase() == Phase::Leader).count() == 2
             }),
         ];
-        if self.bounds.proposals.iter().sum::<usize>() > 1 {
+        if self.bounds.last_voter.is_some() {
+            properties.push(Property::sometimes(
+                "the membership changes",
+                |model: &Self, cluster: &Cluster| {
+                    let chosen = model.chosen(cluster);
+                    chosen.values().flatten().any(|value| membership_in(value).is_some())
+                },
+            ));
+            if self.bounds.candidacies[2] > 0 {
+                properties.push(Property::sometimes(
+                    "the last voter decides alone",
+                    |model: &Self, cluster: &Cluster| {
+                        let chosen = model.chosen(cluster);
+                        let mut values = chosen.values().flatten();
+                        values.any(|value| membership_in(value).is_some()) && values.next().is_some()
+                    },
+                ));
+            }
+        }
+        if self.bounds.last_voter.is_none() && self.bounds.proposals.iter().sum::<usize>() > 1 {
             properties.push(Property::sometimes(
                 "all nodes have applied two slots",
                 |model: &Self, cluster: &Cluster| {
@@ -450,7 +500,9 @@ impl Exploration {
 
 fn explore(bounds: Bounds) {
     #[cfg(paxos_planted)]
-    if let Ok(name) = std::env::var("PAXOS_PLANT") {
+    if let Ok(name) = std::env::var("PAXOS_PLANT")
+        && !name.is_empty()
+    {
         paxos::planted::plant(&name).expect("the name of a bug");
     }
     let model = Exploration {
@@ -475,6 +527,7 @@ fn explore(bounds: Bounds) {
 const BASE: Bounds = Bounds {
     candidacies: [1, 1, 0],
     proposals: [1, 1, 0],
+    last_voter: None,
     restarts: 0,
     heartbeats: None,
     repeats: false,
@@ -557,5 +610,37 @@ fn refusals_depose_leaders() {
         ..BASE
     };
     let large = Bounds { restarts: 1, ..small };
+    explore(small_or_large(small, large));
+}
+
+/// The old voters' quorums and the last voter have nothing in common: whoever leads after the change must have asked it.
+#[test]
+fn the_voters_change_to_one_that_the_others_quorums_do_not_hold() {
+    let small = Bounds {
+        proposals: [0, 1, 0],
+        last_voter: Some(3),
+        restarts: 1,
+        disks_lag: true,
+        ..BASE
+    };
+    let large = Bounds {
+        candidacies: [1, 1, 1],
+        ..small
+    };
+    explore(small_or_large(small, large));
+}
+
+#[test]
+fn the_last_voter_leads() {
+    let small = Bounds {
+        candidacies: [1, 0, 1],
+        proposals: [0, 0, 1],
+        last_voter: Some(3),
+        ..BASE
+    };
+    let large = Bounds {
+        candidacies: [1, 1, 1],
+        ..small
+    };
     explore(small_or_large(small, large));
 }

@@ -48,6 +48,8 @@ pub(crate) enum Event {
     Heartbeat,
     /// The oldest write under way becomes durable.
     Sync,
+    /// The user asks for another membership, and for a command.
+    Change,
     /// The node crashes, forgets what was not durable, and starts again.
     Restart,
 }
@@ -91,11 +93,30 @@ pub(crate) struct Seat {
     pub(crate) applied: Vec<(Ballot, Vec<Command>)>,
     pub(crate) candidacies: usize,
     pub(crate) heartbeats: usize,
+    pub(crate) has_changed: bool,
 }
 
 /// The commands that users of a node propose.
 pub(crate) fn command(node: u64, count: u64) -> Bytes {
     Bytes::from(format!("n{node} c{count}"))
+}
+
+/// The first members.
+pub(crate) fn founders() -> Membership {
+    Membership::new((1..=3).map(|id| Member::voter(NodeId(id), "")))
+}
+
+/// The membership in force at the stored watermark.
+fn in_force(hard_state: HardState, entries: &BTreeMap<Slot, Accepted>) -> ChosenMembership {
+    let at = hard_state.membership;
+    let stored = entries.get(&at).and_then(|Accepted { ballot, entry }| {
+        Some(ChosenMembership {
+            at,
+            ballot: *ballot,
+            membership: Membership::from_entry(entry)?,
+        })
+    });
+    stored.unwrap_or_else(|| ChosenMembership::first(founders()))
 }
 
 fn replica(node: u64, lives: u64, hard_state: HardState, entries: &BTreeMap<Slot, Accepted>) -> Replica {
@@ -114,7 +135,7 @@ fn replica(node: u64, lives: u64, hard_state: HardState, entries: &BTreeMap<Slot
         },
         incarnation: Incarnation(lives),
         seed: 0,
-        membership: ChosenMembership::first(Membership::new((1..=3).map(|id| Member::voter(NodeId(id), "")))),
+        membership: in_force(hard_state, entries),
         hard_state,
         trimmed: Slot::ZERO,
         tail: tail.map(|(slot, accepted)| (*slot, accepted.clone())).collect(),
@@ -136,6 +157,7 @@ impl Seat {
             applied: Vec::new(),
             candidacies: 0,
             heartbeats: 0,
+            has_changed: false,
         };
         for count in 1..=proposals as u64 {
             let input = Input::Propose {
@@ -186,6 +208,7 @@ impl Seat {
                 self.step(Input::Tick, effects);
             }
             Event::Sync => self.sync(effects),
+            Event::Change => self.change(bounds, effects),
             Event::Restart => {
                 self.writing.clear();
                 self.applied.clear();
@@ -198,6 +221,25 @@ impl Seat {
             self.sync(effects);
         }
         self.replica.normalize();
+    }
+
+    fn change(&mut self, bounds: &Bounds, effects: &mut Effects) {
+        self.has_changed = true;
+        let leaves = |node: &u64| Some(*node) != bounds.last_voter;
+        let changes = (1..=3).filter(leaves).map(|node| paxos::Change::Remove { node: NodeId(node) });
+        let change = Input::ChangeMembership {
+            token: Token(100),
+            expected: founders().version,
+            changes: changes.collect(),
+            force: true,
+        };
+        self.step(change, effects);
+        let next = bounds.proposals[self.node as usize - 1] as u64 + 1;
+        let propose = Input::Propose {
+            token: Token(next),
+            command: command(self.node, next),
+        };
+        self.step(propose, effects);
     }
 
     fn receive(&mut self, from: u64, message: Message, effects: &mut Effects) {

@@ -14,7 +14,7 @@ use super::{
     Options,
     clients::Client,
     coverage::{Coverage, Event as Sometimes},
-    faults::{Fault, Plan, SECOND},
+    faults::{Fault, MS, Plan, SECOND},
     history::{History, Operation, Outcome},
     leadership::Asked,
     machine::{Auditor, Script, Workload},
@@ -92,6 +92,11 @@ pub(super) enum Event {
     Client(usize),
     Impatient(Token),
     Fault,
+    /// A user of this node wants another membership.
+    Reconfigure {
+        node: usize,
+        group: usize,
+    },
     /// The next step of a succession.
     Succeed {
         epoch: u64,
@@ -355,6 +360,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
             Event::Client(client) => self.client_acts(client),
             Event::Impatient(token) => self.client_gives_up(token),
             Event::Fault => return self.next_fault(),
+            Event::Reconfigure { node, group } => self.ask_for_change(group, node),
             Event::StrikeNode { node, fault } => return self.strike(fault, node),
             Event::Strike { group } => return self.strike_leader(group),
             Event::Answer {
@@ -605,11 +611,14 @@ impl<'a, W: Workload> Cluster<'a, W> {
         let fingerprint = now.chosen.0 << 32 ^ now.promised.round << 8 ^ now.phase as u64;
         let leads = now.phase == Phase::Leader;
         let led = before.phase == Phase::Leader;
+        let inherits = leads && !led && now.last > now.chosen;
+        if inherits && self.reconfigures && self.random.chance(200) {
+            // A user who asks the new leader before it knows what it leads.
+            let delay = self.random.below(2 * MS);
+            self.after(delay, Event::Reconfigure { node, group });
+        }
         let coverage = &mut self.coverage;
-        coverage.meet_if(
-            leads && !led && now.last > now.chosen,
-            Sometimes::LeaderWithPendingSlots,
-        );
+        coverage.meet_if(inherits, Sometimes::LeaderWithPendingSlots);
         coverage.meet_if(led && !leads, Sometimes::LeaderSteppedDown);
         let rests = leads && now.resting && !before.resting;
         coverage.meet_if(rests, Sometimes::GroupRested);

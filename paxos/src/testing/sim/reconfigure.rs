@@ -34,7 +34,7 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
-    fn ask_for_change(&mut self, group: usize, node: usize) {
+    pub(super) fn ask_for_change(&mut self, group: usize, node: usize) {
         let present = self.groups[group].oracle.membership().clone();
         let (changes, force) = self.draw_changes(&present);
         let wrong = u64::from(self.random.chance(50));

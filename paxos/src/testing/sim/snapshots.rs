@@ -252,12 +252,14 @@ impl<W: Workload> Cluster<'_, W> {
         let moved = life.source.take().is_some_and(|source| source.leader != leader);
         self.coverage.meet(Sometimes::SnapshotInstalled);
         self.coverage.meet_if(moved, Sometimes::InstalledAcrossElection);
-        self.do_later(node, group, self.plan.install_mean, Work::Restore);
-        if self.plan.install_mean >= SECOND && self.random.chance(500) {
-            // It falls behind again while it installs.
+        let mut mean = self.plan.install_mean;
+        if mean >= SECOND && self.random.chance(600) {
+            // It falls behind again while it installs, and the others' next snapshot may come before that is done.
+            mean *= 10;
             let fault = Fault::Absence;
             self.after(1, Event::StrikeNode { node, fault });
         }
+        self.do_later(node, group, mean, Work::Restore);
         Ok(())
     }
 
