@@ -447,7 +447,10 @@ fn a_client_stops_the_leader_and_writes_go_on() {
     let leader = cluster.leader();
     let other = leader % 3 + 1;
     let mut client = cluster.connect(leader);
-    for (words, refusal) in [(["ABORT"], "No shutdown in progress"), (["LATER"], "syntax error")] {
+    for (words, refusal) in [
+        (["ABORT"], "No shutdown in progress"),
+        (["LATER"], "syntax error"),
+    ] {
         let refused = redis::cmd("SHUTDOWN").arg(&words).exec(&mut client);
         assert!(refused.unwrap_err().to_string().contains(refusal));
     }
@@ -456,7 +459,11 @@ fn a_client_stops_the_leader_and_writes_go_on() {
     assert!(cluster.ends_well(leader));
     assert!(cluster.log(leader).contains("a client stops this node"));
     let mut client = cluster.connect(other);
-    redis::cmd("SET").arg("a").arg(1).exec(&mut client).expect("a write");
+    redis::cmd("SET")
+        .arg("a")
+        .arg(1)
+        .exec(&mut client)
+        .expect("a write");
     // Who was handed over to does not wait for an election timeout: nobody had to notice anything.
     assert!(cluster.log(leader).contains("node stopped"));
 }

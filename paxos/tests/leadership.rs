@@ -394,7 +394,11 @@ mod leases {
         assert!(happened(&rig, write));
         let read = rig.read_by_lease(1);
         rig.pass(2_000);
-        assert!(!matches!(rig.ending(read), Some(Ending::Read(_))), "{}", rig.transcript());
+        assert!(
+            !matches!(rig.ending(read), Some(Ending::Read(_))),
+            "{}",
+            rig.transcript()
+        );
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Facts {
     /// As a node that joins a running cluster.
     async fn joiner(plan: &Plan) -> Result<Self, Failure> {
         let peer = plan.peer.clone().ok_or_else(|| {
-            Failure::usage("--join needs --peer host:port, where this node talks to the others".into())
+            Failure::usage("--join needs --peer host:port, where this node talks to the others")
         })?;
         let (cluster, told) = join::learn(&plan.join, plan.id).await?;
         let differs = |what: &str, theirs: &dyn Display, given: &dyn Display| {

@@ -90,7 +90,11 @@ pub(super) async fn find(seeds: &[String], own: Owner) -> Vec<Peer> {
         let resolved = resolved.inspect_err(|error| tracing::debug!(seed, %error, "cannot be resolved"));
         resolved.map(|found| found.map(|place| place.to_string()).collect::<Vec<_>>())
     };
-    let resolving: Vec<_> = seeds.iter().cloned().map(|seed| tokio::spawn(resolve(seed))).collect();
+    let resolving: Vec<_> = seeds
+        .iter()
+        .cloned()
+        .map(|seed| tokio::spawn(resolve(seed)))
+        .collect();
     let mut places = BTreeSet::new();
     for resolved in resolving {
         if let Ok(Ok(found)) = resolved.await {
@@ -100,9 +104,7 @@ pub(super) async fn find(seeds: &[String], own: Owner) -> Vec<Peer> {
     let asked: Vec<_> = places
         .into_iter()
         .take(MAX_PLACES)
-        .map(|place| {
-            tokio::spawn(async move { (tcp::introduction(&place, ANSWER_WITHIN).await, place) })
-        })
+        .map(|place| tokio::spawn(async move { (tcp::introduction(&place, ANSWER_WITHIN).await, place) }))
         .collect();
     let mut found = Vec::new();
     for asked in asked {

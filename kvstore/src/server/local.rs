@@ -72,7 +72,11 @@ pub(crate) fn quit(_: &Shared, session: &mut Session, _: Args<'_>, reply: &mut B
 
 /// `SHUTDOWN [NOSAVE|SAVE] [NOW] [FORCE]`: what was acknowledged is safe, so they all mean the same.
 pub(crate) fn shutdown(shared: &Shared, session: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
-    let is_known = |option: &[u8]| ["NOSAVE", "SAVE", "NOW", "FORCE"].iter().any(|known| is(option, known));
+    let is_known = |option: &[u8]| {
+        ["NOSAVE", "SAVE", "NOW", "FORCE"]
+            .iter()
+            .any(|known| is(option, known))
+    };
     if is(args.get(1), "ABORT") {
         write::error(reply, "ERR No shutdown in progress.");
     } else if !args.from(1).all(is_known) {

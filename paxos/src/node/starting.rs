@@ -109,8 +109,8 @@ impl Node {
         };
         let environment = Arc::new(environment);
         let watch = tokio::spawn(liveness::keep_watch(environment.clone(), router.clone()));
-        let search = discovery
-            .map(|discovery| tokio::spawn(discovery::search(environment.clone(), discovery)));
+        let search =
+            discovery.map(|discovery| tokio::spawn(discovery::search(environment.clone(), discovery)));
         let background = core::iter::once(watch).chain(search).collect();
         Ok(Self {
             environment,

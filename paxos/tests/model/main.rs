@@ -331,7 +331,10 @@ impl Model for Exploration {
                 ),
                 (leads && more_heartbeats, Event::Heartbeat),
                 (seat.is_writing(), Event::Sync),
-                (leads && node == 0 && bounds.last_voter.is_some() && !seat.has_changed, Event::Change),
+                (
+                    leads && node == 0 && bounds.last_voter.is_some() && !seat.has_changed,
+                    Event::Change,
+                ),
                 (cluster.restarts < bounds.restarts, Event::Restart),
             ];
             let possible = possible.into_iter().filter(|(is_possible, _)| *is_possible);
@@ -462,7 +465,10 @@ impl Exploration {
                 "the membership changes",
                 |model: &Self, cluster: &Cluster| {
                     let chosen = model.chosen(cluster);
-                    chosen.values().flatten().any(|value| membership_in(value).is_some())
+                    chosen
+                        .values()
+                        .flatten()
+                        .any(|value| membership_in(value).is_some())
                 },
             ));
             if self.bounds.candidacies[2] > 0 {

@@ -226,7 +226,9 @@ impl Seat {
     fn change(&mut self, bounds: &Bounds, effects: &mut Effects) {
         self.has_changed = true;
         let leaves = |node: &u64| Some(*node) != bounds.last_voter;
-        let changes = (1..=3).filter(leaves).map(|node| paxos::Change::Remove { node: NodeId(node) });
+        let changes = (1..=3)
+            .filter(leaves)
+            .map(|node| paxos::Change::Remove { node: NodeId(node) });
         let change = Input::ChangeMembership {
             token: Token(100),
             expected: founders().version,

@@ -28,7 +28,9 @@ async fn restart_with(cluster: &mut Cluster, found: fn() -> Vec<Peer>) -> Arc<At
         .spawn()
         .await
         .unwrap();
-    node.add_group(GROUP, members(1..=3), List::default()).await.unwrap();
+    node.add_group(GROUP, members(1..=3), List::default())
+        .await
+        .unwrap();
     cluster.nodes.insert(3, node);
     asked
 }
@@ -58,7 +60,10 @@ async fn reads(cluster: &Cluster) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_peers_have_moved_finds_them() {
     let mut cluster = left_behind("moved").await;
-    let asked = restart_with(&mut cluster, || vec![at("moved", 1), at("moved", 2), at("moved", 9)]).await;
+    let asked = restart_with(&mut cluster, || {
+        vec![at("moved", 1), at("moved", 2), at("moved", 9)]
+    })
+    .await;
     while !reads(&cluster).await {}
     let leader = cluster.leader().await;
     cluster.group(leader).propose(text("a")).await.unwrap();
@@ -68,7 +73,11 @@ async fn a_node_whose_peers_have_moved_finds_them() {
     let asked_before = asked.load(Relaxed);
     assert!(asked_before > 0);
     tokio::time::sleep(Duration::from_mins(10)).await;
-    assert_eq!(asked.load(Relaxed), asked_before, "nobody is looked for who is there");
+    assert_eq!(
+        asked.load(Relaxed),
+        asked_before,
+        "nobody is looked for who is there"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -80,7 +89,10 @@ async fn a_search_in_vain_goes_on_less_and_less_often() {
     assert!((3..=10).contains(&at_first), "{at_first}");
     tokio::time::sleep(Duration::from_mins(10)).await;
     let later = asked.load(Relaxed) - at_first;
-    assert!((8..=12).contains(&later), "{later}: every 30 seconds, and as long in between");
+    assert!(
+        (8..=12).contains(&later),
+        "{later}: every 30 seconds, and as long in between"
+    );
 }
 
 #[tokio::test(start_paused = true)]

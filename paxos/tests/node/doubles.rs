@@ -344,7 +344,9 @@ impl Transport for Port {
         let (network, Some(own)) = (lock(&self.network.0), *lock(&self.node)) else {
             return;
         };
-        let Some(inbox) = network.inboxes.get(&own) else { return };
+        let Some(inbox) = network.inboxes.get(&own) else {
+            return;
+        };
         for Peer { node, .. } in peers {
             if network.inboxes.contains_key(node) && *node != own {
                 let _ = inbox.send(if self.finds(&network, own, *node) {

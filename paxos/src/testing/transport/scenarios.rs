@@ -414,7 +414,10 @@ async fn a_node_that_is_not_known_yet_is_let_in_and_answered_once_it_is_known(la
     introduce(&[&nodes[0], &nodes[1]]);
     nodes[0].recorder.connected(NodeId(2)).await?;
     send_patiently(lab, &nodes[0], NodeId(2), &answer).await?;
-    nodes[1].recorder.all_in_order(NodeId(1), Lane::Control, 1).await?;
+    nodes[1]
+        .recorder
+        .all_in_order(NodeId(1), Lane::Control, 1)
+        .await?;
     close(&nodes).await;
     Ok(())
 }
