@@ -52,8 +52,9 @@ struct Bounds {
     refusals: bool,
     /// Whether nodes ask each other for chosen entries.
     learning: bool,
-    /// Whether a write may take its time, and be lost in a crash; otherwise it is durable at once.
-    disks_lag: bool,
+    /// At which nodes a write may take its time, and be lost in a crash; elsewhere it is durable at once. If disks lag at
+    /// some nodes only, only these restart.
+    disks_lag: [bool; 3],
 }
 
 impl Bounds {
@@ -323,6 +324,7 @@ impl Model for Exploration {
         let bounds = &self.bounds;
         for (node, seat) in self.seats(cluster).into_iter().enumerate() {
             let leads = seat.phase() == Phase::Leader;
+            let restarts = bounds.disks_lag[node] || !bounds.disks_lag.contains(&true);
             let more_heartbeats = bounds.heartbeats.is_some_and(|most| seat.heartbeats < most);
             let possible = [
                 (
@@ -335,7 +337,7 @@ impl Model for Exploration {
                     leads && node == 0 && bounds.last_voter.is_some() && !seat.has_changed,
                     Event::Change,
                 ),
-                (cluster.restarts < bounds.restarts, Event::Restart),
+                (restarts && cluster.restarts < bounds.restarts, Event::Restart),
             ];
             let possible = possible.into_iter().filter(|(is_possible, _)| *is_possible);
             actions.extend(possible.map(|(_, event)| Action { node, event }));
@@ -539,7 +541,7 @@ const BASE: Bounds = Bounds {
     repeats: false,
     refusals: false,
     learning: false,
-    disks_lag: false,
+    disks_lag: [false; 3],
 };
 
 /// `PAXOS_MODEL=large` chooses the second; some minutes and gigabytes each, in release.
@@ -555,7 +557,7 @@ fn small_or_large(small: Bounds, large: Bounds) -> Bounds {
 fn two_leaders_two_slots_and_a_restart_that_loses_writes() {
     let small = Bounds {
         restarts: 1,
-        disks_lag: true,
+        disks_lag: [true; 3],
         ..BASE
     };
     let large = Bounds {
@@ -626,7 +628,7 @@ fn the_voters_change_to_one_that_the_others_quorums_do_not_hold() {
         proposals: [0, 1, 0],
         last_voter: Some(3),
         restarts: 1,
-        disks_lag: true,
+        disks_lag: [true, false, false],
         ..BASE
     };
     let large = Bounds {

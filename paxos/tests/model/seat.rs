@@ -217,7 +217,7 @@ impl Seat {
                 self.step(Input::Tick, effects);
             }
         }
-        while !bounds.disks_lag && self.is_writing() {
+        while !bounds.disks_lag[self.node as usize - 1] && self.is_writing() {
             self.sync(effects);
         }
         self.replica.normalize();
