@@ -48,6 +48,8 @@ struct Bounds {
     heartbeats: Option<usize>,
     /// Whether a message may arrive more than once.
     repeats: bool,
+    /// Whether leaders tell what is chosen before they have something else to say.
+    watermarks: bool,
     /// Whether refusals arrive; otherwise all are lost, and leaders hear of higher ballots from their owners only.
     refusals: bool,
     /// Whether nodes ask each other for chosen entries.
@@ -64,8 +66,8 @@ impl Bounds {
             Message::Prepare { .. }
             | Message::Promise { .. }
             | Message::Accept { .. }
-            | Message::Accepted { .. }
-            | Message::Chosen { .. } => true,
+            | Message::Accepted { .. } => true,
+            Message::Chosen { .. } => self.watermarks,
             Message::Refuse { .. } => self.refusals,
             Message::Learn { .. } | Message::Learned { .. } => self.learning,
             Message::Heartbeat { .. } | Message::HeartbeatReply { .. } => self.heartbeats.is_some(),
@@ -539,6 +541,7 @@ const BASE: Bounds = Bounds {
     restarts: 0,
     heartbeats: None,
     repeats: false,
+    watermarks: true,
     refusals: false,
     learning: false,
     disks_lag: [false; 3],
@@ -628,11 +631,12 @@ fn the_voters_change_to_one_that_the_others_quorums_do_not_hold() {
         proposals: [0, 1, 0],
         last_voter: Some(3),
         restarts: 1,
+        watermarks: false,
         disks_lag: [true, false, false],
         ..BASE
     };
     let large = Bounds {
-        candidacies: [1, 1, 1],
+        watermarks: true,
         ..small
     };
     explore(small_or_large(small, large));
