@@ -648,6 +648,7 @@ fn the_last_voter_leads() {
         candidacies: [1, 0, 1],
         proposals: [0, 0, 1],
         last_voter: Some(3),
+        watermarks: false,
         ..BASE
     };
     let large = Bounds {
