@@ -8,7 +8,7 @@ use allocation_counter::measure;
 use kvstore::{
     machine::{Machine, NodeAddresses},
     resp::Limits,
-    server::{self, Route, Settings, Shared, session_limits},
+    server::{self, Route, Settings, Shared, Shutdown, session_limits},
 };
 use paxos::{
     ClusterId, GroupId, Member, Membership, Node, NodeId, Read, node::Config, sessions::Sessions,
@@ -98,6 +98,7 @@ async fn started() -> (SocketAddr, Vec<Node>, watch::Sender<bool>) {
             addresses: NodeAddresses::default(),
             route: Route::Forward,
             max_clients: 1_000,
+            shutdown: Shutdown::No,
             request_timeout: Duration::from_secs(10),
             read: Read::Linearizable,
             limits: Limits::default(),

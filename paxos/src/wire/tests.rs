@@ -405,14 +405,14 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
             lost: life.holds,
         }),
         (any_ballot(), any_checkpoint()).prop_map(|(ballot, right)| Message::Diverged { ballot, right }),
-        (any_ballot(), any_slot(), any_slot(), any::<bool>()).prop_map(
-            |(ballot, start, chosen, by_hand)| Message::TakeOver {
+        (any_ballot(), any_slot(), any_slot(), any::<bool>()).prop_map(|(ballot, start, chosen, by_hand)| {
+            Message::TakeOver {
                 ballot,
                 start,
                 chosen,
-                by_hand
+                by_hand,
             }
-        ),
+        }),
         (any::<u64>(), any::<u64>()).prop_map(|(request, to)| Message::TransferLeadership {
             request,
             to: NodeId(to)
