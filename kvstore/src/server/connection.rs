@@ -128,7 +128,7 @@ mod tests {
             addresses: NodeAddresses::default(),
             route: Route::Forward,
             max_clients: 10,
-            shutdown: crate::server::Shutdown::No,
+            shutdown: server::Shutdown::No,
             request_timeout: Duration::from_secs(1),
             read: Read::Linearizable,
             limits: Limits::default(),
