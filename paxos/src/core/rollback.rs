@@ -37,7 +37,8 @@ impl Holding {
         }
     }
 
-    /// What was found on a disk: with this hard state, and entries up to this slot.
+    /// What was found on a disk: with this hard state, and records of entries up to this slot. One that is damaged counts,
+    /// too: the disk has not forgotten it.
     pub(super) fn found(hard_state: &HardState, last: Slot) -> Self {
         Self {
             slot: hard_state.chosen.max(last),
