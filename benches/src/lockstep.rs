@@ -45,6 +45,7 @@ impl Lockstep {
                 hard_state: HardState::default(),
                 trimmed: Slot::ZERO,
                 tail: Vec::new(),
+                damaged: Vec::new(),
                 snapshot: None,
             };
             (NodeId(node), Replica::new(config.clone(), start, Time::default()))

@@ -39,6 +39,8 @@ mod switch {
         "promise_during_grant",
         "hash_mismatch_ignored",
         "majority_is_quarantined",
+        "damaged_slot_reported_empty",
+        "damaged_slot_counts",
     ];
 
     static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);

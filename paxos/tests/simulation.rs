@@ -103,7 +103,7 @@ fn spelling_out_what_a_seed_draws_changes_nothing() {
 }
 
 #[test]
-fn full_and_damaged_disks_stop_their_nodes_only() {
+fn full_disks_stop_their_nodes_only_and_damaged_ones_are_repaired() {
     let options = Options {
         nodes: Some(5),
         faults: FaultSet::NONE.with(Fault::FullDisk).with(Fault::Damage),
@@ -114,7 +114,7 @@ fn full_and_damaged_disks_stop_their_nodes_only() {
         let report = run(seed, &options, &Checking);
         assert_eq!(report.failure, None);
         full += report.coverage.count(Event::FullAtSync);
-        damaged += report.coverage.count(Event::RefusedDamage);
+        damaged += report.coverage.count(Event::RepairedByLearning);
     }
     assert!(full > 0 && damaged > 0);
 }

@@ -168,6 +168,19 @@ impl Shared {
                     status.replica.group
                 ));
             }
+            if status.replica.damaged > 0 {
+                alarms.push(format!(
+                    "group {} has {} damaged entries in its log; they are being repaired from the other nodes",
+                    status.replica.group, status.replica.damaged
+                ));
+            }
+            if let Some(slot) = status.replica.undecided {
+                alarms.push(format!(
+                    "group {} waits: too few voters can tell what they have accepted at slot {slot}, because records are \
+                     damaged; bring the other voters back with their disks",
+                    status.replica.group
+                ));
+            }
             let report = group_report(group, &status);
             ready &= report.in_sync;
             groups.push(report);

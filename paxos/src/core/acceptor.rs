@@ -1,11 +1,14 @@
 //! The acceptor: what it promises, what it accepts, and what it tells the leader about it.
 
-use alloc::{vec, vec::Vec};
+use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::mem;
 
-use super::{Alarm, Message, Output, Replica, gate::After};
+use super::{Alarm, Message, Output, Replica, barrier::Chunk, gate::After};
 use crate::planted;
 use crate::types::{Accepted, Ballot, Entry, HardState, NodeId, Slot, WriteOp};
+
+/// About what a damaged slot takes in a message.
+const DAMAGED_SLOT_BYTES: usize = 9;
 
 /// How far this node has followed one leader.
 ///
@@ -61,6 +64,7 @@ impl Replica {
             entry: entry.clone(),
         };
         let persist = self.gate.write(op);
+        self.damage.overwrites(slot, persist);
         self.window.set(slot, Accepted { ballot, entry }, persist);
     }
 
@@ -89,30 +93,58 @@ impl Replica {
         self.report(from, ballot, first);
     }
 
-    /// Answers a `Prepare`: all that was accepted above the watermark, in chunks.
+    /// Answers a `Prepare`: all that was accepted above the watermark, or may have been, in chunks.
     fn report(&mut self, to: NodeId, ballot: Ballot, first: Slot) {
-        let mut chunk_from = first;
-        let mut entries = vec![];
+        let chosen = self.claimed_watermark(first);
+        let known = first.max(chosen.next());
+        let mut slots: BTreeMap<Slot, Option<&Accepted>> = BTreeMap::new();
+        slots.extend(
+            self.window
+                .from(known)
+                .map(|(slot, accepted)| (slot, Some(accepted))),
+        );
+        if !planted::is("damaged_slot_reported_empty") {
+            let untold = (known.0..=self.chosen.0).map(Slot);
+            let damaged = untold.chain(self.damage.lost_from(self.chosen.next()));
+            slots.extend(damaged.map(|slot| (slot, None)));
+        }
+        let empty = |first| Chunk {
+            first,
+            last: Slot::MAX,
+            entries: vec![],
+            damaged: vec![],
+        };
+        let mut chunk = empty(first);
         let mut bytes = 0;
         let mut chunks = vec![];
-        for (slot, accepted) in self.window.from(first.max(self.chosen.next())) {
-            let size = accepted.entry.size();
-            if !entries.is_empty() && bytes + size > self.config.max_message_bytes {
-                chunks.push((chunk_from, slot.previous(), mem::take(&mut entries)));
-                chunk_from = slot;
+        for (slot, accepted) in slots {
+            let size = accepted.map_or(DAMAGED_SLOT_BYTES, |accepted| accepted.entry.size());
+            if bytes > 0 && bytes + size > self.config.max_message_bytes {
+                chunk.last = slot.previous();
+                chunks.push(mem::replace(&mut chunk, empty(slot)));
                 bytes = 0;
             }
             bytes += size;
-            entries.push((slot, accepted.clone()));
+            match accepted {
+                Some(accepted) => chunk.entries.push((slot, accepted.clone())),
+                None => chunk.damaged.push(slot),
+            }
         }
-        chunks.push((chunk_from, Slot::MAX, entries));
-        for (from, upto, entries) in chunks {
+        chunks.push(chunk);
+        for chunk in chunks {
+            let Chunk {
+                first,
+                last,
+                entries,
+                damaged,
+            } = chunk;
             let message = Message::Promise {
                 ballot,
-                chosen: self.chosen,
-                from,
-                to: upto,
+                chosen,
+                from: first,
+                to: last,
                 entries,
+                damaged,
             };
             if planted::is("promise_before_sync") {
                 self.send(to, message);

@@ -1,9 +1,14 @@
-//! What a leader does at a membership: it waits until the entry and all before it are chosen, because only then is it
+//! Where a leader stops and waits for more promises.
+//!
+//! At a membership it waits until the entry and all before it are chosen, because only then is it
 //! known who may vote for what follows; then it collects promises for the slots that follow from a quorum of the new
 //! voters, and goes on with what they report. (Lamport: *Paxos Made Simple*, section 3, lets a membership decide about a
 //! fixed number of slots later instead; here it decides about the next one, and the leader stops there.)
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 
 use super::{
     Message, Output, Replica, Sender,
@@ -25,6 +30,9 @@ pub(super) enum Barrier {
     /// The membership is chosen; promises of its voters are being collected, and asked for again at this time. The
     /// membership before it counts too until then.
     Chosen { before: Membership, ask_at: Time },
+    /// The next slot may hold something that earlier leaders got chosen, and too few voters can tell, because records are
+    /// damaged: promises of others are asked for at this time. It has been so since then.
+    Undecided { since: Time, ask_at: Time },
     /// By the membership, which is chosen, this node is no voter: it leads until a quorum of the voters know that.
     Leaving { before: Membership },
 }
@@ -38,25 +46,40 @@ pub(super) struct Promises {
     pub(super) found: BTreeMap<Slot, Accepted>,
 }
 
+/// What a promise reports of the slots from `first` to `last`.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub(super) first: Slot,
+    pub(super) last: Slot,
+    pub(super) entries: Vec<(Slot, Accepted)>,
+    pub(super) damaged: Vec<Slot>,
+}
+
+impl Chunk {
+    pub(super) fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        let held = self.entries.iter().map(|(slot, _)| *slot);
+        held.chain(self.damaged.iter().copied())
+    }
+}
+
 impl Promises {
-    /// Takes in what a promise reports of the slots from `first` to `last`; `known` is where reports begin. Whether it
-    /// told anything new.
-    pub(super) fn take(
-        &mut self,
-        (from, storage): Sender,
-        chosen: Slot,
-        known: Slot,
-        (first, last): (Slot, Slot),
-        entries: Vec<(Slot, Accepted)>,
-    ) -> bool {
-        let new = Report {
+    /// Takes in a part of what somebody reports; `known` is where reports begin. Whether it told anything new.
+    pub(super) fn take(&mut self, (from, storage): Sender, chosen: Slot, known: Slot, chunk: Chunk) -> bool {
+        let Chunk {
+            first,
+            last,
+            entries,
+            damaged,
+        } = chunk;
+        let new = || Report {
             storage,
             covered: known,
             chosen,
+            damaged: BTreeSet::new(),
         };
-        let report = self.reports.entry(from).or_insert(new);
+        let report = self.reports.entry(from).or_insert_with(new);
         if report.storage != storage {
-            *report = new;
+            *report = new();
         }
         report.chosen = report.chosen.max(chosen);
         if first > report.covered.next() {
@@ -64,6 +87,8 @@ impl Promises {
         }
         let more = last > report.covered;
         report.covered = report.covered.max(last);
+        let within = |slot: &Slot| (first..=last).contains(slot);
+        report.damaged.extend(damaged.into_iter().filter(within));
         for (slot, accepted) in entries {
             if slot < first || slot > last || planted::is("promise_entries_dropped") {
                 continue;
@@ -88,6 +113,33 @@ impl Promises {
         is_quorum(membership, with) && inherited.max().is_none_or(|inherited| inherited <= chosen)
     }
 
+    /// Whether anybody has reported damage.
+    fn has_damage(&self) -> bool {
+        self.reports.values().any(|report| !report.damaged.is_empty())
+    }
+
+    /// The last slot that anybody has accepted something at, or may have.
+    pub(super) fn last(&self) -> Slot {
+        let damaged = self
+            .reports
+            .values()
+            .filter_map(|report| report.damaged.last().copied());
+        let found = self.found.keys().next_back().copied();
+        damaged.chain(found).max().unwrap_or_default()
+    }
+
+    /// Whether a quorum of these voters has told what it has accepted at `slot`: where its record is damaged, a voter
+    /// tells nothing.
+    fn tell_of(&self, slot: Slot, membership: &Membership) -> bool {
+        if !self.has_damage() || planted::is("damaged_slot_counts") {
+            return true;
+        }
+        let tells = |report: &&Report| report.covered == Slot::MAX && !report.damaged.contains(&slot);
+        is_quorum(membership, |node| {
+            self.reports.get(&node).filter(tells).map(|report| report.storage)
+        })
+    }
+
     /// What is still to be asked of the voters: from which slot on. `known` is where reports begin.
     pub(super) fn missing(&self, membership: &Membership, known: Slot) -> Vec<(NodeId, Slot)> {
         let ask = |voter: &Member| {
@@ -110,7 +162,7 @@ impl Leadership {
     /// The memberships of which this leader needs a quorum each in order to know that it leads.
     pub(super) fn electorates<'a>(&'a self, current: &'a Membership) -> impl Iterator<Item = &'a Membership> {
         let other = match &self.barrier {
-            None => None,
+            None | Some(Barrier::Undecided { .. }) => None,
             Some(Barrier::Proposed(next)) => Some(next),
             Some(Barrier::Chosen { before, .. } | Barrier::Leaving { before }) => Some(before),
         };
@@ -141,6 +193,15 @@ impl Replica {
     pub(super) fn adopt(&mut self) {
         self.with_leadership(|replica, leadership| {
             while leadership.barrier.is_none() && leadership.next <= leadership.inherited {
+                let current = replica.memberships.current();
+                if !leadership.promises.tell_of(leadership.next, current) {
+                    let now = replica.now;
+                    leadership.barrier = Some(Barrier::Undecided {
+                        since: now,
+                        ask_at: now,
+                    });
+                    break;
+                }
                 let found = leadership.promises.found.remove(&leadership.next);
                 if planted::is("hole_not_filled") && found.is_none() {
                     leadership.next = leadership.next.next();
@@ -227,7 +288,7 @@ impl Replica {
         }
     }
 
-    /// A leader that stands at a membership asks for what it still lacks, and goes on once it has that.
+    /// A leader that waits for promises asks for what it still lacks, and goes on once it has that.
     pub(super) fn tend_barrier(&mut self) {
         let current = self.memberships.current();
         let own = self.own();
@@ -244,63 +305,89 @@ impl Replica {
                 }
                 return;
             }
+            Some(Barrier::Undecided { .. }) => leadership.promises.tell_of(leadership.next, current),
             None | Some(Barrier::Proposed(_)) => return,
         };
         if !complete {
-            return self.ask_new_voters();
+            return self.ask_voters();
         }
+        let changed = leadership.awaits_promises();
         leadership.barrier = None;
-        let last = leadership.promises.found.keys().next_back().copied();
-        leadership.inherited = leadership.inherited.max(last.unwrap_or_default());
-        self.finish_change();
+        leadership.inherited = leadership.inherited.max(leadership.promises.last());
+        if changed {
+            self.finish_change();
+        }
         self.adopt();
     }
 
-    fn ask_new_voters(&mut self) {
+    fn ask_voters(&mut self) {
         let (now, chosen) = (self.now, self.chosen);
         let again_at = now.plus(self.config.heartbeat_interval * 2);
+        let patience = self.config.election_timeout * 4;
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
-        let Some(Barrier::Chosen { ask_at, .. }) = &mut leadership.barrier else {
+        let Some(Barrier::Chosen { ask_at, .. } | Barrier::Undecided { ask_at, .. }) =
+            &mut leadership.barrier
+        else {
             return;
         };
         if now < *ask_at {
             return;
         }
         *ask_at = again_at;
-        let ballot = leadership.ballot;
+        let (ballot, next) = (leadership.ballot, leadership.next);
         let missing = leadership.promises.missing(self.memberships.current(), chosen);
+        if let Some(Barrier::Undecided { since, .. }) = leadership.barrier
+            && missing.is_empty()
+            && now.since(since) >= patience
+        {
+            self.alarm_undecidable(next);
+        }
         self.ask_promises_of(ballot, missing, None);
     }
 
-    /// When a leader that stands at a membership asks again.
+    /// When a leader that waits for promises asks again.
     pub(super) fn change_deadline(&self) -> Option<Time> {
         match &self.role {
             Role::Leader(leadership) => match &leadership.barrier {
-                Some(Barrier::Chosen { ask_at, .. }) => Some(*ask_at),
+                Some(Barrier::Chosen { ask_at, .. } | Barrier::Undecided { ask_at, .. }) => Some(*ask_at),
                 _ => None,
             },
             _ => None,
         }
     }
 
-    /// A promise to a leader that stands at a membership.
+    /// The slot that a leader waits at because too few voters can tell what they have accepted there.
+    pub(super) fn undecided(&self) -> Option<Slot> {
+        match &self.role {
+            Role::Leader(leadership) => match leadership.barrier {
+                Some(Barrier::Undecided { .. }) => Some(leadership.next),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// A promise to a leader that waits for more of them.
     pub(super) fn on_promise_to_leader(
         &mut self,
         from: Sender,
         ballot: Ballot,
         chosen: Slot,
-        chunk: (Slot, Slot),
-        entries: Vec<(Slot, Accepted)>,
+        mut chunk: Chunk,
     ) {
         let known = self.chosen;
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
-        if leadership.ballot == ballot && matches!(leadership.barrier, Some(Barrier::Chosen { .. })) {
-            let above = entries.into_iter().filter(|(slot, _)| *slot > known).collect();
-            leadership.promises.take(from, chosen, known, chunk, above);
+        let collects = matches!(
+            leadership.barrier,
+            Some(Barrier::Chosen { .. } | Barrier::Undecided { .. })
+        );
+        if leadership.ballot == ballot && collects {
+            chunk.entries.retain(|(slot, _)| *slot > known);
+            leadership.promises.take(from, chosen, known, chunk);
             self.note_watermark(from.0, chosen);
         }
     }

@@ -1,13 +1,19 @@
 //! Leadership: failure detection, canvass (pre-vote), candidacy, step-down.
 
-use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 
 use super::{
-    Alarm, Message, Output, Phase, Replica, Sender, Standing, barrier::Promises, gate::After,
+    Alarm, Message, Output, Phase, Replica, Sender, Standing,
+    barrier::{Chunk, Promises},
+    gate::After,
     proposer::Leadership,
 };
 use crate::planted;
-use crate::types::{Accepted, Ballot, Membership, NodeId, Slot, StorageId, Time};
+use crate::types::{Ballot, Membership, NodeId, Slot, StorageId, Time};
 
 /// How far above its watermark a replica may plausibly hold entries, beside its window: the watermark on a disk lags
 /// behind after a crash.
@@ -43,7 +49,7 @@ pub(super) struct Candidacy {
     pub(super) by_hand: bool,
 }
 
-#[derive(Clone, Copy, Debug, Hash)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Report {
     /// The reporter's disk.
     pub(super) storage: StorageId,
@@ -51,6 +57,8 @@ pub(super) struct Report {
     pub(super) covered: Slot,
     /// The reporter's watermark.
     pub(super) chosen: Slot,
+    /// The slots of which it cannot tell what it has accepted.
+    pub(super) damaged: BTreeSet<Slot>,
 }
 
 /// Whether a quorum of the voters takes part: `with` tells with which disk a node does, if it does.
@@ -165,7 +173,7 @@ impl Replica {
     /// Whether this node would be a leader of use. One that still replays its log could not take commands; one that
     /// cannot read it must never lead.
     pub(super) fn could_lead(&self) -> bool {
-        self.is_voter() && !self.is_replaying()
+        self.is_voter() && !self.is_replaying() && !self.lacks_what_others_may_need()
     }
 
     /// All that is due by the clock.
@@ -311,6 +319,7 @@ impl Replica {
                 storage: self.identity.storage,
                 covered: Slot::MAX,
                 chosen: self.chosen,
+                damaged: self.damage.lost_from(self.chosen.next()).collect(),
             };
             candidacy.promises.reports.insert(self.identity.node, report);
             self.finish_candidacy();
@@ -348,18 +357,11 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_promise(
-        &mut self,
-        from: Sender,
-        ballot: Ballot,
-        chosen: Slot,
-        chunk: (Slot, Slot),
-        entries: Vec<(Slot, Accepted)>,
-    ) {
+    pub(super) fn on_promise(&mut self, from: Sender, ballot: Ballot, chosen: Slot, chunk: Chunk) {
         let known = self.chosen;
         let plausible = chosen.plus(MAX_PLAUSIBLE_TAIL + 4 * self.config.max_window_entries as u64);
-        if let Some((slot, _)) = entries.iter().find(|(slot, _)| *slot > plausible) {
-            let (from, slot) = (from.0, *slot);
+        if let Some(slot) = chunk.slots().find(|slot| *slot > plausible) {
+            let from = from.0;
             self.outputs
                 .push_back(Output::Alarm(Alarm::Implausible { from, slot }));
             return;
@@ -367,12 +369,12 @@ impl Replica {
         let timeout = self.config.election_timeout;
         let patience = self.now.plus(timeout + self.rng.up_to(timeout));
         let Role::Candidate(candidacy) = &mut self.role else {
-            return self.on_promise_to_leader(from, ballot, chosen, chunk, entries);
+            return self.on_promise_to_leader(from, ballot, chosen, chunk);
         };
         if candidacy.ballot != ballot {
             return;
         }
-        if candidacy.promises.take(from, chosen, known, chunk, entries) {
+        if candidacy.promises.take(from, chosen, known, chunk) {
             candidacy.ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
             self.election_at = Some(patience);
         }

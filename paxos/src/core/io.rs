@@ -34,6 +34,10 @@ pub struct Start {
     pub trimmed: Slot,
     /// All entries held above `hard_state.chosen`, in order.
     pub tail: Vec<(Slot, Accepted)>,
+    /// As recovered: slots whose records are damaged. What they held is asked of the peers, and nothing is promised for
+    /// them meanwhile. If the entry of `hard_state.membership` is among them and no snapshot has it, `membership` is one
+    /// of version 0 at that slot: the replica does not vote until it has learned who the members are.
+    pub damaged: Vec<Slot>,
     /// What the newest snapshot that is whole and durable on this node says; needed when anything is trimmed. The
     /// replica begins from it, even if it is above `hard_state.chosen`: a crash came between making a peer's snapshot
     /// durable and installing it. The driver restores the machine from it, unless the machine is as far already.
@@ -112,7 +116,7 @@ pub enum Input {
         /// The proposal, read or change.
         token: Token,
     },
-    /// Answers [`Output::Load`]: what the store holds in these slots.
+    /// Answers [`Output::Load`]: what the store holds in these slots, up to the first damaged one.
     Loaded {
         /// The first slot asked for.
         from: Slot,
@@ -164,11 +168,11 @@ pub enum Input {
     },
     /// Answers the last [`Output::StoreChunk`] of a snapshot: the whole has been verified and is durable.
     SnapshotReceived(SnapshotHeader),
-    /// Answers [`Output::Load`]: what the store holds there is damaged. Peers that asked for it ask elsewhere; if the
-    /// state machine needs it, the replica raises [`Alarm::Missing`].
-    LoadFailed {
-        /// The first slot asked for.
-        from: Slot,
+    /// The store has found records damaged, in a read or otherwise. They are repaired from memory or by the peers. Comes
+    /// before the [`Input::Loaded`] of the read that found them, which has what stands before them.
+    Damaged {
+        /// Which: at most a few thousand at once.
+        slots: Vec<Slot>,
     },
     /// The connection to a peer broke: a hint that it may be gone.
     Disconnected(NodeId),
@@ -240,8 +244,8 @@ pub enum Output {
         /// The piece.
         data: Bytes,
     },
-    /// Read the entries of these slots from the store and step [`Input::Loaded`] or [`Input::LoadFailed`]. One load is open
-    /// at a time.
+    /// Read the entries of these slots from the store and step [`Input::Loaded`], after [`Input::Damaged`] if some of them
+    /// are. One load is open at a time.
     Load {
         /// The first slot.
         from: Slot,
@@ -389,9 +393,10 @@ pub enum Alarm {
         /// Where.
         slot: Slot,
     },
-    /// The store does not give back a slot that a peer asked for, and that this replica needs no more itself.
-    Unreadable {
-        /// The first slot of the read.
+    /// So many voters have damaged records of a slot that nobody can tell any more whether something was chosen there.
+    /// The leader proposes nothing there, or above, until enough of them have their records back; it never guesses.
+    Undecidable {
+        /// The first such slot.
         slot: Slot,
     },
     /// A peer reported an entry that cannot be: the report was ignored.
@@ -497,6 +502,12 @@ pub struct Status {
     pub stranded: Option<Slot>,
     /// All slots up to this one are trimmed.
     pub trimmed: Slot,
+    /// How many slots of the log are damaged on this node's disk and not repaired yet.
+    pub damaged: usize,
+    /// The slot for which a leader can propose nothing yet, because too few voters can tell what they have accepted there.
+    pub undecided: Option<Slot>,
+    /// How many damaged slots have been repaired in this life, by writing them again or by trimming behind a snapshot.
+    pub repaired: u64,
     /// The highest slot that holds an entry.
     pub last: Slot,
     /// The membership in force at the slot after the watermark.

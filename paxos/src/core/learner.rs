@@ -26,9 +26,9 @@ enum Purpose {
 
 /// An open request to a peer for chosen entries.
 #[derive(Clone, Copy, Debug, Hash)]
-struct Asked {
-    peer: NodeId,
-    again_at: Time,
+pub(super) struct Asked {
+    pub(super) peer: NodeId,
+    pub(super) again_at: Time,
 }
 
 #[derive(Clone, Debug, Hash)]
@@ -114,7 +114,7 @@ impl Replica {
         }
         if self.following.ballot == ballot && self.chosen.next() >= self.following.start {
             let upto = chosen.min(self.following.received);
-            while self.chosen < upto {
+            while self.chosen < upto && !self.lacks_membership() {
                 self.advance_chosen(self.chosen.next());
             }
         }
@@ -150,6 +150,10 @@ impl Replica {
             return;
         }
         self.note_reader(from, first.previous(), false);
+        if first < self.window.first() && first > self.trimmed && self.damage.has(first) {
+            self.teach_nothing(from, first);
+            return;
+        }
         if first < self.window.first() {
             let known = self.learner.serving.iter().any(|(peer, ..)| *peer == from);
             if first <= self.trimmed {
@@ -185,11 +189,17 @@ impl Replica {
         let before = self.chosen;
         let membership = self.memberships.latest().clone();
         let mut changed = false;
+        let mut repaired = false;
+        let answers_nothing = entries.is_empty();
         for (accepted, slot) in entries.into_iter().zip((first.0..=u64::MAX).map(Slot)) {
+            if slot > chosen {
+                break;
+            }
             if slot <= self.chosen {
+                repaired |= self.repair(slot, accepted);
                 continue;
             }
-            if slot > self.chosen.next() || slot > chosen {
+            if slot > self.chosen.next() || self.lacks_membership() {
                 break;
             }
             let same = self
@@ -205,17 +215,21 @@ impl Replica {
                     ballot,
                     entry,
                 });
+                self.damage.overwrites(slot, persist);
                 self.window.set(slot, accepted, persist);
             }
             self.advance_chosen(slot);
         }
         self.note_watermark(from, chosen);
         self.note_informed(from, chosen);
+        // In the same write as the entries: what was learned must never look like an accept of this node's own.
+        if changed || repaired {
+            self.write_hard_state();
+        }
+        if repaired || answers_nothing {
+            self.note_repair(from, repaired);
+        }
         if self.chosen > before {
-            // In the same write as the entries: what was learned must never look like an accept of this node's own.
-            if changed {
-                self.write_hard_state();
-            }
             self.learner.ask_anew();
             self.snapshots.forget_offers();
             self.learner.source = Some(from);
@@ -241,6 +255,7 @@ impl Replica {
         self.window
             .evict(self.gate.durable(), self.config.max_cache_bytes);
         self.ask_peers();
+        self.ask_for_repairs();
         self.load_from_store();
     }
 
@@ -386,8 +401,11 @@ impl Replica {
             .learner
             .asked
             .filter(|_| !self.snapshots.is_fetching() && !self.disk_lags());
+        let asked = asked.map(|asked| asked.again_at);
         asked
-            .map(|asked| asked.again_at)
+            .into_iter()
+            .chain(self.repair_deadline())
+            .min()
             .or_else(|| self.fetch_deadline())
     }
 
@@ -399,9 +417,10 @@ impl Replica {
         let max_bytes = self.config.max_message_bytes;
         let below_window = self.window.first().previous();
         let next = self.learner.applied.next();
-        if self.learner.applied < self.chosen && next < self.window.first() && self.learner.may_apply() {
+        let applies = self.learner.applied < self.chosen && self.learner.may_apply();
+        if applies && next < self.window.first() && !self.waits_for_repair() {
             self.learner.load = Some((next, Purpose::Apply));
-            let upto = self.chosen.min(below_window);
+            let upto = self.readable(next, self.chosen.min(below_window));
             self.outputs.push_back(Output::Load {
                 from: next,
                 upto,
@@ -414,31 +433,28 @@ impl Replica {
                 self.offer_snapshot(peer);
                 continue;
             }
+            if self.damage.has(from) {
+                self.teach_nothing(peer, from);
+                continue;
+            }
             self.learner.load = Some((from, Purpose::Serve(peer)));
             self.outputs.push_back(Output::Load {
                 from,
-                upto: upto.min(below_window),
+                upto: self.readable(from, upto.min(below_window)),
                 max_bytes,
             });
             return;
         }
     }
 
-    /// What was to be loaded is damaged.
-    pub(super) fn on_load_failed(&mut self, from: Slot) {
-        let Some((slot, purpose)) = self.learner.load.filter(|(first, _)| *first == from) else {
-            return;
+    /// Tells a peer that asks for entries that it has to ask another one.
+    fn teach_nothing(&mut self, to: NodeId, from: Slot) {
+        let message = Message::Learned {
+            from,
+            entries: Vec::new(),
+            chosen: self.chosen,
         };
-        self.learner.load = None;
-        let alarm = match purpose {
-            Purpose::Nothing => return,
-            Purpose::Serve(_) => Alarm::Unreadable { slot },
-            Purpose::Apply => {
-                self.learner.stuck = true;
-                Alarm::Missing { slot }
-            }
-        };
-        self.outputs.push_back(Output::Alarm(alarm));
+        self.send(to, message);
     }
 
     pub(super) fn on_loaded(&mut self, from: Slot, entries: Vec<(Slot, Accepted)>) {
@@ -464,6 +480,7 @@ impl Replica {
                     },
                 );
             }
+            Purpose::Apply if run.is_empty() && self.waits_for_repair() => {}
             Purpose::Apply if run.is_empty() => {
                 self.learner.stuck = true;
                 self.outputs

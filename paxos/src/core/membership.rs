@@ -265,9 +265,10 @@ impl Replica {
             membership,
         } = of_snapshot.clone();
         let before = self.memberships.latest().at;
+        let was_lacking = self.lacks_membership();
         self.memberships.begin_with(of_snapshot);
         self.note_ballot(ballot);
-        if at > before {
+        if at > before || (was_lacking && at == before) {
             self.memberships.informed.clear();
             self.outputs.push_back(Output::Membership { at, membership });
             self.change_chosen(at);

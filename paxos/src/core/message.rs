@@ -55,6 +55,9 @@ pub enum Message {
         to: Slot,
         /// All that the sender has accepted in these slots.
         entries: Vec<(Slot, Accepted)>,
+        /// Those of these slots of which the sender cannot tell what it has accepted, because its record of that is
+        /// damaged: for them, the promise does not count.
+        damaged: Vec<Slot>,
     },
     /// "I promised a higher ballot": answers a `Prepare`, `Accept` or `Heartbeat` with a ballot that is too low.
     Refuse {

@@ -40,6 +40,7 @@ mod barrier;
 pub mod batch;
 mod changes;
 mod config;
+mod damage;
 mod election;
 #[cfg(feature = "testing")]
 mod exploration;
@@ -73,7 +74,9 @@ pub use self::exploration::Timer;
 use self::{
     acceptor::Following,
     audit::History,
+    barrier::Chunk,
     changes::Changes,
+    damage::Damage,
     election::Role,
     gate::{After, Gate},
     learner::Learner,
@@ -146,6 +149,7 @@ pub struct Replica {
 
     learner: Learner,
     snapshots: Snapshots,
+    damage: Damage,
     proposals: Proposals,
     reads: Reads,
     requests: transfer::Requests,
@@ -175,6 +179,7 @@ impl Replica {
             hard_state,
             trimmed,
             tail,
+            damaged,
             snapshot,
         } = start;
         let HardState {
@@ -203,6 +208,9 @@ impl Replica {
         for (slot, accepted) in tail {
             window.set(slot, accepted, PersistId(0));
         }
+        let damage = Damage::new(damaged.into_iter().filter(|slot| *slot > trimmed));
+        let mut snapshots = Snapshots::new(upto);
+        snapshots.trim_due = damage.count() > 0;
         let mut replica = Self {
             granted: lease::Granted::new(config.lease, now),
             config,
@@ -218,7 +226,7 @@ impl Replica {
             chosen_written_at: now,
             trimmed,
             memberships,
-            began: Holding::found(&hard_state, window.last().max(upto)),
+            began: Holding::found(&hard_state, window.last().max(upto).max(damage.last())),
             window,
             gate: Gate::new(),
             history: match upto {
@@ -242,7 +250,8 @@ impl Replica {
             election_at: Some(now),
             nodes: Nodes::default(),
             learner: Learner::new(upto, snapshot.origins, chosen),
-            snapshots: Snapshots::new(upto),
+            snapshots,
+            damage,
             proposals: Proposals::new(),
             reads: Reads::new(incarnation),
             requests: transfer::Requests::default(),
@@ -255,6 +264,7 @@ impl Replica {
             replica.on_quarantined();
         } else if upto > stored {
             replica.trimmed = upto;
+            replica.damage.trimmed(upto);
             replica.write_hard_state();
             replica.gate.write(WriteOp::Trim { group, upto });
         }
@@ -284,6 +294,7 @@ impl Replica {
             }
             Input::Persisted(id) => {
                 self.gate.persisted(id);
+                self.damage.persisted(id);
                 while let Some(released) = self.gate.released() {
                     self.release(Some(released));
                 }
@@ -315,7 +326,7 @@ impl Replica {
             } => self.on_chunk_loaded(to, upto, total, offset, data),
             Input::ChunkStored { upto, next_offset } => self.on_chunk_stored(upto, next_offset),
             Input::SnapshotReceived(header) => self.on_snapshot_received(header),
-            Input::LoadFailed { from } => self.on_load_failed(from),
+            Input::Damaged { slots } => self.on_damaged(slots),
             Input::Disconnected(peer) => self.on_disconnected(peer),
             Input::PeerAlive(peer) => self.on_peer_alive(peer),
             Input::PeerSilent(peer) => self.on_peer_silent(peer),
@@ -352,10 +363,17 @@ impl Replica {
                 ballot,
                 chosen,
                 from: first,
-                to,
+                to: last,
                 entries,
+                damaged,
             } => {
-                self.on_promise((from, storage), ballot, chosen, (first, to), entries);
+                let chunk = Chunk {
+                    first,
+                    last,
+                    entries,
+                    damaged,
+                };
+                self.on_promise((from, storage), ballot, chosen, chunk);
             }
             Message::Refuse { ballot, promised } => self.on_refuse(ballot, promised),
             Message::Accept {
@@ -605,6 +623,9 @@ impl Replica {
             fetch: self.fetch_status(),
             stranded: self.stranded(),
             trimmed: self.trimmed,
+            damaged: self.damage.count(),
+            undecided: self.undecided(),
+            repaired: self.damage.repaired,
             last: self.window.last().max(self.chosen),
             membership: self.memberships.current().clone(),
             standing: self.standing(),

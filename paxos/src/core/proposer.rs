@@ -185,9 +185,8 @@ impl Replica {
             }
         }
         let start = self.chosen.next();
-        let inherited = found
-            .last_key_value()
-            .map_or(self.chosen, |(slot, _)| (*slot).max(self.chosen));
+        // Damaged slots are proposed for too: that repairs them.
+        let inherited = promises.last().max(self.chosen);
         let peers = self
             .other_members()
             .into_iter()

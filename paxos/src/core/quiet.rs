@@ -77,7 +77,6 @@ impl Replica {
             Input::Tick
             | Input::Persisted(_)
             | Input::Loaded { .. }
-            | Input::LoadFailed { .. }
             | Input::TakeSnapshot
             | Input::SnapshotTaken { .. }
             | Input::SnapshotFailed { .. }
@@ -168,6 +167,7 @@ impl Replica {
             && self.proposals.count() == 0
             && self.reads.is_idle()
             && self.learner.is_idle(self.chosen)
+            && !self.damage.reaches(self.chosen)
     }
 
     /// The leader's heartbeat is due.

@@ -329,6 +329,7 @@ mod tests {
             hard_state: HardState::default(),
             trimmed: Slot::ZERO,
             tail: vec![],
+            damaged: vec![],
             snapshot: None,
         };
         let mut replica = Replica::new(Config::default(), start, Time::default());
@@ -349,6 +350,7 @@ mod tests {
             from: Slot(1),
             to: Slot::MAX,
             entries: vec![],
+            damaged: vec![],
         };
         for message in [yes, promise] {
             let (from, storage) = (NodeId(2), StorageId(2));

@@ -283,11 +283,12 @@ impl Replica {
         if !core::mem::take(&mut self.snapshots.trim_due) || self.snapshots.trim_paused {
             return;
         }
-        let upto = self.trim_limit();
+        let upto = self.trim_limit().max(self.last_lost_in_snapshot());
         if upto <= self.trimmed {
             return;
         }
         self.trimmed = upto;
+        self.damage.trimmed(upto);
         // Both ride along with the next write. A restart must find trimmed slots chosen.
         if self.chosen_written < upto {
             self.chosen_written = self.chosen;
@@ -411,6 +412,9 @@ impl Replica {
 impl Replica {
     /// A peer has trimmed what this node asked it for.
     pub(super) fn on_trimmed(&mut self, from: NodeId, snapshot: Slot) {
+        if self.config.snapshots {
+            self.note_repair_trimmed(from, snapshot);
+        }
         if snapshot <= self.chosen {
             return;
         }
@@ -471,6 +475,20 @@ impl Replica {
         true
     }
 
+    /// As [`begin_fetch`](Self::begin_fetch), of these offers.
+    pub(super) fn fetch_one_of(&mut self, offers: BTreeMap<NodeId, Slot>) -> bool {
+        if self.now < self.snapshots.fetch_after {
+            return false;
+        }
+        self.snapshots.offers.extend(offers);
+        self.begin_fetch()
+    }
+
+    /// Whether a peer's snapshot brings this replica on.
+    fn is_wanted(&self, upto: Slot) -> bool {
+        upto > self.chosen || self.is_repaired_by(upto)
+    }
+
     fn ask_for_chunk(&mut self) {
         let again_at = self.now.plus(self.config.election_timeout);
         let Some(fetch) = self.snapshots.fetch.as_mut().filter(|fetch| fetch.may_ask()) else {
@@ -485,11 +503,17 @@ impl Replica {
     /// Asks again for a chunk that does not come; seeks another snapshot when its owner is silent for long, and forgets it
     /// when it is of no use any more.
     pub(super) fn go_on_fetching(&mut self) {
-        let (now, chosen) = (self.now, self.chosen);
+        let now = self.now;
+        let upto = self
+            .snapshots
+            .fetch
+            .as_ref()
+            .map_or(Slot::ZERO, |fetch| fetch.upto);
+        let wanted = upto == Slot::ZERO || self.is_wanted(upto);
         let Some(fetch) = &mut self.snapshots.fetch else {
             return;
         };
-        if fetch.upto != Slot::ZERO && fetch.upto <= chosen {
+        if !wanted {
             self.snapshots.fetch = None;
         } else if fetch.asked && now >= fetch.again_at {
             fetch.asked = false;
@@ -511,13 +535,13 @@ impl Replica {
         offset: u64,
         data: Bytes,
     ) {
-        let chosen = self.chosen;
+        let wanted = self.is_wanted(upto);
         let Partial {
             peer,
             upto: begun,
             bytes,
         } = self.snapshots.partial;
-        if self.snapshots.fetch.is_none() && (from, upto, offset) == (peer, begun, bytes) && upto > chosen {
+        if self.snapshots.fetch.is_none() && (from, upto, offset) == (peer, begun, bytes) && wanted {
             // It was asked for, and given up too early.
             self.snapshots.offers.clear();
             self.snapshots.fetch = Some(Fetch {
@@ -538,7 +562,7 @@ impl Replica {
             *fetch = Fetch::new(from, upto, 0);
             return self.ask_for_chunk();
         }
-        if fetch.upto == Slot::ZERO && upto > chosen {
+        if fetch.upto == Slot::ZERO && wanted {
             fetch.upto = upto;
         }
         let end = offset.saturating_add(data.len() as u64);
@@ -613,7 +637,7 @@ impl Replica {
         if header.group != self.group {
             return;
         }
-        if upto > self.chosen || planted::is("install_moves_back") {
+        if self.is_wanted(upto) || planted::is("install_moves_back") {
             self.install(header);
         } else {
             self.on_snapshot_taken(upto);
@@ -628,10 +652,13 @@ impl Replica {
             hash,
             ..
         } = header;
-        self.chosen = upto;
+        // Where damage held the state machine up, more may be known chosen than the snapshot has.
+        let ahead = upto > self.chosen;
+        self.chosen = self.chosen.max(upto);
         self.history = History::after(Checkpoint { slot: upto, hash });
         self.trimmed = upto;
-        if !planted::is("install_keeps_window") {
+        self.damage.trimmed(upto);
+        if ahead && !planted::is("install_keeps_window") {
             self.window.skip_to(upto);
         }
         self.install_membership(membership);
@@ -651,12 +678,12 @@ impl Replica {
         self.acknowledge();
         match &self.role {
             // Others have chosen what this leader did not: it is leader no more, or its state is of no use to anyone yet.
-            Role::Leader(_) => self.step_down(),
+            Role::Leader(_) if ahead => self.step_down(),
             Role::Candidate(_) => {
                 self.postpone_election();
                 self.finish_candidacy();
             }
-            Role::Follower | Role::Canvassing(_) => {}
+            Role::Leader(_) | Role::Follower | Role::Canvassing(_) => {}
         }
     }
 

@@ -79,6 +79,10 @@ pub struct GroupMetrics {
     pub refused_sends: Counter,
     /// Reads of the store that found damage.
     pub damaged_reads: Counter,
+    /// Slots of the log that are damaged on this node's disk and not repaired yet.
+    pub damaged_slots: Gauge,
+    /// Damaged slots that were repaired from peers, from memory, or by a snapshot.
+    pub repaired_slots: Counter,
     /// Things seen that must never happen (see [`Alarm`](crate::core::Alarm)).
     pub alarms: Counter,
     /// 1 if the group has halted, else 0.
@@ -123,6 +127,8 @@ impl Default for GroupMetrics {
             dropped_messages: Counter::default(),
             refused_sends: Counter::default(),
             damaged_reads: Counter::default(),
+            damaged_slots: Gauge::default(),
+            repaired_slots: Counter::default(),
             alarms: Counter::default(),
             halted: Gauge::default(),
             quarantined: Gauge::default(),

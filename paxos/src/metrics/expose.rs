@@ -177,6 +177,18 @@ const NUMBERS: &[Number] = &[
         |m| m.damaged_reads.get(),
     ),
     (
+        "paxos_damaged_slots",
+        Kind::Gauge,
+        "Slots of the log that are damaged on disk and not repaired yet",
+        |m| m.damaged_slots.get(),
+    ),
+    (
+        "paxos_repaired_slots_total",
+        Kind::Counter,
+        "Damaged slots of the log that were repaired",
+        |m| m.repaired_slots.get(),
+    ),
+    (
         "paxos_alarms_total",
         Kind::Counter,
         "Things seen that must never happen",

@@ -1,7 +1,6 @@
 //! What reaches a group's task beside its users' requests: peers' messages and the store's answers.
 
 use std::{
-    string::String,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -15,12 +14,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{GroupStatus, ask::Ask, snapshots::SnapshotEvent};
+use super::{GroupStatus, ask::Ask, snapshots::SnapshotEvent, storage::Loaded};
 use crate::{
     core::{Message, PersistId, peers::Change},
     error::{ChangeError, TransferError},
     snapshot::SnapshotError,
-    types::{self, Accepted, Membership, NodeId, Slot, StorageId, Time},
+    types::{self, Membership, NodeId, Slot, StorageId, Time},
 };
 
 pub(super) enum Event {
@@ -38,11 +37,8 @@ pub(super) enum Event {
     Peer(Change),
     /// This write of the group and all before it are durable.
     Persisted(PersistId),
-    /// Answers the open load: with the entries, or with what is damaged.
-    Loaded {
-        from: Slot,
-        entries: Result<Vec<(Slot, Accepted)>, String>,
-    },
+    /// Answers the open load.
+    Loaded { from: Slot, loaded: Loaded },
     /// Somebody asks for the status.
     Status(Ask<GroupStatus>),
     /// Somebody asks for another leader; `None` for any.

@@ -2,6 +2,7 @@
 
 use std::{
     boxed::Box,
+    collections::BTreeSet,
     format,
     string::String,
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -28,7 +29,7 @@ use super::{
     removing::{Changes, Changing, Taken},
     router::{Route, Router},
     snapshots::Snapshots,
-    storage,
+    storage::{self, Loaded},
     task::{Parts, Task},
 };
 use crate::{
@@ -38,7 +39,7 @@ use crate::{
     state_machine::{MachineError, StateMachine},
     storage::{RecoveredGroup, Storage, StorageError},
     transport::{self, Transport},
-    types::{Accepted, ChosenMembership, GroupId, Membership, Slot},
+    types::{Accepted, Ballot, ChosenMembership, GroupId, Membership, Slot},
 };
 
 /// A machine that has been brought up to the newest snapshot.
@@ -136,10 +137,10 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// The group is not added, and nothing has changed, if it exists already, if the store reports damage in it, if
-    /// `membership` has no voter, or if the log no longer reaches back to the newest whole snapshot. What a machine that
-    /// keeps its state itself holds beyond that is no help: which commands have been applied, and who the members are, is
-    /// in the snapshot and the log only.
+    /// The group is not added, and nothing has changed, if it exists already, if `membership` has no voter, or if the log
+    /// no longer reaches back to the newest whole snapshot. What a machine that keeps its state itself holds beyond that is
+    /// no help: which commands have been applied, and who the members are, is in the snapshot and the log only. Damaged
+    /// entries of the log are no hindrance: they are repaired from the peers while the group takes part as far as it can.
     pub async fn add_group<M: StateMachine>(
         &self,
         group: GroupId,
@@ -185,16 +186,22 @@ impl Node {
         }
         // Put back unless the group is started.
         let recovered = Taken::of(&self.recovered, group);
-        Self::check_group(group, &recovered)?;
         let restored = self.restore_group(group, &recovered, Box::new(machine)).await?;
         let newest = restored.snapshot.as_ref();
+        let mut damaged = recovered.damaged.iter().copied().collect();
         let in_force = self
-            .load_membership(group, membership, &recovered, newest)
+            .load_membership(group, &membership, &recovered, newest, &mut damaged)
             .await?;
         let newest = newest.map_or(Slot::ZERO, |header| header.upto);
         let tail = self
-            .load_tail(group, &recovered, recovered.hard_state.chosen.max(newest))
+            .load_tail(
+                group,
+                &recovered,
+                recovered.hard_state.chosen.max(newest),
+                &mut damaged,
+            )
             .await?;
+        self.tell_damage(group, &damaged, &in_force);
         let start = Start {
             group,
             identity: self.environment.identity,
@@ -204,6 +211,7 @@ impl Node {
             hard_state: recovered.hard_state,
             trimmed: recovered.trimmed,
             tail,
+            damaged: damaged.into_iter().collect(),
             snapshot: restored.snapshot.clone(),
         };
         let now = self.environment.clock.now();
@@ -214,6 +222,9 @@ impl Node {
         .map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?;
         recovered.keep();
         let in_force = replica.status(now).membership;
+        if in_force.members.is_empty() && !membership.members.is_empty() {
+            self.environment.hear_of(group, membership);
+        }
         self.environment.set_membership(group, in_force);
         let (handle, task) = self.start_task(group, replica, restored);
         lock(&self.groups).insert(group, (handle.clone(), task));
@@ -221,15 +232,20 @@ impl Node {
         Ok(handle)
     }
 
-    fn check_group(group: GroupId, recovered: &RecoveredGroup) -> Result<(), NodeError> {
-        if !recovered.damaged.is_empty() {
-            return Err(NodeError::Storage(StorageError::Corrupt(format!(
-                "group {group} has damaged entries at the slots {:?}; the node does not take part in the group with \
-                 them: move its data directory away and let the node join anew",
-                recovered.damaged.iter().map(|slot| slot.0).collect::<Vec<_>>()
-            ))));
+    fn tell_damage(&self, group: GroupId, damaged: &BTreeSet<Slot>, in_force: &ChosenMembership) {
+        let node = self.environment.identity.node;
+        if let (Some(first), Some(last)) = (damaged.first(), damaged.last()) {
+            tracing::error!(
+                %group, %node, slots = damaged.len(), %first, %last,
+                "the log is damaged; the peers are asked for what it held"
+            );
         }
-        Ok(())
+        if in_force.at > Slot::ZERO && in_force.membership.version == 0 {
+            tracing::error!(
+                %group, %node, slot = %in_force.at,
+                "the entry that says who the members are is damaged; the node does not vote until it has it back"
+            );
+        }
     }
 
     /// Brings a machine that is behind the newest whole snapshot up to it.
@@ -302,24 +318,37 @@ impl Node {
         seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// The membership in force at the stored watermark: `first` if the log has had none, that of the snapshot if the
-    /// entry is trimmed.
+    /// The membership in force at the stored watermark: `first` if the log has had none, that of the snapshot if that
+    /// reaches as far; an unknown one if the entry is damaged.
     async fn load_membership(
         &self,
         group: GroupId,
-        first: Membership,
+        first: &Membership,
         recovered: &RecoveredGroup,
         snapshot: Option<&SnapshotHeader>,
+        damaged: &mut BTreeSet<Slot>,
     ) -> Result<ChosenMembership, NodeError> {
         let at = recovered.hard_state.membership;
         if at == Slot::ZERO {
-            return Ok(ChosenMembership::first(first));
+            return Ok(ChosenMembership::first(first.clone()));
         }
-        if let Some(header) = snapshot.filter(|_| at <= recovered.trimmed) {
+        if let Some(header) = snapshot.filter(|header| at <= header.upto) {
             return Ok(header.membership.clone());
         }
-        let entries = self.load(group, at, at).await?;
-        let found = entries.first().filter(|(slot, _)| *slot == at);
+        let loaded = if damaged.contains(&at) {
+            Loaded::default()
+        } else {
+            self.load(group, at, at).await?
+        };
+        damaged.extend(loaded.damaged);
+        if damaged.contains(&at) {
+            return Ok(ChosenMembership {
+                at,
+                ballot: Ballot::ZERO,
+                membership: Membership::default(),
+            });
+        }
+        let found = loaded.entries.first().filter(|(slot, _)| *slot == at);
         let chosen = found.and_then(|(_, accepted)| {
             Some(ChosenMembership {
                 at,
@@ -335,48 +364,44 @@ impl Node {
     }
 
     /// Reads entries back: at least the first one of these slots, if there is any.
-    async fn load(
-        &self,
-        group: GroupId,
-        first: Slot,
-        last: Slot,
-    ) -> Result<Vec<(Slot, Accepted)>, NodeError> {
+    async fn load(&self, group: GroupId, first: Slot, last: Slot) -> Result<Loaded, NodeError> {
         let (reply, loaded) = oneshot::channel();
         self.environment.storage.load(storage::Load {
-            group,
-            first,
-            last,
-            max_bytes: self.environment.config.max_write_bytes,
-            done: Box::new(move |entries| drop(reply.send(entries))),
+            range: storage::Range {
+                group,
+                first,
+                last,
+                max_bytes: self.environment.config.max_write_bytes,
+            },
+            done: Box::new(move |loaded| drop(reply.send(loaded))),
         });
-        let loaded = loaded.await.map_err(|_| NodeError::Stopped(self.stop_reason()))?;
-        Ok(loaded.map_err(|why| StorageError::Corrupt(format!("group {group}: {why}")))?)
+        loaded.await.map_err(|_| NodeError::Stopped(self.stop_reason()))
     }
 
-    /// The entries above the watermark.
+    /// The entries above the watermark, but for damaged ones.
     async fn load_tail(
         &self,
         group: GroupId,
         recovered: &RecoveredGroup,
         chosen: Slot,
+        damaged: &mut BTreeSet<Slot>,
     ) -> Result<Vec<(Slot, Accepted)>, NodeError> {
-        let first = chosen.next();
-        let expected = recovered.index.range(first..).count();
-        let Some(last) = recovered.index.keys().next_back().copied() else {
-            return Ok(Vec::new());
-        };
-        let mut tail: Vec<(Slot, Accepted)> = Vec::with_capacity(expected);
-        while tail.len() < expected {
-            let from = tail.last().map_or(first, |(slot, _)| slot.next());
-            let entries = self.load(group, from, last).await?;
-            if entries.is_empty() {
+        let last = recovered.index.keys().next_back().copied().unwrap_or_default();
+        let mut tail: Vec<(Slot, Accepted)> = Vec::new();
+        let mut next = chosen.next();
+        while let Some((from, _)) = recovered.index.range(next..).next() {
+            let before = damaged.range(from..).next().map(|damaged| damaged.previous());
+            let upto = before.map_or(last, |before| before.min(last));
+            let loaded = self.load(group, *from, upto).await?;
+            let read = loaded.entries.last().map(|(slot, _)| *slot);
+            let Some(done) = read.max(loaded.damaged.last().copied()) else {
                 return Err(NodeError::Storage(StorageError::Corrupt(format!(
-                    "group {group}: the store's index names {expected} entries above slot {}, but it gave back {}",
-                    chosen,
-                    tail.len()
+                    "group {group}: the store's index names an entry at slot {from}, but it does not give it back"
                 ))));
-            }
-            tail.extend(entries);
+            };
+            next = done.next();
+            tail.extend(loaded.entries);
+            damaged.extend(loaded.damaged);
         }
         Ok(tail)
     }

@@ -45,15 +45,34 @@ pub(super) struct Write {
     pub(super) done: EventSender,
 }
 
-/// Gets the entries found, or what is damaged.
-type LoadDone = Box<dyn FnOnce(Result<Vec<(Slot, Accepted)>, String>) + Send>;
+/// After so many slots the search for the damaged ones among them goes on in the next read.
+const MAX_SEARCHED_SLOTS: usize = 1_024;
 
-/// A read, answered by a call; not at all if the store has failed.
-pub(super) struct Load {
+/// What a read has found.
+#[derive(Default)]
+pub(super) struct Loaded {
+    /// The entries, up to the first damaged slot.
+    pub(super) entries: Vec<(Slot, Accepted)>,
+    /// The run of damaged slots behind them.
+    pub(super) damaged: Vec<Slot>,
+    /// What the store said of it.
+    pub(super) why: String,
+}
+
+type LoadDone = Box<dyn FnOnce(Loaded) + Send>;
+
+/// What to read: at least the first entry of these slots, further ones within the bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Range {
     pub(super) group: GroupId,
     pub(super) first: Slot,
     pub(super) last: Slot,
     pub(super) max_bytes: usize,
+}
+
+/// A read, answered by a call; not at all if the store has failed.
+pub(super) struct Load {
+    pub(super) range: Range,
     pub(super) done: LoadDone,
 }
 
@@ -227,13 +246,8 @@ impl<S: Storage> Server<S> {
                     }
                     Request::Load(load) => {
                         self.write(&mut merged).await?;
-                        let slots = load.first..load.last.next();
-                        match self.storage.read(load.group, slots, load.max_bytes).await {
-                            Ok(entries) => (load.done)(Ok(entries)),
-                            // Damage of what one group holds; the store goes on.
-                            Err(StorageError::Corrupt(why)) => (load.done)(Err(why)),
-                            Err(error) => return Err(error),
-                        }
+                        let loaded = self.load(load.range).await?;
+                        (load.done)(loaded);
                     }
                     Request::Close(reply) => {
                         self.write(&mut merged).await?;
@@ -245,6 +259,50 @@ impl<S: Storage> Server<S> {
                 self.write(&mut merged).await?;
             }
         }
+    }
+
+    async fn load(&mut self, range: Range) -> Result<Loaded, StorageError> {
+        let slots = range.first..range.last.next();
+        match self.storage.read(range.group, slots, range.max_bytes).await {
+            Ok(entries) => Ok(Loaded {
+                entries,
+                ..Loaded::default()
+            }),
+            // Damage of what one group holds; the store goes on.
+            Err(StorageError::Corrupt(why)) => self.search(range, why).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds the first run of damaged slots, and reads what stands before it.
+    async fn search(&mut self, range: Range, why: String) -> Result<Loaded, StorageError> {
+        let mut found = Loaded {
+            why,
+            ..Loaded::default()
+        };
+        let mut bytes = 0;
+        let slots = (range.first.0..=range.last.0).map(Slot).take(MAX_SEARCHED_SLOTS);
+        for slot in slots {
+            match self.storage.read(range.group, slot..slot.next(), 0).await {
+                Ok(_) if !found.damaged.is_empty() => break,
+                Ok(entries) => {
+                    bytes += entries
+                        .iter()
+                        .map(|(_, accepted)| accepted.entry.size())
+                        .sum::<usize>();
+                    found.entries.extend(entries);
+                }
+                Err(StorageError::Corrupt(why)) => {
+                    found.why = why;
+                    found.damaged.push(slot);
+                }
+                Err(error) => return Err(error),
+            }
+            if bytes > range.max_bytes {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     async fn write(&mut self, merged: &mut Merged) -> Result<(), StorageError> {

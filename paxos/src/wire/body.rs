@@ -201,6 +201,7 @@ struct Promise {
     from: Slot,
     to: Slot,
     count: u32,
+    damaged: Vec<Slot>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -253,9 +254,9 @@ pub(super) fn size_hint(message: &Message) -> usize {
     };
     HEADER
         + match message {
-            Message::Promise { entries, .. } => {
+            Message::Promise { entries, damaged, .. } => {
                 let values = entries.iter().map(|(_, accepted)| &accepted.entry.payload);
-                entries.len() * SLOT_ROW + values.map(inline).sum::<usize>()
+                damaged.len() * 9 + entries.len() * SLOT_ROW + values.map(inline).sum::<usize>()
             }
             Message::Learned { entries, .. } => {
                 let values = entries.iter().map(|accepted| &accepted.entry.payload);
@@ -282,6 +283,7 @@ pub(super) fn encode(message: &Message, to: &mut FrameWriter) -> u8 {
             from,
             to: last,
             entries,
+            damaged,
         } => {
             to.header(&Promise {
                 ballot: (*ballot).into(),
@@ -289,6 +291,7 @@ pub(super) fn encode(message: &Message, to: &mut FrameWriter) -> u8 {
                 from: *from,
                 to: *last,
                 count: entries.len() as u32,
+                damaged: damaged.clone(),
             });
             for (slot, accepted) in entries {
                 to.buffer.extend_from_slice(&slot.0.to_le_bytes());
@@ -415,6 +418,7 @@ pub(super) fn decode(kind: u8, header_bytes: usize, rest: Bytes) -> Result<Messa
                 from: header.from,
                 to: header.to,
                 entries,
+                damaged: header.damaged,
             })
         }
         kind::ACCEPT => {

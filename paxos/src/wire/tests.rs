@@ -347,15 +347,24 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
                 released
             }
         ),
-        (any_ballot(), any_slot(), any_slot(), any_slot(), slot_entries).prop_map(
-            |(ballot, chosen, from, to, entries)| Message::Promise {
-                ballot,
-                chosen,
-                from,
-                to,
-                entries
-            }
-        ),
+        (
+            any_ballot(),
+            any_slot(),
+            any_slot(),
+            any_slot(),
+            slot_entries,
+            proptest::collection::vec(any_slot(), 0..4)
+        )
+            .prop_map(|(ballot, chosen, from, to, entries, damaged)| {
+                Message::Promise {
+                    ballot,
+                    chosen,
+                    from,
+                    to,
+                    entries,
+                    damaged,
+                }
+            }),
         (any_ballot(), any_ballot()).prop_map(|(ballot, promised)| Message::Refuse { ballot, promised }),
         (
             any_ballot(),

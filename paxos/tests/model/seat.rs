@@ -139,6 +139,7 @@ fn replica(node: u64, lives: u64, hard_state: HardState, entries: &BTreeMap<Slot
         hard_state,
         trimmed: Slot::ZERO,
         tail: tail.map(|(slot, accepted)| (*slot, accepted.clone())).collect(),
+        damaged: Vec::new(),
         snapshot: None,
     };
     Replica::new(config, start, NOW)

@@ -34,7 +34,7 @@ struct DiskState {
     identity: Identity,
     incarnation: Incarnation,
     groups: BTreeMap<GroupId, DiskGroup>,
-    damaged: BTreeMap<GroupId, Vec<Slot>>,
+    damaged: BTreeSet<(GroupId, Slot)>,
     rotten: BTreeSet<(GroupId, Slot)>,
     fault: Option<Fault>,
     write_takes: Duration,
@@ -95,10 +95,10 @@ impl Disk {
     pub(crate) fn damage(&self, group: GroupId, slot: Slot) {
         let mut disk = lock(&self.0);
         disk.groups.entry(group).or_default().entries.remove(&slot);
-        disk.damaged.entry(group).or_default().push(slot);
+        disk.damaged.insert((group, slot));
     }
 
-    /// From now on reads of this slot find damage that nobody has noticed yet.
+    /// Reads of this slot find damage that nobody has noticed yet, until it is written again.
     pub(crate) fn rot(&self, group: GroupId, slot: Slot) {
         lock(&self.0).rotten.insert((group, slot));
     }
@@ -142,8 +142,8 @@ impl Storage for Disk {
                 (*id, recovered)
             })
             .collect();
-        for (group, slots) in &disk.damaged {
-            groups.entry(*group).or_default().damaged.clone_from(slots);
+        for (group, slot) in &disk.damaged {
+            groups.entry(*group).or_default().damaged.push(*slot);
         }
         Ok(Recovered {
             identity: disk.identity,
@@ -179,6 +179,15 @@ impl Storage for Disk {
         }
         disk.syncs += u64::from(batch.sync);
         for op in batch.ops {
+            let id = op.group();
+            match &op {
+                WriteOp::Accept { slot, .. } => {
+                    disk.damaged.remove(&(id, *slot));
+                    disk.rotten.remove(&(id, *slot));
+                }
+                WriteOp::Trim { upto, .. } => disk.damaged.retain(|(of, slot)| *of != id || slot > upto),
+                _ => {}
+            }
             let group = disk.groups.entry(op.group()).or_default();
             match op {
                 WriteOp::HardState { state, .. } => {
@@ -212,7 +221,7 @@ impl Storage for Disk {
         let disk = lock(&self.0);
         if let Some((_, slot)) = disk
             .rotten
-            .iter()
+            .union(&disk.damaged)
             .find(|(of, slot)| *of == group && slots.contains(slot))
         {
             return Err(StorageError::Corrupt(format!(

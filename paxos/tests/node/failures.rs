@@ -286,24 +286,56 @@ async fn a_machine_that_blocks_delays_its_group_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_group_with_damaged_entries_is_refused() {
+async fn a_group_with_damaged_entries_is_repaired_from_its_peers() {
+    let mut cluster = Cluster::start().await;
+    let victim = cluster.follower().await;
+    for index in 0..10 {
+        cluster
+            .group(victim)
+            .propose(text(&index.to_string()))
+            .await
+            .unwrap();
+    }
+    let before = cluster.list(victim).await;
+    cluster.crash(victim).await;
+    for slot in [2, 5, 6, 9] {
+        cluster.disks[&victim].damage(GROUP, Slot(slot));
+    }
+    cluster.start_node(victim).await;
+    assert_eq!(cluster.list(victim).await, before);
+    let status = cluster.group(victim).status().await;
+    assert_eq!((status.replica.damaged, status.replica.repaired), (0, 4));
+    cluster.crash(victim).await;
+    cluster.start_node(victim).await;
+    assert_eq!(
+        cluster.group(victim).status().await.replica.damaged,
+        0,
+        "for good"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_whose_damage_nobody_can_repair_waits_and_hinders_no_other() {
     let disk = Disk::new(1);
     disk.damage(GROUP, Slot(3));
     let node = Node::spawn(config(), disk, Network::default().transport())
         .await
         .unwrap();
-    let refused = node
+    let damaged = node
         .add_group(GROUP, members([1]), List::default())
         .await
-        .unwrap_err();
-    assert!(
-        refused.to_string().contains("damaged entries at the slots [3]"),
-        "{refused}"
-    );
+        .unwrap();
     node.add_group(GroupId(2), members([1]), List::default())
         .await
         .unwrap()
         .propose(text("a"))
         .await
         .unwrap();
+    let proposed = tokio::time::timeout(Duration::from_mins(1), damaged.propose(text("b"))).await;
+    assert!(
+        !matches!(proposed, Ok(Ok(_))),
+        "slot 3 may hold something: {proposed:?}"
+    );
+    assert_eq!(damaged.status().await.replica.damaged, 1);
+    assert!(damaged.metrics().alarms.get() > 0);
 }

@@ -79,17 +79,12 @@ impl Task {
                     changes,
                     force,
                 },
-                Event::Loaded {
-                    from,
-                    entries: Ok(entries),
-                } => Input::Loaded { from, entries },
-                Event::Loaded {
-                    from,
-                    entries: Err(why),
-                } => {
-                    self.shared.metrics.damaged_reads.increment();
-                    tracing::error!(group = %self.shared.id, node = %self.shared.node, slot = %from, why, "damaged read");
-                    Input::LoadFailed { from }
+                Event::Loaded { from, loaded } => {
+                    self.note_damage(now, loaded.damaged, &loaded.why);
+                    Input::Loaded {
+                        from,
+                        entries: loaded.entries,
+                    }
                 }
                 Event::Stop(why) => {
                     stop = Some(why);

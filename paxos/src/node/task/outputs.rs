@@ -39,12 +39,14 @@ impl Task {
             } => {
                 let events = self.event_sender.clone();
                 self.environment.storage.load(storage::Load {
-                    group: self.shared.id,
-                    first: from,
-                    last: upto,
-                    max_bytes,
-                    done: Box::new(move |entries| {
-                        events.send(Event::Loaded { from, entries });
+                    range: storage::Range {
+                        group: self.shared.id,
+                        first: from,
+                        last: upto,
+                        max_bytes,
+                    },
+                    done: Box::new(move |loaded| {
+                        events.send(Event::Loaded { from, loaded });
                     }),
                 });
             }

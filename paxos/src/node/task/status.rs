@@ -1,12 +1,14 @@
 //! What the task tells of itself: leader, status, gauges.
 
+use std::vec::Vec;
+
 use super::{
     super::group::{GroupStatus, Shared},
     REFRESH, Task,
 };
 use crate::{
-    core::Alarm,
-    types::{Ballot, Time},
+    core::{Alarm, Input},
+    types::{Ballot, Slot, Time},
 };
 
 impl Task {
@@ -39,6 +41,19 @@ impl Task {
             digest: self.machine.digest(),
             ..self.status_without_digest(now)
         }
+    }
+
+    /// The store could not give these slots back: they are to be repaired.
+    pub(super) fn note_damage(&mut self, now: Time, slots: Vec<Slot>, why: &str) {
+        let (Some(first), Some(last)) = (slots.first(), slots.last()) else {
+            return;
+        };
+        self.shared.metrics.damaged_reads.increment();
+        tracing::error!(
+            group = %self.shared.id, node = %self.shared.node, %first, %last, why,
+            "the log is damaged; the peers are asked for what it held"
+        );
+        self.replica.step(now, Input::Damaged { slots });
     }
 
     fn status_without_digest(&self, now: Time) -> GroupStatus {
@@ -84,5 +99,10 @@ fn set_gauges(shared: &Shared, status: &GroupStatus) {
     metrics.snapshot_index.set(replica.snapshot.0);
     metrics.log_first_index.set(replica.trimmed.next().0);
     metrics.log_last_index.set(replica.last.0);
+    metrics.damaged_slots.set(replica.damaged as u64);
+    let repaired = metrics.repaired_slots.get();
+    metrics
+        .repaired_slots
+        .add(replica.repaired.saturating_sub(repaired));
     metrics.set_peers(replica.peers.clone());
 }

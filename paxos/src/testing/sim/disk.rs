@@ -1,7 +1,7 @@
 //! A disk that forgets what was not synced, shared by the groups of a node.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     vec::Vec,
 };
 
@@ -19,6 +19,8 @@ pub struct DiskState {
     pub trimmed: Slot,
     /// What the slots hold.
     pub entries: BTreeMap<Slot, Accepted>,
+    /// Slots whose records are damaged.
+    pub damaged: BTreeSet<Slot>,
 }
 
 /// What a disk holds of a group that has never written anything.
@@ -31,6 +33,7 @@ static NOTHING: DiskState = DiskState {
     },
     trimmed: Slot::ZERO,
     entries: BTreeMap::new(),
+    damaged: BTreeSet::new(),
 };
 
 impl DiskState {
@@ -44,20 +47,40 @@ impl DiskState {
                     ballot: *ballot,
                     entry: entry.clone(),
                 };
+                self.damaged.remove(slot);
                 self.entries.insert(*slot, accepted);
             }
             WriteOp::Trim { upto, .. } => {
                 self.entries = self.entries.split_off(&upto.next());
+                self.damaged = self.damaged.split_off(&upto.next());
                 self.trimmed = self.trimmed.max(*upto);
             }
             WriteOp::RemoveGroup { .. } => *self = Self::default(),
         }
     }
 
-    /// As [`Storage::read`](crate::Storage::read), with an inclusive end.
+    /// The record of a slot goes bad, if there is one.
+    pub(super) fn damage(&mut self, slot: Slot) {
+        if self.entries.remove(&slot).is_some() {
+            self.damaged.insert(slot);
+        }
+    }
+
+    /// The first damaged slots, side by side, among these.
+    pub(super) fn damaged_run(&self, from: Slot, upto: Slot) -> Vec<Slot> {
+        let Some(first) = self.damaged.range(from..).next().filter(|first| **first <= upto) else {
+            return Vec::new();
+        };
+        let run = (first.0..=upto.0).map(Slot);
+        run.take_while(|slot| self.damaged.contains(slot)).collect()
+    }
+
+    /// As [`Storage::read`](crate::Storage::read), with an inclusive end; ends before a damaged slot.
     pub fn read(&self, from: Slot, upto: Slot, max_bytes: usize) -> Vec<(Slot, Accepted)> {
         let mut bytes = 0;
         let mut found = Vec::new();
+        let damaged = self.damaged.range(from..).next();
+        let upto = damaged.map_or(upto, |damaged| upto.min(damaged.previous()));
         if from > upto {
             return found;
         }
@@ -71,9 +94,16 @@ impl DiskState {
         found
     }
 
-    /// The membership in force at the watermark: `first` if the log holds none.
+    /// The membership in force at the watermark: `first` if the log holds none, an unknown one if it is damaged.
     pub fn membership(&self, first: &Membership) -> ChosenMembership {
         let at = self.hard.membership;
+        if self.damaged.contains(&at) {
+            return ChosenMembership {
+                at,
+                ballot: Ballot::ZERO,
+                membership: Membership::default(),
+            };
+        }
         let held = self.entries.get(&at);
         let found = held.and_then(|accepted| {
             Some(ChosenMembership {
@@ -173,6 +203,16 @@ impl Disk {
         true
     }
 
+    /// The record of a slot goes bad, unless it is just being overwritten.
+    pub(super) fn damage(&mut self, group: GroupId, slot: Slot) {
+        let overwrites = |op: &WriteOp| matches!(op, WriteOp::Accept { group: of, slot: at, .. } if *of == group && *at == slot);
+        if !self.pending.iter().flat_map(|write| &write.ops).any(overwrites) {
+            for contents in [&mut self.durable, &mut self.view] {
+                contents.0.entry(group).or_default().damage(slot);
+            }
+        }
+    }
+
     /// Takes a write of a group; joins it to what other groups write in the same round.
     pub(super) fn submit(
         &mut self,
@@ -208,6 +248,13 @@ impl Disk {
             self.syncing = self.pending.len();
         }
         wanted
+    }
+
+    /// Something asks for all that waits to be durable.
+    pub(super) fn want_sync(&mut self) {
+        for write in &mut self.pending {
+            write.sync = true;
+        }
     }
 
     /// What the sync under way writes.

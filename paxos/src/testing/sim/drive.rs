@@ -194,7 +194,9 @@ impl<W: Workload> Cluster<'_, W> {
                 self.coverage.meet_if(adopted, Sometimes::MembershipAdopted);
             }
             Message::CanvassReply { granted: false, .. } => self.coverage.meet(Sometimes::CanvassDenied),
-            Message::Promise { to, .. } => {
+            Message::Promise { to, damaged, .. } => {
+                self.coverage
+                    .meet_if(!damaged.is_empty(), Sometimes::DamagePromised);
                 self.coverage
                     .meet_if(*to != Slot::MAX, Sometimes::PromiseInChunks);
             }
@@ -218,6 +220,9 @@ impl<W: Workload> Cluster<'_, W> {
         let node_id = acceptor.0;
         let mut overwritten = false;
         let newest = self.nodes[node].files[group].newest();
+        let now = self.nodes[node].clock(self.now);
+        let seat = self.nodes[node].seat(group);
+        let chosen = seat.map_or(Slot::ZERO, |seat| seat.replica.status(now).chosen);
         let view = self.nodes[node].disk.view.group(group_id(group));
         let mut after = view.hard;
         for op in &ops {
@@ -235,9 +240,19 @@ impl<W: Workload> Cluster<'_, W> {
                     after = *state;
                 }
                 WriteOp::Accept { slot, entry, .. } => {
+                    if view.damaged.contains(slot) {
+                        let repaired = if *slot <= chosen {
+                            Sometimes::RepairedByLearning
+                        } else {
+                            Sometimes::RepairedByAccept
+                        };
+                        self.coverage.meet(repaired);
+                    }
                     overwritten |= view.entries.get(slot).is_some_and(|held| held.entry != *entry);
                 }
                 WriteOp::Trim { upto, .. } => {
+                    let repaired = view.damaged.first().is_some_and(|first| first <= upto);
+                    self.coverage.meet_if(repaired, Sometimes::RepairedBySnapshot);
                     ensure!(
                         *upto <= newest && *upto <= after.chosen,
                         "I7",
@@ -323,7 +338,13 @@ impl<W: Workload> Cluster<'_, W> {
             let expected = disk.durable.group(id).read(from, upto, max_bytes);
             store.read(id, (from, upto), max_bytes, &expected)?;
         }
-        let entries = disk.view.group(id).read(from, upto, max_bytes);
+        let view = disk.view.group(id);
+        let entries = view.read(from, upto, max_bytes);
+        let slots = view.damaged_run(from, upto);
+        if !slots.is_empty() {
+            self.coverage.meet(Sometimes::DamageAtRead);
+            self.input(node, group, Input::Damaged { slots });
+        }
         self.input(node, group, Input::Loaded { from, entries });
         Ok(())
     }

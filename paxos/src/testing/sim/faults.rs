@@ -46,7 +46,7 @@ faults! {
     SlowDisk = "A disk takes long for a while.",
     FailedSync = "A sync fails, which stops its node.",
     FullDisk = "A disk is full for a while: syncs fail, and its node cannot start again.",
-    Damage = "A disk is damaged while its node is down; it refuses to start. A minority at the most.",
+    Damage = "Records of the log are damaged, while their node lives or is down; of each slot a minority at the most.",
     Drift = "Clocks run up to 5 % fast or slow.",
     Refusal = "The transport refuses messages to nodes that it cannot reach.",
     Hangup = "Broken connections are noticed.",
@@ -166,6 +166,15 @@ impl Plan {
             if !random.chance(absent) && options.faults.has(*fault) {
                 faults = faults.with(*fault);
             }
+        }
+        let takes_nodes = faults.has(Fault::Reconfiguration) || faults.has(Fault::LostDisk);
+        if faults.has(Fault::Damage) && takes_nodes {
+            // Together they could take the last copy of something away.
+            faults = if absent.is_multiple_of(3) {
+                faults.without(Fault::Reconfiguration).without(Fault::LostDisk)
+            } else {
+                faults.without(Fault::Damage)
+            };
         }
         let rate = |random: &mut Random, fault, most: u64| {
             let drawn = random.below(most + 1);

@@ -79,6 +79,7 @@ mod alteration;
 mod clients;
 mod cluster;
 mod coverage;
+mod damage;
 mod disk;
 mod drive;
 mod faults;

@@ -108,6 +108,7 @@ impl<W: Workload> Cluster<'_, W> {
             self.resume(node);
             self.start(node)?;
         }
+        self.scrub();
         let election = self.plan.config.election_timeout.as_micros() as u64;
         if self.random.chance(500) {
             self.run_for(election * 2)?;
@@ -139,7 +140,7 @@ impl<W: Workload> Cluster<'_, W> {
         for (index, group) in self.groups.iter().enumerate() {
             let chosen = group.oracle.chosen();
             let is_member = |node: &&Node<W::Machine>| group.oracle.membership().member(node.id).is_some();
-            for node in self.nodes.iter().filter(is_member).filter(|node| !node.damaged) {
+            for node in self.nodes.iter().filter(is_member) {
                 let applied = node.seat(index).map(|seat| seat.applied);
                 ensure!(
                     applied == Some(chosen),
@@ -221,9 +222,12 @@ impl<W: Workload> Cluster<'_, W> {
         for (token, is_write) in tokens {
             let outcome = self.outcome(token);
             let cancelled = self.plan.faults.has(Fault::Oddities) && outcome.is_some();
+            // Without a tail of the log a follower that is the least behind gets a snapshot.
+            let covered = self.plan.config.snapshots && self.plan.config.keep_entries == 0;
+            let unknown = covered && outcome == Some(Outcome::Unknown);
             let referred = !self.plan.config.forward && outcome == Some(Outcome::Rejected);
             answered[usize::from(is_write)] += usize::from(outcome == Some(Outcome::Answered));
-            if outcome != Some(Outcome::Answered) && !cancelled && !referred {
+            if outcome != Some(Outcome::Answered) && !cancelled && !referred && !unknown {
                 let what = if is_write { "write" } else { "read" };
                 let operation = self.operation(token);
                 let detail = format!("no fault for a while, but the {what} {operation:?} is not answered");
@@ -251,6 +255,7 @@ impl<W: Workload> Cluster<'_, W> {
                 open.and_then(|token| group.history.operation(token))
             );
         }
+        self.all_repaired()?;
         self.all_transfers_ended()?;
         for node in &mut self.nodes {
             if let Some(store) = &mut node.store {
@@ -506,7 +511,7 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     /// How many nodes may be down without the others losing their quorum; at least one.
-    fn minority(&self) -> usize {
+    pub(super) fn minority(&self) -> usize {
         ((self.nodes.len() - 1) / 2).max(1)
     }
 
@@ -517,22 +522,6 @@ impl<W: Workload> Cluster<'_, W> {
         } else {
             Ok(())
         }
-    }
-
-    /// A record goes bad while a node is down. It refuses to start with that and stays away for good; of three nodes or
-    /// more a minority may be lost so.
-    fn damage(&mut self, victim: usize) -> Check {
-        let damaged = self.nodes.iter().filter(|node| node.damaged).count();
-        let others = [Fault::Reconfiguration, Fault::LostDisk];
-        if others.into_iter().any(|fault| self.plan.faults.has(fault)) {
-            // Together they could leave no quorum.
-            return Ok(());
-        }
-        if self.nodes.len() < 3 || damaged >= self.minority() || !self.random.chance(200) {
-            return Ok(());
-        }
-        self.nodes[victim].damaged = true;
-        self.crash_for_a_while(victim)
     }
 
     pub(super) fn restart_later(&mut self, node: usize) {

@@ -73,8 +73,6 @@ pub(super) struct Node<M> {
     pub(super) paused: bool,
     pub(super) slow_disk: bool,
     pub(super) full_disk: bool,
-    /// Its disk is damaged, so that it refuses to start.
-    pub(super) damaged: bool,
     /// Its disk holds something else than was written: the oracles do not look at it.
     pub(super) altered: bool,
     /// It belongs to no group at first, and knows no member.
@@ -95,7 +93,6 @@ impl<M> Node<M> {
             paused: false,
             slow_disk: false,
             full_disk: false,
-            damaged: false,
             altered: false,
             joins,
         }
@@ -148,19 +145,10 @@ impl<W: Workload> Cluster<'_, W> {
     /// A node comes to life with what its disk holds, unless that cannot be.
     pub(super) fn start(&mut self, node: usize) -> Check {
         let Node {
-            id,
-            life,
-            full_disk,
-            damaged,
-            ..
+            id, life, full_disk, ..
         } = &self.nodes[node];
         let id = *id;
         if life.is_some() {
-            return Ok(());
-        }
-        if *damaged {
-            self.coverage.meet(Sometimes::RefusedDamage);
-            self.say(|| format!("n{id} refuses to start with a damaged disk"));
             return Ok(());
         }
         if *full_disk {
@@ -214,6 +202,7 @@ impl<W: Workload> Cluster<'_, W> {
         group: usize,
         incarnation: Incarnation,
     ) -> Result<Seat<W::Machine>, Violation> {
+        self.observe_damage_at_start(node, group);
         let seed = self.random.bits();
         let (machine, snapshot) = self.restored_machine(node, group)?;
         let upto = snapshot.as_ref().map_or(Slot::ZERO, |header| header.upto);
@@ -252,6 +241,7 @@ impl<W: Workload> Cluster<'_, W> {
             hard_state: state.hard,
             trimmed: state.trimmed,
             tail,
+            damaged: state.damaged.iter().copied().collect(),
             snapshot,
         };
         let replica = Replica::new(self.plan.config.clone(), start, now);

@@ -12,8 +12,7 @@ use super::disk::DiskState;
 use crate::{
     core::{Checkpoint, Message, Phase, Status},
     types::{
-        Accepted, Ballot, Entry, HardState, Incarnation, Member, Membership, NodeId, Role, Slot, StorageId,
-        WriteOp,
+        Ballot, Entry, HardState, Incarnation, Member, Membership, NodeId, Role, Slot, StorageId, WriteOp,
     },
 };
 
@@ -81,8 +80,9 @@ struct BallotFacts {
 struct Said {
     promised: Ballot,
     accepted: BTreeMap<Slot, Ballot>,
-    /// For each promise, what it must report: the slots held when it was made, each with its ballot.
-    held: BTreeMap<Ballot, BTreeMap<Slot, Ballot>>,
+    /// For each promise, what it must report: the slots held when it was made, each with its ballot; `None` if the
+    /// record is damaged.
+    held: BTreeMap<Ballot, BTreeMap<Slot, Option<Ballot>>>,
     /// The newest snapshot that it said to have.
     snapshot: Slot,
 }
@@ -178,7 +178,9 @@ impl Oracle {
                 );
                 if state.promised > view.hard.promised {
                     let held = view.entries.range(view.hard.chosen.next()..);
-                    let held = held.map(|(slot, accepted)| (*slot, accepted.ballot)).collect();
+                    let held = held.map(|(slot, accepted)| (*slot, Some(accepted.ballot)));
+                    let damaged = view.damaged.range(view.hard.chosen.next()..);
+                    let held = held.chain(damaged.map(|slot| (*slot, None))).collect();
                     self.said
                         .entry(acceptor)
                         .or_default()
@@ -385,7 +387,7 @@ impl Oracle {
             );
             let held = disk.entries.get(&slot).map(|accepted| &accepted.entry);
             ensure!(
-                slot <= disk.trimmed || held == self.decided(slot),
+                slot <= disk.trimmed || disk.damaged.contains(&slot) || held == self.decided(slot),
                 "I4",
                 "{node} holds slot {slot} for chosen, but not its chosen value"
             );
@@ -461,13 +463,20 @@ impl Oracle {
                 from,
                 to,
                 entries,
+                damaged,
             } => {
                 self.promised(acceptor, *ballot, disk)?;
                 self.learned(node, *chosen)?;
                 for (slot, accepted) in entries {
                     self.one_value(*slot, accepted.ballot, &accepted.entry)?;
                 }
-                self.complete(acceptor, *ballot, (*from).max(chosen.next()), *to, entries)
+                let told = entries
+                    .iter()
+                    .map(|(slot, _)| slot)
+                    .chain(damaged)
+                    .copied()
+                    .collect();
+                self.complete(acceptor, *ballot, (*from).max(chosen.next()), *to, &told)
             }
             Message::Accept {
                 ballot,
@@ -560,12 +569,12 @@ impl Oracle {
         ballot: Ballot,
         from: Slot,
         to: Slot,
-        entries: &[(Slot, Accepted)],
+        told: &BTreeSet<Slot>,
     ) -> Check {
         let held = self.said.get(&acceptor).and_then(|said| said.held.get(&ballot));
         for slot in held.into_iter().flat_map(BTreeMap::keys) {
             ensure!(
-                *slot < from || *slot > to || entries.iter().any(|(reported, _)| reported == slot),
+                *slot < from || *slot > to || told.contains(slot),
                 "promise",
                 "{} promises {ballot} without slot {slot}, which it has accepted",
                 acceptor.0
@@ -601,9 +610,14 @@ impl Oracle {
         let reports: Vec<(Acceptor, Option<Ballot>)> = promised_by
             .into_iter()
             .flatten()
-            .map(|node| {
+            .filter_map(|node| {
                 let held = self.said.get(node).and_then(|said| said.held.get(&ballot));
-                (*node, held.and_then(|held| held.get(&slot)).copied())
+                match held.and_then(|held| held.get(&slot)) {
+                    None => Some((*node, None)),
+                    Some(Some(held)) => Some((*node, Some(*held))),
+                    // Who cannot tell what it has accepted binds nobody, and frees nobody.
+                    Some(None) => None,
+                }
             })
             .collect();
         let bound = |highest: Option<Ballot>| {
@@ -688,7 +702,7 @@ impl Oracle {
                 accepted.ballot >= *ballot || self.decided(*slot) == Some(&accepted.entry)
             });
             ensure!(
-                kept || *slot <= disk.trimmed,
+                kept || *slot <= disk.trimmed || disk.damaged.contains(slot),
                 "I5",
                 "{node} came back without slot {slot}, which it had accepted at {ballot}"
             );
@@ -765,7 +779,9 @@ pub(super) fn within_bounds(
     before: &Status,
     config: &crate::core::Config,
 ) -> Check {
-    let inherited = before.phase != Phase::Leader || now.window_entries <= before.window_entries;
+    let inherited = before.phase != Phase::Leader
+        || before.undecided.is_some()
+        || now.window_entries <= before.window_entries;
     let within = now.pending_commands <= config.max_pending_commands
         && now.pending_bytes <= config.max_pending_bytes
         // A membership is proposed whatever the window holds.

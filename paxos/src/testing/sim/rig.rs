@@ -130,6 +130,7 @@ pub struct Rig {
     endings: BTreeMap<Token, Ending>,
     by_lease: BTreeSet<Token>,
     tokens: u64,
+    undecidable: Option<Slot>,
     oracle: Oracle,
     /// What was raised, by whom, since a disk was altered.
     alarms: Vec<(u64, Alarm)>,
@@ -174,6 +175,7 @@ impl Rig {
             by_lease: BTreeSet::new(),
             tokens: 0,
             alarms: Vec::new(),
+            undecidable: None,
             transcript: String::new(),
         };
         for node in 1..=nodes {
@@ -239,6 +241,7 @@ impl Rig {
             hard_state: seat.durable().hard,
             trimmed: seat.durable().trimmed,
             tail: seat.durable().tail(),
+            damaged: seat.durable().damaged.iter().copied().collect(),
             snapshot,
         };
         seat.replica = Some(Replica::new(config, start, now));
@@ -339,6 +342,22 @@ impl Rig {
         seat.answers.clear();
     }
 
+    /// The record of a slot on a node's disk goes bad.
+    pub fn damage(&mut self, node: u64, slot: u64) {
+        self.say(&format!("the disk of n{node} is damaged at slot {slot}"));
+        let seat = self.seat(node);
+        assert!(
+            seat.durable().entries.contains_key(&Slot(slot)),
+            "there is a record"
+        );
+        seat.disk.damage(GROUP, Slot(slot));
+    }
+
+    /// The slot of the last alarm that nobody can tell what was chosen there.
+    pub const fn undecidable(&self) -> Option<Slot> {
+        self.undecidable
+    }
+
     /// Gives a living replica an input and carries out what comes of it.
     pub fn step(&mut self, node: u64, input: Input) {
         let now = self.now;
@@ -411,8 +430,14 @@ impl Rig {
                 upto,
                 max_bytes,
             } => {
-                let entries = self.seat(node).disk.view.group(GROUP).read(from, upto, max_bytes);
-                self.seat(node).answers.push_back(Input::Loaded { from, entries });
+                let seat = self.seat(node);
+                let view = seat.disk.view.group(GROUP);
+                let slots = view.damaged_run(from, upto);
+                let entries = view.read(from, upto, max_bytes);
+                if !slots.is_empty() {
+                    seat.answers.push_back(Input::Damaged { slots });
+                }
+                seat.answers.push_back(Input::Loaded { from, entries });
             }
             Output::Apply(chosen) => {
                 assert!(
@@ -454,6 +479,7 @@ impl Rig {
                 self.end(Some(token), ending);
             }
             Output::Leader(_) | Output::Membership { .. } | Output::Peers(_) | Output::Departed { .. } => {}
+            Output::Alarm(Alarm::Undecidable { slot }) => self.undecidable = Some(slot),
             Output::Alarm(alarm) => {
                 let expected = self.seats.values().any(|seat| seat.altered);
                 assert!(expected, "n{node} raises {alarm:?}\n{}", self.transcript);
@@ -589,6 +615,12 @@ impl Rig {
     /// From now on nothing that this node writes becomes durable, until [`Self::release_disk`].
     pub fn hold_disk(&mut self, node: u64) {
         self.seat(node).disk_held = true;
+    }
+
+    /// What this node has written so far becomes durable, whether anything waits for it or not.
+    pub fn flush(&mut self, node: u64) {
+        self.seat(node).disk.want_sync();
+        self.sync(node);
     }
 
     /// Everything that this node has written becomes durable, at once and from now on.

@@ -208,7 +208,7 @@ fn outline(state: &DiskState) -> RecoveredGroup {
         hard_state: state.hard,
         trimmed: state.trimmed,
         index: index.collect(),
-        damaged: Vec::new(),
+        damaged: state.damaged.iter().copied().collect(),
     }
 }
 

@@ -63,14 +63,20 @@ pub fn message(message: &Message) -> String {
             from,
             to,
             entries,
+            damaged,
         } => {
             let to = if *to == Slot::MAX {
                 String::from("end")
             } else {
                 format!("{to}")
             };
+            let damaged = if damaged.is_empty() {
+                String::new()
+            } else {
+                format!(" damaged {}", numbers(damaged))
+            };
             format!(
-                "{name} {ballot} slots {from}..{to} {} chosen {chosen}",
+                "{name} {ballot} slots {from}..{to} {}{damaged} chosen {chosen}",
                 slots(entries)
             )
         }
@@ -220,12 +226,17 @@ pub fn input(input: &Input) -> String {
         } => format!("loaded for n{to} {}", piece(*upto, *total, *offset, data.len())),
         Input::ChunkStored { upto, next_offset } => format!("stored of {upto} up to byte {next_offset}"),
         Input::SnapshotReceived(header) => format!("snapshot {} is received", header.upto),
-        Input::LoadFailed { from } => format!("damaged from {from}"),
+        Input::Damaged { slots } => format!("damaged {}", numbers(slots)),
         Input::Disconnected(peer) => format!("disconnected from n{peer}"),
         Input::SendRefused(peer) => format!("send refused to n{peer}"),
         Input::PeerAlive(peer) => format!("n{peer} is alive"),
         Input::PeerSilent(peer) => format!("n{peer} is silent"),
     }
+}
+
+fn numbers(slots: &[Slot]) -> String {
+    let numbers = slots.iter().map(|slot| format!("{slot}"));
+    numbers.collect::<Vec<_>>().join(",")
 }
 
 fn piece(upto: Slot, total: u64, offset: u64, bytes: usize) -> String {
