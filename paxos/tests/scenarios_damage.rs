@@ -151,6 +151,38 @@ fn a_damaged_vote_of_the_choosing_quorum_does_not_free_its_slot() {
 }
 
 #[test]
+fn a_voter_that_knows_the_slot_chosen_and_comes_late_is_learned_from_and_frees_nothing() {
+    let mut rig = after_commands(2, Config::default());
+    rig.isolate(3);
+    rig.propose(1, b"chosen");
+    rig.settle();
+    let slot = rig.chosen();
+    // n1 knows that it is chosen, and stays so far; n2 has accepted it and loses the record.
+    rig.pass_for_where(&[1], 150, |letter| letter.from != 1);
+    rig.flush(1);
+    rig.take(|_| true);
+    restart_damaged(&mut rig, 2, &[slot.0]);
+    rig.heal();
+    rig.isolate(1);
+    rig.take(|_| true);
+    rig.pass_for(&[2, 3], 3_000);
+    assert_eq!(rig.status(3).chosen, slot.previous());
+    let leads = |node: &&u64| rig.status(**node).phase == Phase::Leader;
+    let leader = [2, 3].iter().find(leads).copied();
+    assert_eq!(leader.and_then(|leader| rig.status(leader).undecided), Some(slot));
+    rig.heal();
+    // Its promise comes before anything that it could teach.
+    let teaches = |message: &Message| matches!(message, Message::Learned { .. });
+    rig.pass_for_where(&[2, 3], 450, |letter| !teaches(&letter.message));
+    assert_eq!(rig.status(3).chosen, slot.previous());
+    rig.pass(5_000);
+    for node in 1..=3 {
+        assert_eq!(rig.applied(node)[2], "chosen");
+        assert!(is_whole(&mut rig, node));
+    }
+}
+
+#[test]
 fn a_slot_that_no_quorum_can_tell_of_is_an_alarm_and_never_guessed() {
     let (mut rig, slot) = the_choosing_quorum_is_damaged();
     rig.damage(1, slot.0);

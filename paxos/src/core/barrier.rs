@@ -134,7 +134,9 @@ impl Promises {
         if !self.has_damage() || planted::is("damaged_slot_counts") {
             return true;
         }
-        let tells = |report: &&Report| report.covered == Slot::MAX && !report.damaged.contains(&slot);
+        let tells = |report: &&Report| {
+            report.covered == Slot::MAX && report.chosen < slot && !report.damaged.contains(&slot)
+        };
         is_quorum(membership, |node| {
             self.reports.get(&node).filter(tells).map(|report| report.storage)
         })
@@ -305,7 +307,11 @@ impl Replica {
                 }
                 return;
             }
-            Some(Barrier::Undecided { .. }) => leadership.promises.tell_of(leadership.next, current),
+            Some(Barrier::Undecided { .. }) => {
+                // Who came late may know more to be chosen, of which it reports nothing: that must be learned.
+                let promises = &leadership.promises;
+                promises.are_complete(current, chosen) && promises.tell_of(leadership.next, current)
+            }
             None | Some(Barrier::Proposed(_)) => return,
         };
         if !complete {
