@@ -89,6 +89,10 @@ pub struct Membership {
     /// Nodes that were members once, the latest last; only so many are remembered.
     #[serde(default)]
     pub removed: Vec<NodeId>,
+    /// Members that left with the last change, as they were: when all members are new, nobody else has anything for them to
+    /// learn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<Member>,
 }
 
 impl Membership {
@@ -100,6 +104,7 @@ impl Membership {
             version: 1,
             members: by_node.into_values().collect(),
             removed: Vec::new(),
+            left: Vec::new(),
         }
     }
 
@@ -138,6 +143,7 @@ impl Membership {
     pub(crate) fn changed(&self, changes: &[Change], first_round: u64) -> Result<Self, ChangeRejection> {
         let mut next = self.clone();
         next.version += 1;
+        next.left.clear();
         if changes.is_empty() {
             return Err(ChangeRejection::NothingToChange);
         }
@@ -206,6 +212,7 @@ impl Membership {
         };
         let address = valid(node, address)?;
         self.removed.retain(|removed| *removed != node);
+        self.left.retain(|left| left.node != node);
         let member = Member {
             node,
             storage: None,
@@ -226,7 +233,9 @@ impl Membership {
             self.removed.remove(0);
         }
         self.removed.push(node);
-        Ok(self.members.remove(place))
+        let member = self.members.remove(place);
+        self.left.push(member.clone());
+        Ok(member)
     }
 
     fn set_role(&mut self, node: NodeId, from: Role, to: Role) -> Result<(), ChangeRejection> {

@@ -34,6 +34,8 @@ mod switch {
         "origins_not_in_snapshot",
         "rests_before_its_peers_know",
         "returning_peer_wakes_nobody",
+        "unheard_peer_is_excused",
+        "members_told_once",
         "lease_from_arrival",
         "take_over_keeps_lease",
         "promise_during_grant",

@@ -329,6 +329,55 @@ mod changing {
     }
 }
 
+mod joining {
+    use super::*;
+
+    /// Whether a letter brings entries to this node.
+    fn teaches(letter: &Letter, node: u64) -> bool {
+        letter.to == node && matches!(letter.message, Message::Learned { .. } | Message::Accept { .. })
+    }
+
+    #[test]
+    fn a_node_that_has_forgotten_the_members_is_told_again() {
+        let mut rig = led_by(1, 3);
+        rig.propose(1, b"a");
+        rig.join(4);
+        let added = rig.change(1, &[add(4)], false);
+        rig.pass_for_where(&[1, 2, 3, 4], 300, |letter| !teaches(letter, 4));
+        assert!(changed(&rig, added));
+        assert!(rig.status(1).peers[&NodeId(4)].alive, "it has been told, and answers");
+        rig.take(|letter| letter.to == 4);
+        rig.crash(4);
+        rig.restart(4);
+        rig.pass(3_000);
+        assert_eq!(rig.status(4).standing, Standing::Learner);
+        assert_eq!(rig.applied(4), ["a"]);
+    }
+
+    #[test]
+    fn a_node_that_joins_hears_that_a_member_has_moved() {
+        let mut rig = led_by(1, 1);
+        rig.propose(1, b"learned from the node that moves");
+        rig.crash(1);
+        rig.restart(1);
+        rig.elect(1);
+        rig.join(2);
+        rig.change(1, &[add(2)], false);
+        rig.pass_for_where(&[1, 2], 300, |letter| !teaches(letter, 2));
+        assert_eq!(rig.status(2).standing, Standing::Joining);
+        let address = String::from("elsewhere");
+        let moved = Change::SetAddress { node: NodeId(1), address };
+        let moved = rig.change(1, &[moved], false);
+        rig.relocate(1, "elsewhere");
+        rig.pass_for_where(&[1, 2], 3_000, |letter| !teaches(letter, 2));
+        assert!(changed(&rig, moved));
+        assert_eq!(rig.status(2).standing, Standing::Joining);
+        rig.take(|letter| teaches(letter, 2));
+        rig.pass(1_000);
+        assert_eq!(rig.status(2).standing, Standing::Learner);
+    }
+}
+
 mod refusing {
     use super::*;
 

@@ -2,8 +2,8 @@
 #![cfg(feature = "testing")]
 
 use paxos::{
-    NodeId,
-    core::{Config, Input, Message, Phase},
+    Change, NodeId,
+    core::{Config, Input, Message, Phase, Standing},
     testing::sim::{Ending, Letter, Rig},
 };
 
@@ -144,6 +144,29 @@ fn a_dead_peer_keeps_no_group_awake_and_is_brought_up_to_date_when_it_is_heard_a
     rig.pass_for(&[1, 2], 1_500);
     assert_eq!(rig.applied(3), ["a"]);
     assert!(rig.status(1).resting);
+}
+
+#[test]
+fn a_member_that_starts_for_the_first_time_while_the_group_rests_is_told_who_the_others_are() {
+    let mut rig = watched(3);
+    rig.join(4);
+    rig.crash(4);
+    let node = NodeId(4);
+    let address = String::from("n4");
+    rig.change(1, &[Change::AddLearner { node, address }], false);
+    rig.pass(500);
+    fall_silent(&mut rig, 4, &[1, 2, 3]);
+    rig.pass(1_500);
+    assert!(all_rest(&rig, 3), "{}", rig.transcript());
+    rig.restart(4);
+    for peer in 1..=3 {
+        rig.step(peer, Input::Connected(node));
+    }
+    rig.pass_for_where(&[1, 2, 3], 2_000, |letter| letter.to != 4);
+    assert!(!rig.status(1).resting, "4 may know nobody, and be unable to say so");
+    rig.take(|letter| letter.to == 4);
+    rig.pass(1_000);
+    assert_eq!(rig.status(4).standing, Standing::Learner);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use alloc::{
 
 use super::{
     Alarm, Message, Output, Phase, Replica, Sender, Standing,
-    barrier::{Chunk, Promises},
+    barrier::{Barrier, Chunk, Promises},
     gate::After,
     proposer::Leadership,
 };
@@ -154,6 +154,10 @@ impl Replica {
     pub(super) fn become_follower(&mut self, leader: Option<Ballot>) {
         if let Role::Leader(leadership) = core::mem::replace(&mut self.role, Role::Follower) {
             self.give_up_change(&leadership);
+            if matches!(leadership.barrier, Some(Barrier::Proposed(_))) {
+                // It may come to nothing, and with it where it says the members are.
+                self.outputs.push_back(Output::Peers(self.memberships.known().clone()));
+            }
             self.give_up_reads(*leadership);
         }
         self.set_leader(leader);
@@ -421,6 +425,7 @@ impl Replica {
 
     /// The connection to a peer broke. If it leads, it may be dead: ask the others at once.
     pub(super) fn on_disconnected(&mut self, peer: NodeId) {
+        self.nodes.unheard.remove(&peer);
         if let Role::Leader(leadership) = &mut self.role {
             leadership.pause(peer);
         } else if self.leader.is_some_and(|ballot| ballot.node == peer) {

@@ -174,6 +174,8 @@ pub enum Input {
         /// Which: at most a few thousand at once.
         slots: Vec<Slot>,
     },
+    /// The transport can send to this peer, which it could not before: perhaps to a process that has just been started.
+    Connected(NodeId),
     /// The connection to a peer broke: a hint that it may be gone.
     Disconnected(NodeId),
     /// The transport refused a message to this peer (its queue is full or there is no connection).

@@ -17,8 +17,8 @@ pub(super) struct Memberships {
     barred: Option<(Slot, Standing)>,
     /// Voters that have shown that they know the latest membership: a node that has left need not tell them.
     informed: BTreeSet<NodeId>,
-    /// Whom a node that joins has been told to be members.
-    address_book: Vec<NodeId>,
+    /// Who the members are, as far as a node has been told that lags behind or joins; and the slot of that entry.
+    told: (Slot, Membership),
 }
 
 impl Memberships {
@@ -27,7 +27,7 @@ impl Memberships {
             history: alloc::vec![first],
             barred: None,
             informed: BTreeSet::new(),
-            address_book: Vec::new(),
+            told: Default::default(),
         }
     }
 
@@ -41,6 +41,12 @@ impl Memberships {
     /// The members now: as [`Self::latest`].
     pub(super) fn current(&self) -> &Membership {
         &self.latest().membership
+    }
+
+    /// The latest one that is chosen, known here or not: as far as this node has been told.
+    pub(super) fn known(&self) -> &Membership {
+        let (at, told) = &self.told;
+        if *at > self.latest().at { told } else { self.current() }
     }
 
     /// The one before the latest, or the latest if there was none.
@@ -170,10 +176,8 @@ impl Replica {
             return self.hint_watermark(from);
         }
         self.note_watermark(from, at);
-        let nodes = membership.members.iter().map(|member| member.node);
-        let nodes: Vec<NodeId> = nodes.filter(|node| *node != self.identity.node).collect();
-        if self.memberships.address_book != nodes {
-            self.memberships.address_book = nodes;
+        if at > self.memberships.told.0 {
+            self.memberships.told = (at, membership.clone());
             self.outputs.push_back(Output::Peers(membership));
         }
     }
@@ -182,7 +186,7 @@ impl Replica {
     /// has.
     pub(super) fn teachers(&self, source: Option<NodeId>) -> Vec<NodeId> {
         let mut teachers = match self.memberships.current().version {
-            0 => self.memberships.address_book.clone(),
+            0 => self.memberships.told.1.members.iter().map(|member| member.node).collect(),
             _ => self.other_members(),
         };
         teachers.extend(source.into_iter().chain(self.leader.map(|ballot| ballot.node)));

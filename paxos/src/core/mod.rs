@@ -35,6 +35,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod acceptor;
+pub mod address_book;
 mod audit;
 mod barrier;
 pub mod batch;
@@ -327,6 +328,7 @@ impl Replica {
             Input::ChunkStored { upto, next_offset } => self.on_chunk_stored(upto, next_offset),
             Input::SnapshotReceived(header) => self.on_snapshot_received(header),
             Input::Damaged { slots } => self.on_damaged(slots),
+            Input::Connected(peer) => self.on_connected(peer),
             Input::Disconnected(peer) => self.on_disconnected(peer),
             Input::PeerAlive(peer) => self.on_peer_alive(peer),
             Input::PeerSilent(peer) => self.on_peer_silent(peer),

@@ -466,10 +466,13 @@ impl Replica {
         }
         let message = message(leadership.ballot, leadership.start, chosen, leadership.round);
         let to = leadership.peers.keys().copied().collect();
-        let silent = leadership.peers.iter().filter(|(_, peer)| !peer.heard);
+        let timeout = self.config.election_timeout;
+        let once = planted::is("members_told_once");
+        let is_silent = |peer: &Progress| !peer.heard || (now.since(peer.contact) >= timeout && !once);
+        let silent = leadership.peers.iter().filter(|(_, peer)| is_silent(peer));
         let silent = silent.map(|(node, _)| *node).collect();
         self.send_all(to, message);
-        // They may not know yet who the members are.
+        // They may not know yet who the members are, or have forgotten it with their disk, or where they are now.
         let latest = self.memberships.latest();
         if latest.at > Slot::ZERO {
             let (at, membership) = (latest.at, latest.membership.clone());

@@ -7,8 +7,9 @@
 //! so a driver that watches nobody has groups that never rest.
 //!
 //! The leader falls silent only when every peer that is alive has confirmed that it rests: by then it knows all that is
-//! chosen. Peers whose nodes are silent do not keep a group awake; when such a node is heard again, its leaders wake and
-//! bring it up to date. A command, a read or any other request wakes the leader; at a follower also the timer that
+//! chosen. Peers whose nodes are silent do not keep a group awake, unless the driver can reach them: then they may not
+//! know the members yet, and are told by whoever leads. When a node is heard again, its leaders wake and bring it up to
+//! date. A command, a read or any other request wakes the leader; at a follower also the timer that
 //! replaces a leader which says nothing, because the leader's node may live without the leader.
 
 use alloc::collections::BTreeSet;
@@ -23,6 +24,15 @@ use crate::types::{Ballot, Member, NodeId, Slot, Time};
 pub(super) struct Nodes {
     alive: BTreeSet<NodeId>,
     silent: BTreeSet<NodeId>,
+    /// Those that can be reached, but were not heard since: they may not know yet where this node is, or that it is.
+    pub(super) unheard: BTreeSet<NodeId>,
+}
+
+impl Nodes {
+    /// Whether a group may rest without this node: it is gone.
+    fn is_excused(&self, node: NodeId) -> bool {
+        self.silent.contains(&node) && !self.unheard.contains(&node)
+    }
 }
 
 /// A leader on its way to rest.
@@ -41,14 +51,14 @@ impl Leadership {
         let rests = |round: u64| self.quiet.asked_in.is_some_and(|asked_in| round >= asked_in);
         self.peers
             .iter()
-            .all(|(node, peer)| nodes.silent.contains(node) || rests(peer.rests_in))
+            .all(|(node, peer)| nodes.is_excused(*node) || rests(peer.rests_in))
     }
 
     /// Whether every peer has everything that is chosen and knows it, but for those whose nodes are silent.
     fn all_in_step(&self, nodes: &Nodes, chosen: Slot) -> bool {
         self.peers.iter().all(|(node, peer)| {
             let in_step = nodes.alive.contains(node) && peer.is_in_step(chosen);
-            nodes.silent.contains(node) || in_step
+            nodes.is_excused(*node) || in_step
         })
     }
 }
@@ -86,6 +96,7 @@ impl Replica {
             | Input::ChunkStored { .. }
             | Input::SnapshotReceived(_)
             | Input::Cancel { .. }
+            | Input::Connected(_)
             | Input::Disconnected(_)
             | Input::SendRefused(_)
             | Input::PeerAlive(_)
@@ -118,8 +129,21 @@ impl Replica {
         }
     }
 
+    /// This node can reach the peer. If it does not hear it, that may be because the peer does not know of this node: a
+    /// leader has to tell it.
+    pub(super) fn on_connected(&mut self, peer: NodeId) {
+        if self.nodes.alive.contains(&peer) || planted::is("unheard_peer_is_excused") {
+            return;
+        }
+        self.nodes.unheard.insert(peer);
+        if self.is_leader() {
+            self.wake();
+        }
+    }
+
     pub(super) fn on_peer_alive(&mut self, peer: NodeId) {
         self.nodes.silent.remove(&peer);
+        self.nodes.unheard.remove(&peer);
         if self.nodes.alive.insert(peer) && self.is_leader() && !planted::is("returning_peer_wakes_nobody") {
             self.wake();
         }

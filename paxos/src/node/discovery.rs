@@ -63,18 +63,12 @@ pub(super) async fn search(environment: Arc<Environment>, discovery: Arc<dyn Dis
 impl Environment {
     /// Whether there should be peers, and this node can talk to none.
     fn is_lonely(&self) -> bool {
-        let memberships = lock(&self.memberships);
-        let own = self.identity.node;
-        let needs_peers = memberships.in_force.values().any(|membership| {
-            membership.version == 0 || membership.members.iter().any(|member| member.node != own)
-        });
+        let needs_peers = lock(&self.address_book).needs_peers(self.identity.node);
         needs_peers && !self.liveness.talks_to_somebody()
     }
 
     fn set_hints(&self, found: Vec<Peer>) {
-        let mut memberships = lock(&self.memberships);
         let hints = found.into_iter().map(|peer| (peer.node, peer.address));
-        memberships.hints = hints.collect();
-        self.reach(&memberships);
+        self.reach(|book| book.set_hints(hints.collect()));
     }
 }

@@ -31,6 +31,8 @@ pub(super) enum Event {
         /// What it holds of the inbox's room.
         room: u32,
     },
+    /// The transport can send to this peer.
+    Connected(NodeId),
     /// The last connection to this peer broke.
     Disconnected(NodeId),
     /// What the node has found out about a peer.

@@ -60,7 +60,7 @@ pub struct PeerHealth {
 
 pub(super) struct Liveness {
     clock: Clock,
-    /// Groups are told of a change while this is locked, so that each hears all changes in their order.
+    /// Groups are told of a change, or of a connection, while this is locked, so that each hears all in their order.
     peers: Mutex<Peers>,
     addresses: Mutex<BTreeMap<NodeId, String>>,
     connected: Mutex<BTreeSet<NodeId>>,
@@ -92,13 +92,19 @@ impl Liveness {
         self.tell(changes, router);
     }
 
-    pub(super) fn connected(&self, peer: NodeId) {
+    /// The transport can send to a peer.
+    pub(super) fn connected(&self, peer: NodeId, router: &Router) {
+        let _in_order = lock(&self.peers);
         lock(&self.connected).insert(peer);
+        router.tell_all(|| Event::Connected(peer));
         let _ = self.events.send(PeerEvent::Connected(peer));
     }
 
-    pub(super) fn disconnected(&self, peer: NodeId) {
+    /// The connection to a peer broke.
+    pub(super) fn disconnected(&self, peer: NodeId, router: &Router) {
+        let _in_order = lock(&self.peers);
         lock(&self.connected).remove(&peer);
+        router.tell_all(|| Event::Disconnected(peer));
         let _ = self.events.send(PeerEvent::Disconnected(peer));
     }
 
@@ -106,6 +112,9 @@ impl Liveness {
     pub(super) fn introduce(&self, add: impl FnOnce(), tell: impl Fn(Event)) {
         let peers = lock(&self.peers);
         add();
+        for peer in lock(&self.connected).iter() {
+            tell(Event::Connected(*peer));
+        }
         for change in peers.known() {
             tell(Event::Peer(change));
         }

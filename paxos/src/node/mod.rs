@@ -55,12 +55,13 @@ pub use self::{
 };
 use self::{liveness::Liveness, removing::Changes, router::Router};
 use crate::{
+    core::address_book::AddressBook,
     metrics::{Exposition, Kind, NodeMetrics, expose},
     snapshot::SnapshotError,
     state_machine::MachineError,
     storage::{Finding, RecoveredGroup, Storage, StorageError},
     transport::{Peer, Transport, TransportError},
-    types::{GroupId, Identity, Incarnation, Member, Membership, NodeId, Time},
+    types::{GroupId, Identity, Incarnation, Membership, NodeId, Time},
 };
 
 /// What a frame may need beside commands, in bytes: headers, tables, and the table of a full batch.
@@ -111,46 +112,6 @@ pub enum NodeError {
     Stopped(String),
 }
 
-/// Who belongs to the groups.
-#[derive(Default)]
-struct Memberships {
-    in_force: BTreeMap<GroupId, Membership>,
-    /// Later ones, which may come into force.
-    heard_of: BTreeMap<GroupId, Membership>,
-    /// Members that have left, or asked although they had, in this life of the node, the latest last, and where they were:
-    /// they ask, and are told.
-    departed: Vec<(NodeId, String)>,
-    /// Where nodes may be, whatever the memberships say.
-    hints: BTreeMap<NodeId, String>,
-}
-
-/// So many nodes that are no members any more are answered.
-const MAX_DEPARTED: usize = 16;
-
-impl Memberships {
-    fn put_in_force(&mut self, group: GroupId, membership: Membership) {
-        self.heard_of.remove(&group);
-        let Some(before) = self.in_force.insert(group, membership.clone()) else {
-            return;
-        };
-        let address = |of: &Membership, node| of.member(node).map(|member| member.address.clone());
-        // What the cluster says of a node that moves is newer than what was found out.
-        self.hints
-            .retain(|node, _| address(&before, *node) == address(&membership, *node));
-        let has_left = |member: &&Member| membership.member(member.node).is_none();
-        for member in before.members.iter().filter(has_left) {
-            self.note_departed(member.node, member.address.clone());
-        }
-    }
-
-    fn note_departed(&mut self, node: NodeId, address: String) {
-        self.departed.retain(|(known, _)| *known != node);
-        self.departed.push((node, address));
-        let surplus = self.departed.len().saturating_sub(MAX_DEPARTED);
-        self.departed.drain(..surplus);
-    }
-}
-
 /// What all groups of a node use.
 struct Environment {
     config: Config,
@@ -160,76 +121,45 @@ struct Environment {
     storage: storage::Handle,
     /// Without a store no snapshots are taken, and nothing is trimmed.
     snapshots: Option<snapshots::Snapshots>,
-    memberships: Mutex<Memberships>,
+    address_book: Mutex<AddressBook>,
     liveness: Arc<Liveness>,
 }
 
 impl Environment {
     /// The transport shall reach the members of all groups.
     fn set_membership(&self, group: GroupId, membership: Membership) {
-        let mut memberships = lock(&self.memberships);
-        memberships.put_in_force(group, membership);
-        self.reach(&memberships);
+        self.reach(|book| book.put_in_force(group, membership));
     }
 
     /// The transport shall reach these nodes too, until the group's next membership is in force.
     fn hear_of(&self, group: GroupId, membership: Membership) {
-        let mut memberships = lock(&self.memberships);
-        memberships.heard_of.insert(group, membership);
-        self.reach(&memberships);
+        self.reach(|book| book.hear_of(group, membership));
     }
 
     /// A node that was removed asks from there: it shall be answered.
     fn answer_departed(&self, node: NodeId, address: String) {
-        let mut memberships = lock(&self.memberships);
-        let is_news = !memberships
-            .departed
-            .iter()
-            .any(|known| *known == (node, address.clone()));
-        if is_news {
-            memberships.note_departed(node, address);
-            self.reach(&memberships);
-        }
+        self.reach(|book| book.note_departed(node, address));
     }
 
     /// The group is gone, and so are peers that were members of no other.
     fn forget_membership(&self, group: GroupId) {
-        let mut memberships = lock(&self.memberships);
-        memberships.heard_of.remove(&group);
-        if memberships.in_force.remove(&group).is_some() {
-            self.reach(&memberships);
-        }
+        self.reach(|book| book.forget(group));
     }
 
-    /// Called with the memberships locked, so that an older set of peers never replaces a newer one.
-    fn reach(&self, memberships: &Memberships) {
-        let Memberships {
-            in_force,
-            heard_of,
-            departed,
-            hints,
-        } = memberships;
-        let all = in_force.values().chain(heard_of.values());
-        let members = all.flat_map(|membership| &membership.members);
-        let members: BTreeMap<NodeId, &String> =
-            members.map(|member| (member.node, &member.address)).collect();
-        let peers = |addresses: &BTreeMap<NodeId, &String>| -> Vec<Peer> {
-            let peer = |(node, address): (&NodeId, &&String)| Peer {
-                node: *node,
-                address: (*address).clone(),
-            };
-            addresses.iter().map(peer).collect()
-        };
-        let mut reached = members.clone();
-        for (node, address) in departed {
-            reached.entry(*node).or_insert(address);
+    fn reach(&self, update: impl FnOnce(&mut AddressBook)) {
+        // Kept locked, so that an older set of peers never replaces a newer one.
+        let mut book = lock(&self.address_book);
+        let before = book.clone();
+        update(&mut book);
+        if *book == before {
+            return;
         }
-        reached.extend(hints.iter().map(|(node, address)| (*node, address)));
-        self.transport.set_peers(&peers(&reached));
-        let others = peers(&members);
-        let others = others.into_iter().filter(|peer| peer.node != self.identity.node);
-        self.liveness
-            .watch(others.map(|peer| (peer.node, peer.address)).collect());
+        let peer = |(node, address)| Peer { node, address };
+        let reached: Vec<Peer> = book.reached().into_iter().map(peer).collect();
+        self.transport.set_peers(&reached);
+        let mut others = book.members();
+        others.remove(&self.identity.node);
+        self.liveness.watch(others);
     }
 }
 
@@ -366,14 +296,10 @@ impl Node {
 
     fn expose_transport(&self, to: &mut Exposition) {
         let own = self.environment.identity.node;
-        let memberships = lock(&self.environment.memberships).in_force.clone();
-        let members = memberships.values().flat_map(|membership| &membership.members);
-        let peers: BTreeSet<NodeId> = members
-            .map(|member| member.node)
+        let members = lock(&self.environment.address_book).members();
+        let counters: Vec<_> = members
+            .into_keys()
             .filter(|node| *node != own)
-            .collect();
-        let counters: Vec<_> = peers
-            .into_iter()
             .map(|peer| (peer, self.environment.transport.counters(Some(peer))))
             .collect();
         to.family(

@@ -161,14 +161,11 @@ impl Deliver for Router {
             Incoming::Frame(frame) => self.frame(frame).await,
             Incoming::Connected(peer) => {
                 tracing::debug!(node = %self.identity.node, %peer, "connected");
-                // The protocol finds out by its next heartbeat.
-                self.liveness.connected(peer);
+                self.liveness.connected(peer, self);
             }
             Incoming::Disconnected(peer) => {
                 tracing::debug!(node = %self.identity.node, %peer, "disconnected");
-                self.liveness.disconnected(peer);
-                // One for each broken connection: few.
-                self.tell_all(|| Event::Disconnected(peer));
+                self.liveness.disconnected(peer, self);
             }
         }
         Ok(())

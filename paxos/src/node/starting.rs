@@ -104,7 +104,7 @@ impl Node {
             transport,
             storage,
             snapshots,
-            memberships: Mutex::default(),
+            address_book: Mutex::default(),
             liveness,
         };
         let environment = Arc::new(environment);

@@ -51,6 +51,7 @@ impl Task {
                         message,
                     }
                 }
+                Event::Connected(peer) => Input::Connected(peer),
                 Event::Disconnected(peer) => Input::Disconnected(peer),
                 Event::Peer(change) => change.into(),
                 Event::Persisted(id) => Input::Persisted(id),

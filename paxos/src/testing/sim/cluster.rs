@@ -211,7 +211,7 @@ impl<'a, W: Workload> Cluster<'a, W> {
     pub(super) fn new(seed: u64, options: &Options, workload: &'a W) -> Self {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random, options);
-        let members = (1..=plan.nodes as u64).map(|id| Member::voter(NodeId(id), ""));
+        let members = (1..=plan.nodes as u64).map(|id| Member::voter(NodeId(id), format!("{}", NodeId(id))));
         let membership = Membership::new(members);
         let nodes = plan
             .clock_rates

@@ -72,10 +72,19 @@ impl<W: Workload> Cluster<'_, W> {
                 self.client_hears(token, None);
                 Ok(())
             }
+            Output::Membership { membership, .. } => {
+                self.update_book(node, |book| book.put_in_force(group_id(group), membership));
+                Ok(())
+            }
+            Output::Peers(membership) => {
+                self.update_book(node, |book| book.hear_of(group_id(group), membership));
+                Ok(())
+            }
+            Output::Departed { node: left, address } => {
+                self.update_book(node, |book| book.note_departed(left, address));
+                Ok(())
+            }
             Output::Leader(_)
-            | Output::Membership { .. }
-            | Output::Peers(_)
-            | Output::Departed { .. }
             | Output::TakeSnapshot(_)
             | Output::InstallSnapshot { .. }
             | Output::LoadChunk { .. }
@@ -128,7 +137,9 @@ impl<W: Workload> Cluster<'_, W> {
         self.messages += 1;
         let down = self.nodes[to].life.is_none();
         let refuses = down && self.plan.faults.has(Fault::Refusal) && self.random.chance(500);
-        let fate = if refuses {
+        let unknown = !self.knows(from, to);
+        self.coverage.meet_if(unknown, Sometimes::UnknownPeer);
+        let fate = if refuses || unknown {
             Fate::Refused
         } else {
             self.network

@@ -1,7 +1,13 @@
 //! The nodes of a simulated cluster: how they come to life, and how they die.
 
 use core::time::Duration;
-use std::{boxed::Box, collections::VecDeque, format, vec::Vec};
+use std::{
+    boxed::Box,
+    collections::{BTreeMap, VecDeque},
+    format,
+    string::String,
+    vec::Vec,
+};
 
 use bytes::Bytes;
 
@@ -20,6 +26,7 @@ use super::{
 use crate::{
     core::{
         Config, Input, Output, Phase, Replica, Start, Status, Token,
+        address_book::AddressBook,
         peers::{Beat, Change, Peers},
     },
     snapshot::SnapshotHeader,
@@ -57,11 +64,17 @@ pub(super) struct Life<M> {
     pub(super) round_due: bool,
     /// What it knows of the other nodes.
     pub(super) peers: Peers,
+    /// Whom it can reach.
+    pub(super) book: AddressBook,
+    /// To which lives of which other nodes its transport has a connection.
+    connected: BTreeMap<usize, u64>,
 }
 
 pub(super) struct Node<M> {
     pub(super) id: NodeId,
     pub(super) storage: StorageId,
+    /// Where it can be reached.
+    pub(super) address: String,
     pub(super) disk: Disk,
     /// For each group its snapshots.
     pub(super) files: Vec<Files>,
@@ -76,7 +89,7 @@ pub(super) struct Node<M> {
     /// Its disk holds something else than was written: the oracles do not look at it.
     pub(super) altered: bool,
     /// It belongs to no group at first, and knows no member.
-    joins: bool,
+    pub(super) joins: bool,
 }
 
 impl<M> Node<M> {
@@ -84,6 +97,7 @@ impl<M> Node<M> {
         Self {
             id,
             storage: StorageId(1_000 + id.0),
+            address: format!("{id}"),
             disk: Disk::default(),
             files: (0..groups).map(|_| Files::default()).collect(),
             store: None,
@@ -167,7 +181,15 @@ impl<W: Workload> Cluster<'_, W> {
             inbox,
             round_due: true,
             peers: self.peers(node, incarnation),
+            book: AddressBook::default(),
+            connected: BTreeMap::new(),
         });
+        for group in 0..self.groups.len() {
+            let in_force = self.nodes[node].seat(group).map(|seat| seat.status.membership.clone());
+            if let Some(in_force) = in_force {
+                self.update_book(node, |book| book.put_in_force(group_id(group), in_force));
+            }
+        }
         self.say(|| format!("n{id} starts, life {}", incarnation.0));
         let delay = self.random.below(1_000);
         let life = incarnation.0;
@@ -349,10 +371,48 @@ impl<W: Workload> Cluster<'_, W> {
             election_timeout,
             ..
         } = self.plan.config;
-        let mut peers = Peers::new(incarnation, heartbeat_interval, election_timeout, now);
-        let others = self.nodes.iter().map(|other| other.id);
-        peers.watch(others.filter(|other| *other != self.nodes[node].id), now);
-        peers
+        Peers::new(incarnation, heartbeat_interval, election_timeout, now)
+    }
+
+    /// A node hears who its peers are: it reaches and watches those.
+    pub(super) fn update_book(&mut self, node: usize, update: impl FnOnce(&mut AddressBook)) {
+        let (id, now) = (self.nodes[node].id, self.nodes[node].clock(self.now));
+        if let Some(life) = &mut self.nodes[node].life {
+            update(&mut life.book);
+            let others = life.book.members();
+            life.peers
+                .watch(others.into_keys().filter(|other| *other != id), now);
+        }
+    }
+
+    /// Whether a node knows where another one is.
+    pub(super) fn knows(&self, node: usize, other: usize) -> bool {
+        let Node { id, address, .. } = &self.nodes[other];
+        let life = self.nodes[node].life.as_ref();
+        life.is_some_and(|life| life.book.reached().get(id) == Some(address))
+    }
+
+    /// A node's transport makes connections to the nodes that it knows, and finds out whom it can reach.
+    fn connect(&mut self, node: usize) {
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            let cut = self.network.is_cut(node, other) || self.network.is_cut(other, node);
+            let reached = !cut && self.knows(node, other) && !self.nodes[other].paused;
+            let other_life = self.nodes[other].life.as_ref().map(|life| life.number);
+            let other_life = other_life.filter(|_| reached);
+            let Some(life) = &mut self.nodes[node].life else {
+                return;
+            };
+            let before = match other_life {
+                Some(now) => life.connected.insert(other, now),
+                None => life.connected.remove(&other),
+            };
+            if other_life.is_some() && other_life != before {
+                let peer = self.nodes[other].id;
+                for group in 0..self.groups.len() {
+                    self.input(node, group, Input::Connected(peer));
+                }
+            }
+        }
     }
 
     /// A node tells the others that it lives, and looks who has fallen silent.
@@ -365,6 +425,7 @@ impl<W: Workload> Cluster<'_, W> {
         let number = life.number;
         if !paused {
             let (beats, changes) = life.peers.tick(now);
+            self.connect(node);
             for (to, beat) in beats {
                 self.beat(node, to.0 as usize - 1, beat);
             }
@@ -380,6 +441,9 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     fn beat(&mut self, from: usize, to: usize, beat: Beat) {
+        if !self.knows(from, to) {
+            return;
+        }
         let fate = self
             .network
             .fate(&self.plan, &mut self.random, self.now, from, to);

@@ -65,7 +65,7 @@ impl<W: Workload> Cluster<'_, W> {
         } else {
             self.random.pick(&others)
         };
-        let address = String::from("somewhere");
+        let address = self.address_of(other);
         let force = self.random.chance(300);
         let learner = present.members.iter().find(|member| member.role == Role::Learner);
         if let Some(learner) = learner.filter(|_| self.random.chance(300)) {
@@ -75,7 +75,10 @@ impl<W: Workload> Cluster<'_, W> {
         let change = match self.random.below(10) {
             0 | 1 => Change::AddLearner { node: other, address },
             2 | 3 => match member.map(|member| member.role) {
-                None => Change::AddLearner { node, address },
+                None => Change::AddLearner {
+                    node,
+                    address: self.address_of(node),
+                },
                 Some(Role::Learner) => Change::Promote { node },
                 Some(Role::Voter) => Change::Demote { node },
             },
@@ -85,7 +88,15 @@ impl<W: Workload> Cluster<'_, W> {
                 by: other,
                 address,
             },
-            6 => Change::SetAddress { node, address },
+            // Groups that disagree about where a node is would be a mistake of the operator.
+            6 if self.groups.len() == 1 => Change::SetAddress {
+                node,
+                address: std::format!("{node}, place {}", self.last_token),
+            },
+            6 => Change::SetAddress {
+                node,
+                address: self.address_of(node),
+            },
             7 => Change::SetPriority {
                 node,
                 priority: self.random.below(3) as u8,
@@ -93,6 +104,11 @@ impl<W: Workload> Cluster<'_, W> {
             _ => return (self.draw_other_voters(present, &all), true),
         };
         (vec![change], force)
+    }
+
+    /// Where a node is.
+    fn address_of(&self, node: NodeId) -> String {
+        self.node(node).map(|node| node.address.clone()).unwrap_or_default()
     }
 
     /// Makes a random set of nodes the voters, which may have nothing in common with those before; removes the others.
@@ -108,7 +124,7 @@ impl<W: Workload> Cluster<'_, W> {
         }
         let mut changes = Vec::new();
         for node in all {
-            let (node, address) = (*node, String::from("elsewhere"));
+            let (node, address) = (*node, self.address_of(*node));
             match (present.member(node), wanted.contains(&node)) {
                 (None, true) => {
                     changes.push(Change::AddLearner { node, address });
@@ -178,6 +194,12 @@ impl<W: Workload> Cluster<'_, W> {
             let disk =
                 |membership: &Membership, node| membership.member(node).and_then(|member| member.storage);
             for member in &after.members {
+                let node = self.nodes.iter_mut().find(|node| node.id == member.node);
+                if let Some(node) = node.filter(|node| node.address != member.address) {
+                    // It moves when that has been decided.
+                    node.address.clone_from(&member.address);
+                    coverage.meet(Sometimes::Moved);
+                }
                 let (old, new) = (disk(before, member.node), member.storage);
                 let was_member = before.member(member.node).is_some();
                 coverage.meet_if(
@@ -218,6 +240,9 @@ impl<W: Workload> Cluster<'_, W> {
         let id = self.nodes[victim].id;
         self.say(|| std::format!("-- n{id} loses its disk"));
         self.replace_disk(victim)?;
+        let joins = self.random.chance(400);
+        self.nodes[victim].joins = joins;
+        self.coverage.meet_if(joins, Sometimes::DiskLostAndJoined);
         self.restart_later(victim);
         Ok(())
     }

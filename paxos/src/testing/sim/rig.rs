@@ -21,6 +21,7 @@ use crate::{
     core::{
         Alarm, Config, Input, Message, Output, Phase, Rejection, Replica, Start, Status, Token,
         TransferRejection,
+        address_book::AddressBook,
     },
     snapshot::SnapshotHeader,
     types::{
@@ -69,6 +70,10 @@ struct Seat {
     disk_held: bool,
     writes: u64,
     replica: Option<Replica>,
+    /// Where it can be reached, if that matters.
+    address: Option<String>,
+    /// Whom it can reach.
+    book: AddressBook,
     applied_upto: Slot,
     applied: Vec<Bytes>,
     reads: Vec<(Slot, Token)>,
@@ -244,7 +249,10 @@ impl Rig {
             damaged: seat.durable().damaged.iter().copied().collect(),
             snapshot,
         };
-        seat.replica = Some(Replica::new(config, start, now));
+        let replica = Replica::new(config, start, now);
+        seat.book = AddressBook::default();
+        seat.book.put_in_force(GROUP, replica.status(now).membership);
+        seat.replica = Some(replica);
         seat.applied_upto = upto;
         seat.applied = thaw(state.unwrap_or_default());
         seat.reads.clear();
@@ -262,6 +270,11 @@ impl Rig {
     pub fn join(&mut self, node: u64) {
         self.seats.entry(node).or_default().joins = true;
         self.restart(node);
+    }
+
+    /// From now on a node can be reached at this address only.
+    pub fn relocate(&mut self, node: u64, address: &str) {
+        self.seat(node).address = Some(address.into());
     }
 
     /// Kills a node and gives it an empty disk.
@@ -409,11 +422,9 @@ impl Rig {
                 let disk = self.seat(node).durable().clone();
                 let check = self.oracle.sent(acceptor, life, &message, &disk);
                 self.demand_of(node, check);
-                self.letters.extend(to.into_iter().map(|to| Letter {
-                    from: node,
-                    to: to.0,
-                    message: message.clone(),
-                }));
+                for to in to {
+                    self.post(node, to.0, message.clone());
+                }
             }
             Output::Persist { id, ops, sync } => {
                 for op in &ops {
@@ -478,13 +489,34 @@ impl Rig {
                 };
                 self.end(Some(token), ending);
             }
-            Output::Leader(_) | Output::Membership { .. } | Output::Peers(_) | Output::Departed { .. } => {}
+            Output::Membership { membership, .. } => self.seat(node).book.put_in_force(GROUP, membership),
+            Output::Peers(membership) => self.seat(node).book.hear_of(GROUP, membership),
+            Output::Departed {
+                node: departed,
+                address,
+            } => self.seat(node).book.note_departed(departed, address),
+            Output::Leader(_) => {}
             Output::Alarm(Alarm::Undecidable { slot }) => self.undecidable = Some(slot),
             Output::Alarm(alarm) => {
                 let expected = self.seats.values().any(|seat| seat.altered);
                 assert!(expected, "n{node} raises {alarm:?}\n{}", self.transcript);
                 self.alarms.push((node, alarm));
             }
+        }
+    }
+
+    /// Sends a letter, unless the sender does not know where the receiver is.
+    fn post(&mut self, from: u64, to: u64, message: Message) {
+        let known = self.seats[&from].book.reached();
+        let known = known.get(&NodeId(to));
+        let is_there = |address: &String| {
+            let place = self.seats.get(&to).and_then(|seat| seat.address.as_ref());
+            place.is_none_or(|place| place == address)
+        };
+        if known.is_some_and(is_there) {
+            self.letters.push(Letter { from, to, message });
+        } else {
+            self.say(&format!("n{from}   does not know where n{to} is"));
         }
     }
 

@@ -227,6 +227,7 @@ pub fn input(input: &Input) -> String {
         Input::ChunkStored { upto, next_offset } => format!("stored of {upto} up to byte {next_offset}"),
         Input::SnapshotReceived(header) => format!("snapshot {} is received", header.upto),
         Input::Damaged { slots } => format!("damaged {}", numbers(slots)),
+        Input::Connected(peer) => format!("connected to n{peer}"),
         Input::Disconnected(peer) => format!("disconnected from n{peer}"),
         Input::SendRefused(peer) => format!("send refused to n{peer}"),
         Input::PeerAlive(peer) => format!("n{peer} is alive"),
