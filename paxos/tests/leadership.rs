@@ -593,6 +593,32 @@ mod preference {
     }
 
     #[test]
+    fn hand_overs_that_come_to_nothing_become_rare() {
+        // With leases every one of them costs a new ballot.
+        let members = [(1, 0), (2, 0), (3, 1)];
+        let members = members.map(|(node, priority)| {
+            let member = paxos::Member::voter(NodeId(node), "");
+            member.with_priority(priority)
+        });
+        let lease = Lease {
+            duration: Duration::from_millis(500),
+            max_drift_permille: 0,
+        };
+        let config = Config {
+            pin_storages: false,
+            lease: Some(lease),
+            ..Config::default()
+        };
+        let mut rig = Rig::of(paxos::Membership::new(members), config);
+        rig.elect(1);
+        let is_take_over = |letter: &Letter| matches!(letter.message, Message::TakeOver { .. });
+        rig.pass_for_where(&[1, 2, 3], 60_000, |letter| !is_take_over(letter));
+        let ballot = rig.status(1).leader.expect("it leads");
+        assert_eq!(ballot.node, NodeId(1));
+        assert!((2..10).contains(&ballot.round), "{ballot}");
+    }
+
+    #[test]
     fn while_it_is_away_the_next_one_leads_and_it_comes_back() {
         let mut rig = with_priorities(&[0, 1, 2]);
         rig.elect(1);

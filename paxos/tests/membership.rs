@@ -4,9 +4,11 @@
 //! transcript.
 #![cfg(feature = "testing")]
 
+use std::time::Duration;
+
 use paxos::{
     Ballot, Change, ChangeRejection, NodeId,
-    core::{Config, Message, Phase, Standing, Token},
+    core::{Config, Lease, Message, Phase, Standing, Token},
     testing::sim::{Ending, Letter, Rig},
 };
 
@@ -144,6 +146,33 @@ mod changing {
         let token = rig.propose(leader, b"a");
         rig.pass(100);
         assert!(happened(&rig, token));
+    }
+
+    #[test]
+    fn a_leader_that_is_no_voter_any_more_is_succeeded_at_once_also_under_a_lease() {
+        for change in [remove(1), Change::Demote { node: NodeId(1) }] {
+            plant();
+            let lease = Lease {
+                duration: Duration::from_millis(500),
+                max_drift_permille: 0,
+            };
+            let config = Config {
+                lease: Some(lease),
+                ..Config::default()
+            };
+            let mut rig = Rig::with(3, config);
+            rig.elect(1);
+            rig.pass(200);
+            assert!(rig.holds_lease(1));
+            let left = rig.change(1, &[change], false);
+            rig.pass(10);
+            assert!(changed(&rig, left), "{}", rig.transcript());
+            let leader = rig.leader().expect("another one leads");
+            assert_ne!(leader, 1);
+            let token = rig.propose(leader, b"a");
+            rig.pass(10);
+            assert!(happened(&rig, token));
+        }
     }
 
     #[test]
@@ -345,7 +374,10 @@ mod joining {
         let added = rig.change(1, &[add(4)], false);
         rig.pass_for_where(&[1, 2, 3, 4], 300, |letter| !teaches(letter, 4));
         assert!(changed(&rig, added));
-        assert!(rig.status(1).peers[&NodeId(4)].alive, "it has been told, and answers");
+        assert!(
+            rig.status(1).peers[&NodeId(4)].alive,
+            "it has been told, and answers"
+        );
         rig.take(|letter| letter.to == 4);
         rig.crash(4);
         rig.restart(4);
@@ -366,7 +398,10 @@ mod joining {
         rig.pass_for_where(&[1, 2], 300, |letter| !teaches(letter, 2));
         assert_eq!(rig.status(2).standing, Standing::Joining);
         let address = String::from("elsewhere");
-        let moved = Change::SetAddress { node: NodeId(1), address };
+        let moved = Change::SetAddress {
+            node: NodeId(1),
+            address,
+        };
         let moved = rig.change(1, &[moved], false);
         rig.relocate(1, "elsewhere");
         rig.pass_for_where(&[1, 2], 3_000, |letter| !teaches(letter, 2));
@@ -456,6 +491,16 @@ mod refusing {
 
 mod safety {
     use super::*;
+
+    #[test]
+    fn nobody_is_told_to_take_over_before_it_is_known_who_may_lead() {
+        let mut rig = led_by(1, 5);
+        rig.change(1, &[Change::Demote { node: NodeId(2) }], true);
+        rig.transfer(1, Some(2));
+        rig.settle_where(|letter| letter.to == 2 || letter.from == 2);
+        let told = rig.take(|letter| matches!(letter.message, Message::TakeOver { .. }));
+        assert_eq!(told, [], "{}", rig.transcript());
+    }
 
     #[test]
     fn new_voters_promises_are_collected_after_a_change() {

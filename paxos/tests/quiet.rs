@@ -163,7 +163,10 @@ fn a_member_that_starts_for_the_first_time_while_the_group_rests_is_told_who_the
         rig.step(peer, Input::Connected(node));
     }
     rig.pass_for_where(&[1, 2, 3], 2_000, |letter| letter.to != 4);
-    assert!(!rig.status(1).resting, "4 may know nobody, and be unable to say so");
+    assert!(
+        !rig.status(1).resting,
+        "4 may know nobody, and be unable to say so"
+    );
     rig.take(|letter| letter.to == 4);
     rig.pass(1_000);
     assert_eq!(rig.status(4).standing, Standing::Learner);

@@ -286,6 +286,7 @@ impl Replica {
         }
         if !may_lead(own) {
             // The sooner the others know, the sooner one of them leads.
+            self.hand_over_and_leave();
             self.heartbeat();
         }
     }
@@ -395,6 +396,18 @@ impl Replica {
             chunk.entries.retain(|(slot, _)| *slot > known);
             leadership.promises.take(from, chosen, known, chunk);
             self.note_watermark(from.0, chosen);
+        }
+    }
+
+    /// A voter knows the present membership, by which this node may not lead.
+    pub(super) fn note_farewell(&mut self, (from, storage): Sender) {
+        let at = self.memberships.latest().at;
+        if let Role::Leader(leadership) = &mut self.role
+            && matches!(leadership.barrier, Some(Barrier::Leaving { .. }))
+            && let Some(peer) = leadership.peers.get_mut(&from)
+            && *peer.storage.get_or_insert(storage) == storage
+        {
+            peer.unclaimed = peer.unclaimed.max(at);
         }
     }
 

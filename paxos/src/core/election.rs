@@ -144,6 +144,7 @@ impl Replica {
             self.rewind_forwards();
             self.ask_reads_again();
             if let Some(leader) = leader {
+                self.preference.has_led(leader.node);
                 self.give_up_changes(leader);
                 self.answer_transfers(leader);
             }
@@ -156,7 +157,8 @@ impl Replica {
             self.give_up_change(&leadership);
             if matches!(leadership.barrier, Some(Barrier::Proposed(_))) {
                 // It may come to nothing, and with it where it says the members are.
-                self.outputs.push_back(Output::Peers(self.memberships.known().clone()));
+                self.outputs
+                    .push_back(Output::Peers(self.memberships.known().clone()));
             }
             self.give_up_reads(*leadership);
         }

@@ -2,6 +2,7 @@
 //! itself outside, or meets others who are.
 
 use alloc::{collections::BTreeSet, vec::Vec};
+use core::cmp::Ordering;
 
 use super::{Alarm, Message, Output, Replica, Standing, election::Role};
 use crate::planted;
@@ -46,7 +47,11 @@ impl Memberships {
     /// The latest one that is chosen, known here or not: as far as this node has been told.
     pub(super) fn known(&self) -> &Membership {
         let (at, told) = &self.told;
-        if *at > self.latest().at { told } else { self.current() }
+        if *at > self.latest().at {
+            told
+        } else {
+            self.current()
+        }
     }
 
     /// The one before the latest, or the latest if there was none.
@@ -113,6 +118,16 @@ impl Replica {
         )
     }
 
+    /// Whether a node speaks as leader that is no voter, and knows of no later membership than this node. Of one that knows
+    /// more it may be a voter.
+    pub(super) fn leads_no_more(&self, node: NodeId, storage: StorageId, message: &Message) -> bool {
+        let current = self.memberships.current();
+        let is_behind = |watermark| watermark <= self.chosen;
+        message.watermark_of_leader().is_some_and(is_behind)
+            && current.version > 0
+            && !current.may_vote(node, storage)
+    }
+
     /// A node that may not lead, as far as this node knows, is told so when it tries, or asks what has become of the
     /// members that it knows. What it knows chosen is chosen all the same, and shows this node that it is itself behind.
     pub(super) fn on_message_of_barred(&mut self, from: NodeId, storage: StorageId, message: Message) {
@@ -129,33 +144,41 @@ impl Replica {
             Message::Accept { chosen, .. }
             | Message::Heartbeat { chosen, .. }
             | Message::Rest { chosen, .. }
-            | Message::TakeOver { chosen, .. }
             | Message::Chosen { chosen, .. } => chosen,
             _ => return self.on_message(from, storage, message),
         };
         self.note_watermark(from, watermark);
         if watermark <= self.chosen {
-            let ChosenMembership { at, membership, .. } = self.memberships.latest().clone();
-            self.send(from, Message::NotAdmitted { at, membership });
+            self.tell_membership(from);
         }
     }
 
+    /// Tells a node of the membership by which it may not lead.
+    pub(super) fn tell_membership(&mut self, to: NodeId) {
+        let ChosenMembership { at, membership, .. } = self.memberships.latest().clone();
+        self.send(to, Message::NotAdmitted { at, membership });
+    }
+
     /// A peer knows a membership by which this node may not lead.
-    pub(super) fn on_not_admitted(&mut self, from: NodeId, at: Slot, membership: &Membership) {
-        if at <= self.memberships.latest().at {
-            if at < self.memberships.latest().at {
-                self.hint_watermark(from);
-            }
-            return;
+    pub(super) fn on_not_admitted(
+        &mut self,
+        (from, storage): super::Sender,
+        at: Slot,
+        membership: &Membership,
+    ) {
+        match at.cmp(&self.memberships.latest().at) {
+            Ordering::Less => return self.hint_watermark(from),
+            Ordering::Equal => return self.note_farewell((from, storage)),
+            Ordering::Greater => {}
         }
         self.note_watermark(from, at);
         let standing = standing_in(membership, self.own());
         if matches!(standing, Standing::NotAdmitted | Standing::Removed) {
             self.memberships.barred = Some((at, standing));
-            if !matches!(self.role, Role::Follower) {
-                self.become_follower(None);
-                self.postpone_election();
-            }
+        }
+        if standing != Standing::Voter && !matches!(self.role, Role::Follower) {
+            self.become_follower(None);
+            self.postpone_election();
         }
     }
 
@@ -186,7 +209,14 @@ impl Replica {
     /// has.
     pub(super) fn teachers(&self, source: Option<NodeId>) -> Vec<NodeId> {
         let mut teachers = match self.memberships.current().version {
-            0 => self.memberships.told.1.members.iter().map(|member| member.node).collect(),
+            0 => self
+                .memberships
+                .told
+                .1
+                .members
+                .iter()
+                .map(|member| member.node)
+                .collect(),
             _ => self.other_members(),
         };
         teachers.extend(source.into_iter().chain(self.leader.map(|ballot| ballot.node)));

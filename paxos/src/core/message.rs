@@ -310,6 +310,17 @@ pub enum Message {
 }
 
 impl Message {
+    /// What whoever speaks as leader knows to be chosen.
+    pub(super) const fn watermark_of_leader(&self) -> Option<Slot> {
+        match self {
+            Self::Accept { chosen, .. }
+            | Self::Heartbeat { chosen, .. }
+            | Self::Rest { chosen, .. }
+            | Self::Chosen { chosen, .. } => Some(*chosen),
+            _ => None,
+        }
+    }
+
     /// A short name for logs and counters.
     pub const fn name(&self) -> &'static str {
         match self {

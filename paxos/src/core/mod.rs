@@ -82,6 +82,7 @@ use self::{
     gate::{After, Gate},
     learner::Learner,
     membership::Memberships,
+    preference::Preference,
     proposals::Proposals,
     proposer::Pulse,
     quiet::Nodes,
@@ -154,6 +155,7 @@ pub struct Replica {
     proposals: Proposals,
     reads: Reads,
     requests: transfer::Requests,
+    preference: Preference,
     changes: Changes,
     /// Peers that wait for the watermark and should be told at once.
     told_now: BTreeSet<NodeId>,
@@ -256,6 +258,7 @@ impl Replica {
             proposals: Proposals::new(),
             reads: Reads::new(incarnation),
             requests: transfer::Requests::default(),
+            preference: Preference::default(),
             changes: Changes::new(incarnation),
             told_now: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -287,7 +290,7 @@ impl Replica {
                 message,
             } => {
                 if from == self.identity.node {
-                } else if self.is_barred(from, storage) {
+                } else if self.is_barred(from, storage) || self.leads_no_more(from, storage, &message) {
                     self.on_message_of_barred(from, storage, message);
                 } else {
                     self.on_message(from, storage, message);
@@ -485,7 +488,7 @@ impl Replica {
                 force,
             } => self.on_change_membership(from, token, expected, &changes, force),
             Message::MembershipChanged { token, result } => self.on_membership_changed(from, token, result),
-            Message::NotAdmitted { at, membership } => self.on_not_admitted(from, at, &membership),
+            Message::NotAdmitted { at, membership } => self.on_not_admitted((from, storage), at, &membership),
             Message::Members { at, membership } => self.on_members(from, at, membership),
             Message::RolledBack {
                 ballot,

@@ -4,7 +4,7 @@
 //! What a user has said holds while that node leads, and until the voters or their priorities change: then somebody has
 //! said something newer.
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
 use super::{Replica, election::Role as Part};
@@ -16,17 +16,35 @@ const PATIENCE: u32 = 4;
 const MAX_DOUBLINGS: u32 = 6;
 
 /// The node that a leader would rather see in its place.
-#[derive(Clone, Copy, Debug, Default, Hash)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Preference {
     node: Option<NodeId>,
     since: Time,
-    /// How many hand-overs have come to nothing.
-    pub(super) failures: u32,
+    /// How many hand-overs to each member have come to nothing since it led: over several leaderships, because a
+    /// hand-over that fails may end one.
+    failures: BTreeMap<NodeId, u32>,
 }
 
 impl Preference {
-    fn patience(&self, election_timeout: Duration) -> Duration {
-        election_timeout * (PATIENCE << self.failures.min(MAX_DOUBLINGS))
+    fn patience(&self, node: NodeId, election_timeout: Duration) -> Duration {
+        let failures = self.failures.get(&node).copied().unwrap_or_default();
+        election_timeout * (PATIENCE << failures.min(MAX_DOUBLINGS))
+    }
+
+    /// This node begins to lead.
+    pub(super) const fn begin(&mut self) {
+        self.node = None;
+    }
+
+    /// That node leads.
+    pub(super) fn has_led(&mut self, node: NodeId) {
+        self.failures.remove(&node);
+    }
+
+    /// A hand-over to that node has come to nothing.
+    pub(super) fn has_failed(&mut self, node: NodeId, membership: &Membership) {
+        self.failures.retain(|node, _| membership.member(*node).is_some());
+        *self.failures.entry(node).or_default() += 1;
     }
 }
 
@@ -43,15 +61,16 @@ impl Replica {
     pub(super) fn follow_preference(&mut self) {
         let better = self.preferred_leader().filter(|node| *node != self.identity.node);
         let (now, timeout) = (self.now, self.config.election_timeout);
-        let Part::Leader(leadership) = &mut self.role else {
+        if !self.is_leader() {
             return;
-        };
-        let preference = &mut leadership.preference;
+        }
+        let preference = &mut self.preference;
         if preference.node != better {
             preference.node = better;
             preference.since = now;
         }
-        if better.is_none() || now.since(preference.since) < preference.patience(timeout) {
+        let patience = better.map(|node| preference.patience(node, timeout));
+        if patience.is_none_or(|patience| now.since(preference.since) < patience) {
             return;
         }
         preference.since = now;

@@ -16,7 +16,6 @@ use super::{
     batch,
     changes::ChangeAsker,
     election::{Candidacy, Role},
-    preference::Preference,
     progress::Progress,
     quiet::Quiet,
     reads::LeaderReads,
@@ -66,7 +65,6 @@ pub(super) struct Leadership {
     /// What has been promised at this ballot; `found` has what is still to be adopted.
     pub(super) promises: Promises,
     pub(super) change_asker: Option<ChangeAsker>,
-    pub(super) preference: Preference,
     /// A user wants this node to lead, and the voters and their priorities were these.
     pub(super) kept_among: Option<Vec<(NodeId, u8)>>,
     /// Another node was told to take over: this ballot holds no lease any more.
@@ -214,7 +212,6 @@ impl Replica {
             barrier: None,
             promises,
             change_asker: None,
-            preference: Preference::default(),
             kept_among: None,
             released: false,
             sent: VecDeque::new(),
@@ -226,6 +223,7 @@ impl Replica {
             durable: self.chosen,
         };
         self.role = Role::Leader(Box::new(leadership));
+        self.preference.begin();
         if by_hand {
             self.keep_leading();
         }
@@ -505,7 +503,14 @@ impl Replica {
         lease: Duration,
         checkpoint: Checkpoint,
     ) {
-        if ballot.node != from || self.leader != Some(ballot) {
+        if ballot.node != from {
+            return;
+        }
+        if self.leader != Some(ballot) {
+            if !self.memberships.current().voters().any(|voter| voter == from) {
+                // It leads until it hears that the voters know that it is none.
+                self.tell_membership(from);
+            }
             return;
         }
         let checkpoint = self.compare_with_leader(ballot, checkpoint);

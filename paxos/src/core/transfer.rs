@@ -213,6 +213,22 @@ impl Replica {
             .map(|(.., node)| node)
     }
 
+    /// This leader is no voter any more: whoever is best fit takes over at once, also from its lease.
+    pub(super) fn hand_over_and_leave(&mut self) {
+        let Some(to) = self.best_successor() else { return };
+        let Part::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        leadership.released = true;
+        let message = Message::TakeOver {
+            ballot: leadership.ballot,
+            start: leadership.start,
+            chosen: self.chosen,
+            by_hand: false,
+        };
+        self.send(to, message);
+    }
+
     /// Moves an open transfer on: called when all that has come in is acted on.
     pub(super) fn hand_over(&mut self) {
         let now = self.now;
@@ -229,7 +245,8 @@ impl Replica {
         let held = leadership.peers.get(&transfer.to).map_or(Slot::ZERO, held);
         transfer.commands_wait |= held >= transfer.goal;
         let has_all = held >= leadership.next.previous();
-        if !transfer.commands_wait || !has_all {
+        // At a membership it is not known yet who may lead.
+        if !transfer.commands_wait || !has_all || leadership.barrier.is_some() {
             // It may have been told, and have lost its disk since.
             transfer.told_at = None;
             return;
@@ -254,8 +271,10 @@ impl Replica {
         let Part::Leader(leadership) = &mut self.role else {
             return;
         };
-        leadership.transfer = None;
-        leadership.preference.failures += 1;
+        if let Some(transfer) = leadership.transfer.take() {
+            let membership = self.memberships.current();
+            self.preference.has_failed(transfer.to, membership);
+        }
         let (of, released) = (leadership.ballot, leadership.released);
         let by_hand = leadership.kept_among.is_some();
         let given_up: Vec<Request> = self
@@ -269,7 +288,11 @@ impl Replica {
         if released && self.config.lease.is_some() {
             // The successor may still take over, so this ballot holds no lease any more. The next one can.
             self.become_follower(None);
-            self.stand(Some(of), by_hand);
+            if self.could_lead() {
+                self.stand(Some(of), by_hand);
+            } else {
+                self.postpone_election();
+            }
         }
     }
 
@@ -294,11 +317,16 @@ impl Replica {
         (start, chosen): (Slot, Slot),
         by_hand: bool,
     ) {
+        // It may have left already, by a membership that this node knows.
+        let has_left = self.leader.is_none() && self.following.ballot == ballot && self.floor() <= ballot;
+        let is_followed = self.leader == Some(ballot);
         // A leader that is not followed (any more) has nothing to give.
-        if ballot.node != from || self.leader != Some(ballot) || !self.could_lead() {
+        if ballot.node != from || !(is_followed || has_left) || !self.could_lead() {
             return;
         }
-        self.follow(ballot, start);
+        if is_followed {
+            self.follow(ballot, start);
+        }
         self.note_leader_watermark(from, ballot, chosen);
         self.become_follower(None);
         self.stand(Some(ballot), by_hand);

@@ -185,7 +185,9 @@ impl<W: Workload> Cluster<'_, W> {
             connected: BTreeMap::new(),
         });
         for group in 0..self.groups.len() {
-            let in_force = self.nodes[node].seat(group).map(|seat| seat.status.membership.clone());
+            let in_force = self.nodes[node]
+                .seat(group)
+                .map(|seat| seat.status.membership.clone());
             if let Some(in_force) = in_force {
                 self.update_book(node, |book| book.put_in_force(group_id(group), in_force));
             }

@@ -108,7 +108,9 @@ impl<W: Workload> Cluster<'_, W> {
 
     /// Where a node is.
     fn address_of(&self, node: NodeId) -> String {
-        self.node(node).map(|node| node.address.clone()).unwrap_or_default()
+        self.node(node)
+            .map(|node| node.address.clone())
+            .unwrap_or_default()
     }
 
     /// Makes a random set of nodes the voters, which may have nothing in common with those before; removes the others.
