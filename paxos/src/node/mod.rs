@@ -30,7 +30,7 @@ mod task;
 mod waiting;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt, format,
     panic::{AssertUnwindSafe, catch_unwind},
     string::{String, ToString},

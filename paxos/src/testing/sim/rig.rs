@@ -20,8 +20,7 @@ use super::{
 use crate::{
     core::{
         Alarm, Config, Input, Message, Output, Phase, Rejection, Replica, Start, Status, Token,
-        TransferRejection,
-        address_book::AddressBook,
+        TransferRejection, address_book::AddressBook,
     },
     snapshot::SnapshotHeader,
     types::{
