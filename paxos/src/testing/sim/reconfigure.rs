@@ -88,8 +88,9 @@ impl<W: Workload> Cluster<'_, W> {
                 by: other,
                 address,
             },
-            // Groups that disagree about where a node is would be a mistake of the operator.
-            6 if self.groups.len() == 1 => Change::SetAddress {
+            // Groups that disagree about where a node is would be a mistake of the operator. Of two voters that lose each
+            // other, only those find each other again who can ask elsewhere.
+            6 if self.groups.len() == 1 && present.voters().count() > 2 => Change::SetAddress {
                 node,
                 address: std::format!("{node}, place {}", self.last_token),
             },
