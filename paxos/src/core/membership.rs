@@ -66,14 +66,12 @@ impl Memberships {
         self.history.iter().rev().find(|chosen| chosen.at <= slot)
     }
 
-    /// A snapshot's membership is in force from before the log that is left.
+    /// A snapshot's membership is in force from before the log that is left. If a later one is known already, it is not
+    /// known what came in between.
     pub(super) fn begin_with(&mut self, of_snapshot: ChosenMembership) {
-        let at = of_snapshot.at;
-        if at > self.latest().at {
-            self.history.clear();
+        if of_snapshot.at >= self.latest().at {
+            self.history = alloc::vec![of_snapshot];
         }
-        self.history.retain(|known| known.at > at);
-        self.history.insert(0, of_snapshot);
     }
 
     /// The next membership is chosen.
@@ -314,5 +312,34 @@ impl Replica {
         if !planted::is("old_quorum_after_change") {
             self.memberships.forget_below(slot);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(at: u64, version: u64) -> ChosenMembership {
+        let mut chosen = ChosenMembership::first(Membership::default());
+        chosen.at = Slot(at);
+        chosen.membership.version = version;
+        chosen
+    }
+
+    #[test]
+    fn a_restart_takes_no_membership_for_the_one_of_a_slot_that_it_has_not_replayed() {
+        // The snapshot is of slot 10; the log behind it changed the membership at 15 and at 16.
+        let mut memberships = Memberships::new(chosen(16, 4));
+        memberships.begin_with(chosen(4, 2));
+        assert_eq!(memberships.as_of(Slot(15)), None, "it may have changed since");
+        assert_eq!(memberships.as_of(Slot(16)), Some(&chosen(16, 4)));
+    }
+
+    #[test]
+    fn a_snapshot_ahead_of_the_log_brings_its_membership() {
+        let mut memberships = Memberships::new(chosen(16, 4));
+        memberships.begin_with(chosen(20, 5));
+        assert_eq!(memberships.latest(), &chosen(20, 5));
+        assert_eq!(memberships.as_of(Slot(17)), None);
     }
 }
