@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use paxos::{ClusterId, NodeId, StorageError, storage::Owner};
+use paxos::{ClusterId, NodeId, StorageError, record, storage::Owner};
 use paxos_backends::Backend;
 use support::{DURABLE, OWNER, block_on, hard_state, open, recover, write};
 
@@ -72,16 +72,15 @@ fn a_newer_format_is_refused() {
         let file = directory.path().join("identity");
         let text = fs::read_to_string(&file).expect("a text");
         let (fields, _) = text.rsplit_once("checksum ").expect("a checksum");
-        let newer = fields.replace("format 2", "format 3");
+        let (current, next) = (record::VERSION, record::VERSION + 1);
+        let newer = fields.replace(&format!("format {current}"), &format!("format {next}"));
         assert_ne!(newer, fields);
         let checksum = crc32c::crc32c(newer.as_bytes());
         fs::write(&file, format!("{newer}checksum {checksum:08x}\n")).expect("a writable file");
         let error = refusal(backend, directory.path(), OWNER);
         assert!(matches!(error, StorageError::WrongFormat { .. }), "{error:?}");
-        assert!(
-            error.to_string().contains("format 3, this program reads 2"),
-            "{error}"
-        );
+        let expected = format!("format {next}, this program reads {current}");
+        assert!(error.to_string().contains(&expected), "{error}");
     }
 }
 

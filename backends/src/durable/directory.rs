@@ -50,7 +50,7 @@ impl fmt::Display for Directory {
 impl Directory {
     /// Creates the directory or finds it; locks it; checks whose it is.
     pub(super) fn open(path: &Path, backend: &'static str, owner: Owner) -> Result<Self, StorageError> {
-        create_directory(path)?;
+        create_directory(path).map_err(|error| failed("creating the data directory", path, error))?;
         let lock = lock(path)?;
         let identity = match read_identity(path, backend)? {
             Some(identity) => identity,
@@ -114,7 +114,7 @@ fn wrong_format(path: &Path, found: String) -> StorageError {
 
 /// Creates the directory, and all above it that are missing, durably. One that is there is made durable too: whoever
 /// created it may not have come so far.
-fn create_directory(path: &Path) -> Result<(), StorageError> {
+fn create_directory(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     let is_there = path.is_dir();
@@ -123,16 +123,14 @@ fn create_directory(path: &Path) -> Result<(), StorageError> {
             create_directory(parent)?;
         }
         match fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed("creating the data directory", path, error));
-            }
+            Err(error) if !path.is_dir() => return Err(error),
             _ => {}
         }
     }
     match sync_directory(parent) {
         // Made by somebody else, in a directory that is none of this process's business.
         Err(error) if is_there && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        synced => synced.map_err(|error| failed("syncing the parent of", path, error)),
+        synced => synced,
     }
 }
 
