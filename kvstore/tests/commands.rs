@@ -222,8 +222,8 @@ fn http_tells_of_the_node(cluster: &Cluster) {
     assert_eq!(
         fields(&status["groups"][0]),
         expected(
-            "group is_leader leader ballot standing in_sync chosen applied lag snapshot first_slot last_slot digest \
-             hash membership_version members"
+            "group is_leader leader ballot standing in_sync chosen applied lag snapshot first_slot last_slot damaged \
+             repaired digest hash membership_version members"
         )
     );
     assert_eq!(

@@ -70,6 +70,12 @@ pub struct GroupReport {
     pub first_slot: u64,
     /// The last slot that holds an entry.
     pub last_slot: u64,
+    /// How many slots of the log are damaged and not repaired yet.
+    #[serde(default)]
+    pub damaged: u64,
+    /// How many damaged slots have been repaired since this node was started.
+    #[serde(default)]
+    pub repaired: u64,
     /// The digest of the state as of `applied`, in hexadecimal: the same on every replica.
     pub digest: Option<String>,
     /// The running hash over all that was applied up to the slot: the same on every replica that has applied as much.
@@ -255,6 +261,8 @@ fn group_report(group: &Group, status: &GroupStatus) -> GroupReport {
         }),
         first_slot: replica.trimmed.next().0,
         last_slot: replica.last.0,
+        damaged: replica.damaged as u64,
+        repaired: replica.repaired,
         digest: status.digest.map(|digest| format!("{digest:016x}")),
         hash: hash_report(replica.checkpoint),
         membership_version: replica.membership.version,
