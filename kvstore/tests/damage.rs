@@ -230,3 +230,26 @@ fn leveldb_entries() {
 fn sqlite_entries() {
     a_damaged_log_is_repaired("sqlite", |_, at| at + 5);
 }
+
+/// A running node notices by itself: nobody reads what is damaged.
+#[cfg(feature = "wal")]
+#[test]
+fn wal_entries_of_a_node_that_goes_on_running() {
+    let flags = ["--storage", "wal", "--scrub-interval", "200ms"];
+    let cluster = Cluster::start(3, &flags);
+    write_keys(&cluster);
+    until_the_replicas_agree(&cluster);
+    let victim = cluster.leader() % 3 + 1;
+    flip_bits(&cluster.data_dir(victim), |_, at| at + 5);
+    eventually("the damage is found and repaired", || {
+        let status = cluster.status(victim).map_err(|error| error.to_string())?;
+        let repaired = group(&status)["repaired"].as_u64().unwrap_or_default();
+        if repaired >= HIT.len() as u64 {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
+    until_whole(&cluster, victim);
+    until_the_replicas_agree(&cluster);
+}

@@ -79,7 +79,7 @@ struct CommandLine {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Run one node of a cluster
-    Serve(serve::ServeOptions),
+    Serve(Box<serve::ServeOptions>),
     /// Run a whole cluster on this machine, to play with
     Demo(demo::DemoOptions),
     /// Print the value of a key

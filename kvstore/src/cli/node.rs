@@ -211,6 +211,8 @@ async fn open(
     config.replica.snapshot_entries = plan.snapshots.entries;
     config.replica.snapshot_bytes = plan.snapshots.bytes;
     config.replica.keep_entries = plan.snapshots.tail;
+    config.scrub_bytes_per_second = plan.scrub.bytes_per_second;
+    config.scrub_interval = plan.scrub.interval;
     config.read_timeout = request_timeout;
     config.change_timeout = request_timeout;
     let keep = usize::from(plan.snapshots.keep);

@@ -81,6 +81,8 @@ pub(super) struct ServeOptions {
     balance_leaders: bool,
     #[command(flatten)]
     snapshots: SnapshotOptions,
+    #[command(flatten)]
+    scrub: ScrubOptions,
     /// What to log: error, warn, info, debug, trace, or a filter like info,paxos=debug
     #[arg(long, env = "KVSTORE_LOG", default_value = "info")]
     log: String,
@@ -114,6 +116,18 @@ pub(super) struct SnapshotOptions {
     pub(super) keep: u16,
 }
 
+/// How the logs are read in the background, in search of damage.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ScrubOptions {
+    /// How fast this node reads its logs in the background in search of damaged entries, which it then gets from the others,
+    /// in bytes a second; 0: not at all
+    #[arg(long = "scrub-bytes-per-second", env = "KVSTORE_SCRUB_BYTES_PER_SECOND", default_value_t = 1 << 20)]
+    pub(super) bytes_per_second: u64,
+    /// How often it reads all of them so
+    #[arg(long = "scrub-interval", env = "KVSTORE_SCRUB_INTERVAL", value_parser = super::duration, default_value = "1h")]
+    pub(super) interval: Duration,
+}
+
 /// A checked configuration with everything opened that can be taken by others.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -132,6 +146,7 @@ pub(super) struct Plan {
     pub(super) lease_reads: bool,
     pub(super) balance_leaders: bool,
     pub(super) snapshots: SnapshotOptions,
+    pub(super) scrub: ScrubOptions,
     pub(super) route: Route,
     pub(super) max_clients: usize,
     pub(super) shutdown: Shutdown,
@@ -176,6 +191,11 @@ fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
         }
     }
     check_times(options.heartbeat_interval, options.election_timeout)?;
+    if options.scrub.interval.is_zero() {
+        return Err(Failure::usage(
+            "--scrub-interval 0s is out of range; write 1h, say, or turn the scrub off with --scrub-bytes-per-second 0",
+        ));
+    }
     let backend = backend(options.storage.as_deref())?;
     Ok(Plan {
         id: options.id,
@@ -189,6 +209,7 @@ fn plan(options: &ServeOptions) -> Result<Plan, Failure> {
         lease_reads: options.lease_reads,
         balance_leaders: options.balance_leaders,
         snapshots: options.snapshots.clone(),
+        scrub: options.scrub.clone(),
         route: options.route,
         max_clients: options.max_clients as usize,
         shutdown: options.shutdown_command,

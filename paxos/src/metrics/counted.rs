@@ -219,6 +219,12 @@ pub struct NodeMetrics {
     pub log_sync_writes: Histogram,
     /// Bytes of entries written to the store.
     pub log_written_bytes: Counter,
+    /// Bytes of entries that were read in search of damage.
+    pub scrubbed_bytes: Counter,
+    /// Damaged slots that were found so, each time that they were.
+    pub scrub_damaged_slots: Counter,
+    /// How often all logs were read so, to their ends.
+    pub scrubs: Counter,
     /// Frames that could not be decoded.
     pub malformed_frames: Counter,
     /// Frames of another cluster, or of a node that claims to be this one.
@@ -235,6 +241,9 @@ impl Default for NodeMetrics {
             log_sync_duration: Histogram::of_durations(),
             log_sync_writes: Histogram::of_counts(),
             log_written_bytes: Counter::default(),
+            scrubbed_bytes: Counter::default(),
+            scrub_damaged_slots: Counter::default(),
+            scrubs: Counter::default(),
             malformed_frames: Counter::default(),
             stranger_frames: Counter::default(),
             unknown_group_frames: Counter::default(),

@@ -292,6 +292,27 @@ fn expose_node(to: &mut Exposition, node: &NodeMetrics) {
         "Bytes of entries written to the store",
     );
     to.value(&[], node.log_written_bytes.get());
+    let scrub = [
+        (
+            "paxos_scrubbed_bytes_total",
+            "Bytes of entries read in search of damage",
+            &node.scrubbed_bytes,
+        ),
+        (
+            "paxos_scrub_damaged_slots_total",
+            "Damaged slots found by reading the logs in search of damage",
+            &node.scrub_damaged_slots,
+        ),
+        (
+            "paxos_scrubs_total",
+            "How often all logs were read in search of damage",
+            &node.scrubs,
+        ),
+    ];
+    for (name, help, counter) in scrub {
+        to.family(name, Kind::Counter, help);
+        to.value(&[], counter.get());
+    }
     to.family(
         "paxos_dropped_frames_total",
         Kind::Counter,

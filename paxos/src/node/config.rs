@@ -52,6 +52,12 @@ pub struct Config {
     pub storage_thread: bool,
     /// How many bytes of snapshots the node sends to its peers in a second, over all groups and peers; 0 for no bound.
     pub max_snapshot_bytes_per_second: u64,
+    /// How fast the node reads its logs in the background, in bytes of entries a second over all groups, in search of
+    /// damaged records, which the peers then repair; 0: not at all. It reads what the store reads: a record that the
+    /// system's cache still holds is found sound whatever the disk has become.
+    pub scrub_bytes_per_second: u64,
+    /// How often all logs are read so. If one round takes longer, the next one begins at its end.
+    pub scrub_interval: Duration,
     /// Seeds the randomness of all replicas (election timeouts); `None` draws a seed.
     pub seed: Option<u64>,
 }
@@ -75,6 +81,8 @@ impl Default for Config {
             slow_read: Duration::from_secs(1),
             storage_thread: true,
             max_snapshot_bytes_per_second: 64 << 20,
+            scrub_bytes_per_second: 1 << 20,
+            scrub_interval: Duration::from_hours(1),
             seed: None,
         }
     }
@@ -120,6 +128,13 @@ impl Config {
                  whoever waits for it would think that this node is gone; raise it, or set it to 0 for no bound"
             ));
         }
+        if self.scrub_bytes_per_second > 0 && self.scrub_interval.is_zero() {
+            return Err(
+                "scrub_interval is 0: the node would do nothing else than read its logs; set it to an hour, say, or \
+                 turn the scrub off with scrub_bytes_per_second = 0"
+                    .into(),
+            );
+        }
         Ok(())
     }
 }
@@ -143,5 +158,20 @@ mod tests {
             ..Config::default()
         };
         assert!(config.check().is_err());
+    }
+
+    #[test]
+    fn a_scrub_without_a_pause_is_refused() {
+        let config = Config {
+            scrub_interval: Duration::ZERO,
+            ..Config::default()
+        };
+        let refused = config.check().unwrap_err();
+        assert!(refused.contains("scrub_interval is 0"), "{refused}");
+        let off = Config {
+            scrub_bytes_per_second: 0,
+            ..config
+        };
+        assert_eq!(off.check(), Ok(()));
     }
 }

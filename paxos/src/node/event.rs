@@ -41,6 +41,8 @@ pub(super) enum Event {
     Persisted(PersistId),
     /// Answers the open load.
     Loaded { from: Slot, loaded: Loaded },
+    /// The store was found damaged there.
+    Damaged(Loaded),
     /// Somebody asks for the status.
     Status(Ask<GroupStatus>),
     /// Somebody asks for another leader; `None` for any.

@@ -22,6 +22,7 @@ mod liveness;
 mod machine;
 mod removing;
 mod router;
+mod scrub;
 mod slow;
 mod snapshots;
 mod starting;
@@ -76,7 +77,7 @@ pub struct Node {
     findings: Vec<Finding>,
     metrics: Arc<NodeMetrics>,
     halt: Halt,
-    /// Send beats to the peers, and look for them.
+    /// Send beats to the peers, look for them, and search the logs for damage.
     background: Vec<JoinHandle<()>>,
     /// What the store held for groups that have not been added yet.
     recovered: Mutex<BTreeMap<GroupId, RecoveredGroup>>,

@@ -82,6 +82,15 @@ impl Router {
             .cloned()
     }
 
+    /// All groups that are served now.
+    pub(super) fn groups(&self) -> Vec<(GroupId, Arc<Route>)> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes
+            .iter()
+            .map(|(group, route)| (*group, route.clone()))
+            .collect()
+    }
+
     pub(super) fn tell_all(&self, event: impl Fn() -> Event) {
         let routes: Vec<_> = self
             .routes

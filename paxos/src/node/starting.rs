@@ -28,6 +28,7 @@ use super::{
     machine::Machine,
     removing::{Changes, Changing, Taken},
     router::{Route, Router},
+    scrub,
     snapshots::Snapshots,
     storage::{self, Loaded},
     task::{Parts, Task},
@@ -111,7 +112,10 @@ impl Node {
         let watch = tokio::spawn(liveness::keep_watch(environment.clone(), router.clone()));
         let search =
             discovery.map(|discovery| tokio::spawn(discovery::search(environment.clone(), discovery)));
-        let background = core::iter::once(watch).chain(search).collect();
+        let scrubs = environment.config.scrub_bytes_per_second > 0;
+        let scrub =
+            scrubs.then(|| tokio::spawn(scrub::run(environment.clone(), router.clone(), metrics.clone())));
+        let background = core::iter::once(watch).chain(search).chain(scrub).collect();
         Ok(Self {
             environment,
             background,

@@ -79,6 +79,7 @@ pub(super) struct Load {
 enum Request {
     Write(Write),
     Load(Load),
+    Scrub(Load),
     Close(oneshot::Sender<Result<(), StorageError>>),
 }
 
@@ -98,6 +99,11 @@ impl Handle {
     /// As [`write`](Self::write).
     pub(super) fn load(&self, load: Load) {
         let _ = self.requests.send(Request::Load(load));
+    }
+
+    /// As [`load`](Self::load), of the store as it is, behind everything else that waits; one at a time.
+    pub(super) fn scrub(&self, load: Load) {
+        let _ = self.requests.send(Request::Scrub(load));
     }
 
     /// Writes what is left, closes the store and ends the thread. On return the store may be opened again.
@@ -236,6 +242,7 @@ impl<S: Storage> Server<S> {
             if waiting.is_empty() {
                 return Ok(None);
             }
+            let mut scrub = None;
             for request in waiting.drain(..) {
                 match request {
                     Request::Write(write) => {
@@ -249,6 +256,7 @@ impl<S: Storage> Server<S> {
                         let loaded = self.load(load.range).await?;
                         (load.done)(loaded);
                     }
+                    Request::Scrub(load) => scrub = Some(load),
                     Request::Close(reply) => {
                         self.write(&mut merged).await?;
                         return Ok(Some(reply));
@@ -257,6 +265,9 @@ impl<S: Storage> Server<S> {
             }
             if merged.batch.sync {
                 self.write(&mut merged).await?;
+            }
+            if let Some(Load { range, done }) = scrub {
+                done(self.load(range).await?);
             }
         }
     }

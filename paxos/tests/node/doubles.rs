@@ -103,6 +103,11 @@ impl Disk {
         lock(&self.0).rotten.insert((group, slot));
     }
 
+    /// Whether somewhere damage waits to be noticed.
+    pub(crate) fn is_rotten(&self) -> bool {
+        !lock(&self.0).rotten.is_empty()
+    }
+
     pub(crate) fn syncs(&self) -> u64 {
         lock(&self.0).syncs
     }

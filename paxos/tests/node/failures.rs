@@ -314,6 +314,75 @@ async fn a_group_with_damaged_entries_is_repaired_from_its_peers() {
     );
 }
 
+/// Three nodes that keep no entry in memory, a few entries, and damage on one disk that nobody has noticed.
+async fn with_unnoticed_damage(mut config: Config) -> (Cluster, u64) {
+    config.replica.max_cache_bytes = 1;
+    let cluster = Cluster::start_with(config).await;
+    for index in 0..20 {
+        cluster.group(1).propose(text(&index.to_string())).await.unwrap();
+    }
+    let victim = cluster.follower().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(cluster.group(victim).status().await.replica.resting);
+    for slot in [4, 5, 17] {
+        cluster.disks[&victim].rot(GROUP, Slot(slot));
+    }
+    (cluster, victim)
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_that_nobody_reads_is_found_by_the_scrub_and_repaired() {
+    let config = Config {
+        scrub_interval: Duration::from_mins(1),
+        ..config()
+    };
+    let (cluster, victim) = with_unnoticed_damage(config).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    assert!(!cluster.disks[&victim].is_rotten(), "the disk is whole again");
+    let status = cluster.group(victim).status().await;
+    assert_eq!((status.replica.damaged, status.replica.repaired), (0, 3));
+    let metrics = cluster.nodes[&victim].metrics();
+    assert_eq!(metrics.scrub_damaged_slots.get(), 3);
+    assert!(metrics.scrubs.get() >= 1 && metrics.scrubbed_bytes.get() > 0);
+    let well = cluster.nodes[&cluster.leader().await].metrics();
+    assert_eq!(well.scrub_damaged_slots.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_scrub_damage_that_nobody_reads_stays() {
+    let config = Config {
+        scrub_bytes_per_second: 0,
+        scrub_interval: Duration::from_mins(1),
+        ..config()
+    };
+    let (cluster, victim) = with_unnoticed_damage(config).await;
+    tokio::time::sleep(Duration::from_mins(5)).await;
+    assert!(cluster.disks[&victim].is_rotten());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_scrub_reads_no_faster_than_it_may() {
+    let config = Config {
+        scrub_bytes_per_second: 10_000,
+        scrub_interval: Duration::from_mins(1),
+        ..config()
+    };
+    let cluster = Cluster::start_with(config).await;
+    let large = "x".repeat(100_000);
+    for _ in 0..40 {
+        cluster.group(1).propose(text(&large)).await.unwrap();
+    }
+    let metrics = cluster.nodes[&1].metrics();
+    let before = metrics.scrubbed_bytes.get();
+    tokio::time::sleep(Duration::from_mins(5)).await;
+    let read = metrics.scrubbed_bytes.get() - before;
+    // One entry may have been read just before.
+    assert!(
+        (2_000_000..=3_100_000).contains(&read),
+        "{read} bytes in five minutes"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_group_whose_damage_nobody_can_repair_waits_and_hinders_no_other() {
     let disk = Disk::new(1);

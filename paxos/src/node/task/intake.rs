@@ -87,6 +87,10 @@ impl Task {
                         entries: loaded.entries,
                     }
                 }
+                Event::Damaged(found) => {
+                    self.note_damage(now, found.damaged, &found.why);
+                    continue;
+                }
                 Event::Stop(why) => {
                     stop = Some(why);
                     continue;
