@@ -27,6 +27,10 @@ pub struct Config {
     /// How many commands and reads, and how many messages, the group's task takes in before it acts on them. The last
     /// burst is taken in whole.
     pub max_turn_inputs: usize,
+    /// How many bytes of chosen commands, about 100 for each and what they carry, may wait for a state machine that is
+    /// slower than the log. While there are more, the group's task does nothing but apply, and its heartbeats may be
+    /// late; 0: it always applies everything at once.
+    pub max_unapplied_bytes: usize,
     /// How many bytes of entries one merged write of the store may hold, over all groups (a single larger write goes
     /// alone).
     pub max_write_bytes: usize,
@@ -71,6 +75,7 @@ impl Default for Config {
             max_inbox_bytes: 64 << 20,
             max_inbox_wait: Duration::from_millis(50),
             max_turn_inputs: 1_024,
+            max_unapplied_bytes: 32 << 20,
             max_write_bytes: 8 << 20,
             read_timeout: Duration::from_secs(5),
             max_hand_over: Duration::from_secs(1),

@@ -21,12 +21,15 @@ pub(super) struct Machine {
     applied: Slot,
     /// What is to be applied, oldest first.
     runs: VecDeque<Run>,
-    /// Bytes of the commands in them.
+    /// What they hold.
     waiting_bytes: usize,
     /// An empty one, kept for its allocations.
     spare: Run,
     replies: Vec<Bytes>,
 }
+
+/// What a command that waits takes beside its payload.
+const COMMAND_BYTES: usize = size_of::<ApplyCommand>() + size_of::<Option<Token>>();
 
 /// Chosen entries that are applied together.
 #[derive(Default)]
@@ -78,11 +81,15 @@ impl Machine {
         if !self.runs.back().is_some_and(is_open) {
             self.runs.push_back(mem::take(&mut self.spare));
         }
-        let run = self.runs.back_mut().expect("there is one that is open");
+        let run = self
+            .runs
+            .back_mut()
+            .expect("a run was pushed unless the last one is open");
         run.upto = entry.slot;
         for chosen in entry.commands {
-            run.bytes += chosen.command.payload.len();
-            self.waiting_bytes += chosen.command.payload.len();
+            let bytes = COMMAND_BYTES + chosen.command.payload.len();
+            run.bytes += bytes;
+            self.waiting_bytes += bytes;
             run.tokens.push(chosen.token);
             run.commands.push(ApplyCommand {
                 slot: entry.slot,
@@ -98,7 +105,7 @@ impl Machine {
         !self.runs.is_empty() && !self.is_away()
     }
 
-    /// Bytes of commands that are to be applied.
+    /// What the commands that are to be applied take, in bytes.
     pub(super) const fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }
@@ -282,13 +289,26 @@ mod tests {
         for slot in 1..=600 {
             machine.push(entry(slot, "12345"));
         }
-        assert_eq!(machine.waiting_bytes(), 600 * 5);
+        assert_eq!(machine.waiting_bytes(), 600 * (5 + COMMAND_BYTES));
         let mut runs = Vec::new();
         while machine.has_run() {
             runs.push(machine.apply().unwrap().len());
         }
         assert_eq!(runs, [256, 256, 88]);
         assert_eq!((machine.applied(), machine.waiting_bytes()), (Slot(600), 0));
+    }
+
+    #[test]
+    fn commands_without_a_payload_take_their_place_among_what_waits_too() {
+        let mut machine = machine(0);
+        for slot in 1..=600 {
+            machine.push(entry(slot, ""));
+        }
+        assert_eq!(machine.waiting_bytes(), 600 * COMMAND_BYTES);
+        while machine.has_run() {
+            machine.apply().map(drop).unwrap();
+        }
+        assert_eq!(machine.waiting_bytes(), 0);
     }
 
     #[test]

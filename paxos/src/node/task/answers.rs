@@ -10,7 +10,7 @@ use super::{
         machine::Answer,
         waiting::{Queries, ReadRequest, Waiter},
     },
-    APPLIES_PER_TURN, End, MAX_WAITING_BYTES, READS_PER_TURN, Task,
+    APPLIES_PER_TURN, End, READS_PER_TURN, Task,
 };
 use crate::{
     core::{Rejection, Token},
@@ -21,11 +21,12 @@ use crate::{
 impl Task {
     /// Applies for a while. What is left is applied in the next turns, unless it is too much to be kept.
     pub(super) fn apply(&mut self) -> Result<(), End> {
+        let max_unapplied_bytes = self.environment.config.max_unapplied_bytes;
         let mut began = None;
         while self.machine.has_run() {
             let now = Instant::now();
             let since = *began.get_or_insert(now);
-            if now - since > APPLIES_PER_TURN && self.machine.waiting_bytes() <= MAX_WAITING_BYTES {
+            if now - since > APPLIES_PER_TURN && self.machine.waiting_bytes() <= max_unapplied_bytes {
                 self.has_more = true;
                 break;
             }

@@ -41,9 +41,6 @@ const READS_PER_TURN: Duration = Duration::from_millis(5);
 /// because much was chosen at once.
 const APPLIES_PER_TURN: Duration = Duration::from_millis(5);
 
-/// If there is more to apply than this, in bytes of commands, everything else waits.
-const MAX_WAITING_BYTES: usize = 32 << 20;
-
 /// How often gauges and the last known status follow the replica at the most.
 const REFRESH: Duration = Duration::from_millis(100);
 
