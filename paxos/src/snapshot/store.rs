@@ -70,7 +70,8 @@ pub trait SnapshotStore: Send + Sync + 'static {
         chunk: Chunk,
     ) -> Result<Received, SnapshotError>;
 
-    /// Drops everything that is kept for the group.
+    /// Drops everything that is kept for the group; on return that is durable. After an error anything of it may be left,
+    /// or come back after a crash.
     fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError>;
 }
 
@@ -148,9 +149,11 @@ pub enum SnapshotError {
         /// Where.
         directory: String,
     },
-    /// Whether an earlier snapshot survives a crash is unknown: its directory could not be synced. Nothing is saved any
-    /// more until the store is opened again.
-    #[error("the snapshot store takes nothing since an earlier failure: {0}")]
+    /// Whether an earlier snapshot, or its removal, survives a crash is unknown: its directory could not be synced.
+    /// Nothing is saved or removed any more until the store is opened again.
+    #[error(
+        "since an earlier failure the snapshot store neither takes nor removes anything before it is opened again: {0}"
+    )]
     Poisoned(String),
     /// The group takes no snapshots: there is no store, or the state machine has none to give.
     #[error("the group takes no snapshots: {0}")]

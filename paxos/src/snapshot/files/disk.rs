@@ -104,4 +104,13 @@ impl Disk {
         self.before(Step::Remove)?;
         fs::remove_file(path)
     }
+
+    /// With all that is in it. One that is not there is fine.
+    pub(super) fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        self.before(Step::Remove)?;
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
 }

@@ -430,19 +430,15 @@ impl SnapshotStore for FileSnapshots {
     }
 
     fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {
+        self.check_poison()?;
         let shelf = self.shelf(group);
         let mut partial = lock(&shelf.partial);
         *partial = None;
         lock(&self.shelves).remove(&group);
-        match fs::remove_dir_all(&shelf.directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed("removing", &shelf.directory)(error))
-            }
-            _ => self
-                .disk
-                .sync_directory(&self.directory)
-                .map_err(failed("syncing", &self.directory)),
-        }
+        self.disk
+            .remove_directory(&shelf.directory)
+            .map_err(failed("removing", &shelf.directory))?;
+        self.sync_or_poison(&self.directory)
     }
 }
 

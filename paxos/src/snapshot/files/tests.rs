@@ -209,6 +209,51 @@ fn a_directory_that_could_not_be_synced_is_never_synced_again() {
     ));
 }
 
+#[test]
+fn a_removal_that_could_not_be_synced_is_not_taken_for_durable_when_it_is_tried_again() {
+    let directory = tempdir().unwrap();
+    let breaks = Arc::new(AtomicBool::new(false));
+    let broken = breaks.clone();
+    let disk = Disk {
+        faults: Some(Box::new(move |step| match step {
+            // A kernel reports a failed sync once.
+            Step::SyncDirectory if broken.swap(false, SeqCst) => Err(io::ErrorKind::Other.into()),
+            _ => Ok(()),
+        })),
+    };
+    let store = FileSnapshots::open_on(disk, directory.path().into()).unwrap();
+    save(&store, 1).unwrap();
+    breaks.store(true, SeqCst);
+    assert!(matches!(store.remove_group(GROUP), Err(SnapshotError::Io { .. })));
+    for _ in 0..2 {
+        assert!(matches!(
+            store.remove_group(GROUP),
+            Err(SnapshotError::Poisoned(_))
+        ));
+    }
+}
+
+#[test]
+fn a_group_that_could_not_be_removed_is_there_and_can_be_removed_later() {
+    let directory = tempdir().unwrap();
+    let breaks = Arc::new(AtomicBool::new(false));
+    let broken = breaks.clone();
+    let disk = Disk {
+        faults: Some(Box::new(move |step| match step {
+            Step::Remove if broken.load(SeqCst) => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Ok(()),
+        })),
+    };
+    let store = FileSnapshots::open_on(disk, directory.path().into()).unwrap();
+    save(&store, 1).unwrap();
+    breaks.store(true, SeqCst);
+    store.remove_group(GROUP).unwrap_err();
+    assert_eq!(read_newest(&store), Some(1));
+    breaks.store(false, SeqCst);
+    store.remove_group(GROUP).unwrap();
+    assert!(!directory.path().join("group-1").exists());
+}
+
 /// Two snapshots in files; the second one is to be damaged.
 fn two() -> (TempDir, FileSnapshots, std::path::PathBuf) {
     let directory = tempdir().unwrap();
