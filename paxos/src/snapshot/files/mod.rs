@@ -191,7 +191,7 @@ impl FileSnapshots {
         let path = shelf.path(Name::whole(upto));
         self.disk.rename(from, &path).map_err(failed("renaming", from))?;
         self.sync_or_poison(&shelf.directory)?;
-        self.drop_old(shelf, upto);
+        self.drop_old(shelf);
         Ok(())
     }
 
@@ -217,10 +217,9 @@ impl FileSnapshots {
         Ok(())
     }
 
-    /// Drops all but the newest few, unless they were read since the last time: a peer may be fetching them; and the
-    /// pieces of those that are not newer than the one that has just been saved. What cannot be removed now is removed
-    /// next time.
-    fn drop_old(&self, shelf: &Shelf, saved: Slot) {
+    /// Drops all but the newest few, unless they were read since the last time: a peer may be fetching them. What cannot
+    /// be removed now is removed next time.
+    fn drop_old(&self, shelf: &Shelf) {
         let Ok(names) = shelf.names() else { return };
         let mut whole: Vec<Slot> = names
             .iter()
@@ -235,13 +234,21 @@ impl FileSnapshots {
                 let _ = self.disk.remove(&shelf.path(Name::whole(upto)));
             }
         }
+        for name in names.into_iter().filter(|name| name.kind == Kind::Damaged) {
+            let _ = self.disk.remove(&shelf.path(name));
+        }
+    }
+
+    /// Drops the pieces of a snapshot that is no newer than the one that has just been saved. What cannot be removed is
+    /// replaced by the next one, or removed when the store is opened.
+    fn drop_overtaken(&self, shelf: &Shelf, saved: Slot) {
+        // Not under somebody who stores a piece, or completes the whole.
+        let mut partial = lock(&shelf.partial);
+        // The space is free when the file is closed, too.
+        partial.take_if(|partial| partial.upto <= saved);
+        let Ok(names) = shelf.names() else { return };
         for name in names {
-            let useless = match name.kind {
-                Kind::Damaged => true,
-                Kind::Partial { .. } => name.upto <= saved,
-                Kind::Whole | Kind::Saving => false,
-            };
-            if useless {
+            if matches!(name.kind, Kind::Partial { .. }) && name.upto <= saved {
                 let _ = self.disk.remove(&shelf.path(name));
             }
         }
@@ -376,9 +383,12 @@ impl SnapshotStore for FileSnapshots {
         let saved = self
             .write_file(&path, header, source)
             .and_then(|()| self.publish(&shelf, &path, header.upto));
-        if saved.is_err() {
+        match &saved {
+            Ok(()) => self.drop_overtaken(&shelf, header.upto),
             // What is left is removed when the store is opened.
-            let _ = self.disk.remove(&path);
+            Err(_) => {
+                let _ = self.disk.remove(&path);
+            }
         }
         saved
     }

@@ -3,8 +3,16 @@
 use alloc::{
     borrow::ToOwned, boxed::Box, collections::BTreeSet, format, string::String, sync::Arc, vec::Vec,
 };
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::{fs, io, path::Path, sync::Mutex};
+use core::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    time::Duration,
+};
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Mutex, mpsc},
+    thread,
+};
 
 use tempfile::{TempDir, tempdir};
 
@@ -460,6 +468,37 @@ fn a_transfer_that_a_saved_snapshot_has_overtaken_is_removed() {
     save(&store, 5).unwrap();
     let left = names(directory.path());
     assert_eq!(left.len(), 1, "{left:?}");
+    let held = store.shelf(GROUP).partial.lock().unwrap().is_some();
+    assert!(!held, "its space is not free before it is closed");
+}
+
+#[test]
+fn a_transfer_that_is_overtaken_while_it_is_completed_is_completed() {
+    let whole = sent(4);
+    let directory = tempdir().unwrap();
+    let (completes, completing) = mpsc::channel();
+    let (saved, is_saved) = mpsc::channel();
+    let (completes, is_saved) = (Mutex::new(completes), Mutex::new(is_saved));
+    let completed_once = AtomicBool::new(false);
+    let disk = Disk {
+        faults: Some(Box::new(move |step| {
+            if step == Step::Sync && !completed_once.swap(true, SeqCst) {
+                completes.lock().unwrap().send(()).unwrap();
+                // It may well wait for this transfer to end.
+                let _ = is_saved.lock().unwrap().recv_timeout(Duration::from_millis(300));
+            }
+            Ok(())
+        })),
+    };
+    let store = FileSnapshots::open_on(disk, directory.path().into()).unwrap();
+    thread::scope(|scope| {
+        let transfer = scope.spawn(|| receive(&store, 4, &whole));
+        completing.recv().unwrap();
+        save(&store, 5).unwrap();
+        let _ = saved.send(());
+        transfer.join().unwrap().unwrap();
+    });
+    assert_eq!(read_newest(&store), Some(5));
 }
 
 #[test]
