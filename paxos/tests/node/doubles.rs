@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -395,11 +395,36 @@ impl SnapshotSource for Frozen {
     }
 }
 
+/// Lets those through who wait, once it is opened.
+#[derive(Default)]
+pub(crate) struct Gate(Mutex<(bool, u32)>, Condvar);
+
+impl Gate {
+    pub(crate) fn pass(&self) {
+        let mut state = self.0.lock().unwrap();
+        state.1 += 1;
+        self.1.notify_all();
+        drop(self.1.wait_while(state, |(open, _)| !*open).unwrap());
+    }
+
+    pub(crate) fn open(&self) {
+        self.0.lock().unwrap().0 = true;
+        self.1.notify_all();
+    }
+
+    pub(crate) async fn somebody_waits(&self) {
+        while self.0.lock().unwrap().1 == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
 /// A snapshot store in memory that fails when it is told to. Clones are the same store.
 #[derive(Clone, Default)]
 pub(crate) struct Snapshots {
     inner: MemorySnapshots,
     breakage: Arc<Mutex<Option<Breakage>>>,
+    holds_saves: Arc<Mutex<Option<Arc<Gate>>>>,
     tries: Arc<AtomicU64>,
 }
 
@@ -420,6 +445,11 @@ impl Snapshots {
     /// From now on nothing can be written or removed.
     pub(crate) fn break_down(&self, breakage: Breakage) {
         *lock(&self.breakage) = Some(breakage);
+    }
+
+    /// From now on whatever is saved waits for this; nothing that breaks later fails it any more.
+    pub(crate) fn hold_saves(&self) -> Arc<Gate> {
+        lock(&self.holds_saves).get_or_insert_default().clone()
     }
 
     /// How often something was to be written, read for a peer or removed.
@@ -449,6 +479,10 @@ impl SnapshotStore for Snapshots {
 
     fn save(&self, header: &SnapshotHeader, source: Box<dyn SnapshotSource>) -> Result<(), SnapshotError> {
         self.check()?;
+        let gate = lock(&self.holds_saves).clone();
+        if let Some(gate) = gate {
+            gate.pass();
+        }
         self.inner.save(header, source)
     }
 

@@ -1,9 +1,6 @@
 //! Snapshots: taken, trimmed behind, sent, resumed, installed, and started from.
 
-use std::{
-    sync::{Arc, Condvar, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use paxos::{
@@ -15,7 +12,7 @@ use paxos::{
 
 use crate::{
     cluster::{Cluster, GROUP, config, members, text},
-    doubles::{Breakage, Disk, List, Network},
+    doubles::{Breakage, Disk, Gate, List, Network},
 };
 
 /// A snapshot every 20 entries, 5 of them kept behind it, and pieces of 100 bytes.
@@ -259,28 +256,6 @@ async fn a_typed_machine_is_snapshotted_by_itself() {
     assert!(back.group().metrics().snapshot_install_duration.snapshot().count > 0);
 }
 
-/// Lets those through who wait, once it is opened.
-#[derive(Default)]
-struct Gate(Mutex<(bool, u32)>, Condvar);
-
-impl Gate {
-    fn pass(&self) {
-        let mut state = self.0.lock().unwrap();
-        state.1 += 1;
-        self.1.notify_all();
-        drop(self.1.wait_while(state, |(open, _)| !*open).unwrap());
-    }
-
-    fn open(&self) {
-        self.0.lock().unwrap().0 = true;
-        self.1.notify_all();
-    }
-
-    fn somebody_waits(&self) -> bool {
-        self.0.lock().unwrap().1 > 0
-    }
-}
-
 /// A list that is restored slowly: when the gate is opened.
 struct Slow(List, Arc<Gate>);
 
@@ -333,9 +308,7 @@ async fn while_a_machine_is_restored_its_node_votes_and_other_groups_go_on() {
         .add_group(other, members(1..=3), List::default())
         .await
         .unwrap();
-    while !gate.somebody_waits() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    gate.somebody_waits().await;
     assert!(restoring.status().await.restoring.is_some());
 
     // Without this node's votes nothing would be chosen any more, in either group.
@@ -370,9 +343,7 @@ async fn a_node_that_stops_does_not_wait_for_a_machine_to_be_restored() {
         .add_group(GROUP, members(1..=3), Slow(List::default(), gate.clone()))
         .await
         .unwrap();
-    while !gate.somebody_waits() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    gate.somebody_waits().await;
     let read = tokio::spawn(restoring.query(Read::Linearizable, Bytes::new()));
     let down = tokio::spawn(node.shutdown());
     // Whoever waits is answered at once; the machine's next read of the snapshot fails.
@@ -446,6 +417,43 @@ async fn a_node_whose_store_has_failed_for_good_fetches_nothing() {
     assert!(status.snapshots_off.is_some() && status.replica.fetch.is_none());
     assert!(status.replica.stranded > Some(Slot(100)), "{status:?}");
     assert_eq!(store.tries() - before, 1);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_snapshot_hears_that_the_store_fails_for_good_meanwhile() {
+    let config = Config {
+        storage_thread: true,
+        ..eager()
+    };
+    let mut cluster = Cluster::start_with_snapshots(config).await;
+    let (leader, follower) = leave_behind(&mut cluster).await;
+    let third = (1..=3).find(|node| ![leader, follower].contains(node)).unwrap();
+    let (group, store) = (cluster.group(leader), cluster.snapshots[&leader].clone());
+    let gate = store.hold_saves();
+    write(&group, 200..201).await;
+    let asks = async {
+        gate.somebody_waits().await;
+        write(&group, 201..202).await;
+        let breaks = async {
+            // Nothing is wrong before a piece is read for the follower, who has nobody else to ask.
+            store.break_down(Breakage::Poisoned);
+            cluster.crash(third).await;
+            cluster.start_node(follower).await;
+            while group.status().await.snapshots_off.is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            gate.open();
+        };
+        tokio::join!(group.save_snapshot(), breaks).0
+    };
+    let asks = async { tokio::join!(group.save_snapshot(), asks).1 };
+    let second = tokio::time::timeout(Duration::from_secs(20), asks).await;
+    gate.open();
+    let second = second.expect("an answer");
+    assert!(
+        matches!(&second, Err(SnapshotError::Off(why)) if why.contains("a failed sync")),
+        "{second:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -539,9 +547,7 @@ async fn whoever_asks_a_group_that_ends_is_answered_at_once() {
         .add_group(GROUP, members(1..=3), Slow(List::default(), gate.clone()))
         .await
         .unwrap();
-    while !gate.somebody_waits() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    gate.somebody_waits().await;
     drop(node);
     let asked = tokio::time::timeout(Duration::from_secs(10), restoring.status()).await;
     gate.open();

@@ -207,8 +207,10 @@ impl Task {
         tracing::warn!(group = %self.shared.id, node = %self.shared.node, %upto, %error, "{what}");
         if matches!(error, SnapshotError::Poisoned(_)) && self.snapshots.off.is_none() {
             // It would refuse every further one.
-            self.snapshots.off = Some(format!("{error}; restart the node"));
+            let why = format!("{error}; restart the node");
+            self.snapshots.off = Some(why.clone());
             self.replica.step(now, Input::SnapshotsOff);
+            self.snapshots.answer_wanted(&Err(SnapshotError::Off(why)));
         }
     }
 }
