@@ -62,6 +62,11 @@ impl AddressBook {
         self.hints = hints;
     }
 
+    /// Forgets the hints of all other nodes.
+    pub fn keep_hints(&mut self, of: impl Fn(NodeId) -> bool) {
+        self.hints.retain(|node, _| of(*node));
+    }
+
     /// Whether the node `own` takes part in a group with others, or in one whose members it does not know yet.
     pub fn needs_peers(&self, own: NodeId) -> bool {
         let has_others = |membership: &Membership| {

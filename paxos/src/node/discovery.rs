@@ -3,9 +3,10 @@
 use std::{boxed::Box, sync::Arc, time::Duration, vec::Vec};
 
 use async_trait::async_trait;
+use tokio::task::JoinSet;
 
 use super::{Environment, lock};
-use crate::transport::Peer;
+use crate::{transport::Peer, types::NodeId};
 
 /// How long one search may take.
 const SEARCH_WITHIN: Duration = Duration::from_secs(10);
@@ -19,7 +20,7 @@ const MAX_HINTS: usize = 64;
 #[async_trait]
 pub trait Discovery: Send + Sync + 'static {
     /// Who may be where, as far as can be found out now. Called by one task at a time; given up after ten seconds. Of the
-    /// answer 64 peers count.
+    /// answer 64 peers count; a panic is logged, and counts as none.
     async fn discover(&self) -> Vec<Peer>;
 }
 
@@ -46,25 +47,43 @@ pub(super) async fn search(environment: Arc<Environment>, discovery: Arc<dyn Dis
             pause = first;
             continue;
         }
-        let found = tokio::time::timeout(SEARCH_WITHIN, discovery.discover()).await;
-        let mut found = found.unwrap_or_default();
-        found.truncate(MAX_HINTS);
+        let found = discover(discovery.clone(), node).await;
         tracing::info!(%node, ?found, "no peer answers; these may be some");
         environment.set_hints(found);
         tokio::time::sleep(pause).await;
-        if environment.is_lonely() {
-            // What was found is no better than what the memberships say: that is tried in turn.
-            environment.set_hints(Vec::new());
-        }
+        // Where nobody was found, what the memberships say is tried again.
+        let found = environment.liveness.who_is_there();
+        environment.reach(|book| book.keep_hints(|node| found.contains(&node)));
         pause = (pause * 2).min(MAX_PAUSE.max(first));
     }
+}
+
+/// One search. If it panics nothing was found: this is not what the node's peers are to be lost by.
+async fn discover(discovery: Arc<dyn Discovery>, node: NodeId) -> Vec<Peer> {
+    // Ends with this future.
+    let mut search = JoinSet::new();
+    search.spawn(async move { discovery.discover().await });
+    let mut found = match tokio::time::timeout(SEARCH_WITHIN, search.join_next()).await {
+        Ok(Some(Ok(found))) => found,
+        Ok(Some(Err(error))) => {
+            tracing::error!(%node, %error, "the search for peers panicked; it is tried again");
+            Vec::new()
+        }
+        Ok(None) => Vec::new(),
+        Err(_) => {
+            tracing::warn!(%node, limit = ?SEARCH_WITHIN, "the search for peers takes too long");
+            Vec::new()
+        }
+    };
+    found.truncate(MAX_HINTS);
+    found
 }
 
 impl Environment {
     /// Whether there should be peers, and this node can talk to none.
     fn is_lonely(&self) -> bool {
         let needs_peers = lock(&self.address_book).needs_peers(self.identity.node);
-        needs_peers && !self.liveness.talks_to_somebody()
+        needs_peers && self.liveness.who_is_there().is_empty()
     }
 
     fn set_hints(&self, found: Vec<Peer>) {

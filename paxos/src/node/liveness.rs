@@ -132,13 +132,17 @@ impl Liveness {
         }
     }
 
-    /// Whether a peer is heard that the transport can send to.
-    pub(super) fn talks_to_somebody(&self) -> bool {
+    /// The peers that are heard, and that the transport can send to.
+    pub(super) fn who_is_there(&self) -> BTreeSet<NodeId> {
         let health = lock(&self.peers).health(self.clock.now());
         let connected = lock(&self.connected);
-        health
-            .iter()
-            .any(|(node, health)| health.alive == Some(true) && connected.contains(node))
+        let heard = health
+            .into_iter()
+            .filter(|(_, health)| health.alive == Some(true));
+        heard
+            .map(|(node, _)| node)
+            .filter(|node| connected.contains(node))
+            .collect()
     }
 
     pub(super) fn events(&self) -> broadcast::Receiver<PeerEvent> {

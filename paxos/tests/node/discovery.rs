@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -16,14 +16,18 @@ use crate::{
 };
 
 /// Starts node 3 again, with this to find the others by; tells how often it was asked.
-async fn restart_with(cluster: &mut Cluster, found: fn() -> Vec<Peer>) -> Arc<AtomicUsize> {
+async fn restart_with(
+    cluster: &mut Cluster,
+    found: impl Fn() -> Vec<Peer> + Send + Sync + 'static,
+) -> Arc<AtomicUsize> {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let node = Node::builder(cluster.disks[&3].clone(), cluster.network.transport())
         .config(cluster.config.clone())
         .discovery(move || {
             count.fetch_add(1, Relaxed);
-            async move { found() }
+            let found = found();
+            async move { found }
         })
         .spawn()
         .await
@@ -47,7 +51,9 @@ async fn left_behind(place: &'static str) -> Cluster {
     let mut cluster = Cluster::start().await;
     cluster.leader().await;
     cluster.crash(3).await;
-    cluster.network.others_are_at(3, place);
+    for other in [1, 2] {
+        cluster.network.is_at(3, other, &at(place, other).address);
+    }
     cluster
 }
 
@@ -104,4 +110,41 @@ async fn what_is_found_hides_no_address_that_is_right() {
     assert!(asked.load(Relaxed) > 0);
     cluster.network.reconnect(3);
     while !reads(&cluster).await {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_node_is_not_is_not_held_against_it_because_another_one_was_found() {
+    let mut cluster = left_behind("moved").await;
+    // One has moved, and the other one is only away for a while.
+    cluster.network.is_at(3, 2, "node-2");
+    cluster.network.cut_off(2);
+    restart_with(&mut cluster, || vec![at("moved", 1), at("nowhere", 2)]).await;
+    let has = async |node| {
+        let peers = cluster.nodes[&3].peers();
+        let found = peers.iter().find(|peer| peer.node == NodeId(node));
+        found.is_some_and(|peer| peer.connected && peer.alive == Some(true))
+    };
+    let found = async |node| {
+        while !has(node).await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    found(1).await;
+    cluster.network.reconnect(2);
+    let came_back = tokio::time::timeout(Duration::from_mins(10), found(2)).await;
+    assert!(came_back.is_ok(), "it is where the membership says");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_search_that_panics_is_repeated() {
+    let mut cluster = left_behind("moved").await;
+    let first = Arc::new(AtomicBool::new(true));
+    restart_with(&mut cluster, move || {
+        assert!(!first.swap(false, Relaxed), "told to panic");
+        vec![at("moved", 1), at("moved", 2)]
+    })
+    .await;
+    let found = async { while !reads(&cluster).await {} };
+    let found = tokio::time::timeout(Duration::from_mins(10), found).await;
+    assert!(found.is_ok());
 }

@@ -261,8 +261,8 @@ pub(crate) struct Network(Arc<Mutex<NetworkState>>);
 struct NetworkState {
     inboxes: BTreeMap<NodeId, tokio::sync::mpsc::UnboundedSender<Incoming>>,
     cut: BTreeSet<NodeId>,
-    /// Who reaches the others only where they really are: at this, a dash and their number.
-    particular: BTreeMap<NodeId, &'static str>,
+    /// Who reaches whom only where that one really is.
+    particular: BTreeMap<(NodeId, NodeId), String>,
     messages: u64,
 }
 
@@ -284,9 +284,10 @@ impl Network {
         lock(&self.0).cut.remove(&NodeId(node));
     }
 
-    /// From now on this node reaches the others only at `place-N`; nobody else cares for addresses.
-    pub(crate) fn others_are_at(&self, node: u64, place: &'static str) {
-        lock(&self.0).particular.insert(NodeId(node), place);
+    /// From now on this node reaches that other one only there; nobody else cares for addresses.
+    pub(crate) fn is_at(&self, node: u64, other: u64, address: &str) {
+        let pair = (NodeId(node), NodeId(other));
+        lock(&self.0).particular.insert(pair, address.into());
     }
 
     /// How many messages of replicas have been sent.
@@ -312,10 +313,10 @@ pub(crate) struct Port {
 impl Port {
     /// Whether the node would reach that one where it takes it to be.
     fn finds(&self, network: &NetworkState, from: NodeId, to: NodeId) -> bool {
-        let Some(place) = network.particular.get(&from) else {
+        let Some(address) = network.particular.get(&(from, to)) else {
             return true;
         };
-        let is_there = |peer: &Peer| peer.node == to && peer.address == format!("{place}-{}", to.0);
+        let is_there = |peer: &Peer| peer.node == to && peer.address == *address;
         lock(&self.peers).iter().any(is_there)
     }
 }
