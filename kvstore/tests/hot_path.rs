@@ -1,6 +1,6 @@
 //! How many allocations a command costs on its way from a client's socket through three nodes and back, all of them
 //! on one thread. A command that comes alone pays for the turn of everybody whom it wakes; commands that come together
-//! share that.
+//! share that. And how much memory replies take that are much larger than the commands.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -170,4 +170,43 @@ fn a_command_costs_few_allocations() {
         assert!(sets <= most_sets, "{case}: {sets:.2} allocations for each SET");
         assert!(gets <= most_gets, "{case}: {gets:.2} allocations for each GET");
     }
+}
+
+/// Small reads first: they must not lead a server to expect small replies for ever.
+#[test]
+fn many_large_replies_are_never_in_memory_at_once() {
+    const VALUE_BYTES: usize = 4 << 20;
+    const READS: usize = 128;
+    let cluster = Cluster::start();
+    let set = format!("*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n${VALUE_BYTES}\r\n");
+    let set = [set.as_bytes(), &vec![b'v'; VALUE_BYTES], b"\r\n"].concat();
+    let (get, get_large) = (
+        "*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n",
+        "*2\r\n$3\r\nGET\r\n$5\r\nlarge\r\n",
+    );
+    let reply_bytes = format!("${VALUE_BYTES}\r\n\r\n").len() + VALUE_BYTES;
+    let mut stream = cluster.runtime.block_on(async {
+        let mut stream = TcpStream::connect(cluster.leader).await.unwrap();
+        ask(&mut stream, &set, b"+OK\r\n".len()).await;
+        for _ in 0..4 {
+            ask(&mut stream, get.repeat(512).as_bytes(), 512 * b"$-1\r\n".len()).await;
+        }
+        stream
+    });
+    let asked = get_large.repeat(READS);
+    let asking = || {
+        cluster
+            .runtime
+            .block_on(ask(&mut stream, asked.as_bytes(), READS * reply_bytes));
+    };
+    let most = measure(asking).bytes_max;
+    println!("{READS} replies of {VALUE_BYTES} bytes took {most} bytes");
+    assert!(most < 8 * VALUE_BYTES as u64, "{READS} replies took {most} bytes");
+}
+
+/// Sends commands whose replies have so many bytes, and forgets these.
+async fn ask(stream: &mut TcpStream, commands: &[u8], reply_bytes: usize) {
+    stream.write_all(commands).await.unwrap();
+    let copied = tokio::io::copy(&mut stream.take(reply_bytes as u64), &mut tokio::io::sink()).await;
+    assert_eq!(copied.unwrap(), reply_bytes as u64);
 }

@@ -3,22 +3,20 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::{Buf, BytesMut};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::{io::AsyncReadExt, net::TcpStream};
 
-use super::{Session, Shared, clients::Clients, pipeline::Pipeline};
+use super::{
+    Session, Shared,
+    clients::Clients,
+    pipeline::Pipeline,
+    unwritten::{MAX_IDLE_BUFFER_BYTES, Unwritten},
+};
 use crate::resp::{Parser, write};
 
 /// What a connection reads at once at first, and at the most, in bytes.
 const READ_BYTES: std::ops::RangeInclusive<usize> = (8 << 10)..=(64 << 10);
-/// Replies are written before there are more of them than this, in bytes.
-const MAX_UNWRITTEN_BYTES: usize = 1 << 20;
 /// So many commands of one connection are read before the other connections have a turn.
 const COMMANDS_PER_TURN: usize = 64;
-/// A connection that has nothing to do keeps buffers of this many bytes at the most.
-const MAX_IDLE_BUFFER_BYTES: usize = 256 << 10;
 
 /// Serves one client until it leaves or breaks the protocol, or this is dropped.
 pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
@@ -50,11 +48,12 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
     let mut parser = Parser::new(shared.settings.limits);
     let mut pipeline = Pipeline::new(shared.groups.len());
     let mut buffer = BytesMut::new();
-    let mut out = BytesMut::new();
+    let (mut incoming, outgoing) = stream.split();
+    let mut out = Unwritten::new(outgoing);
     let mut read_bytes = *READ_BYTES.start();
     loop {
         buffer.reserve(parser.wanted_bytes(buffer.len()).max(read_bytes));
-        let read = stream.read_buf(&mut buffer).await?;
+        let read = incoming.read_buf(&mut buffer).await?;
         if read == 0 {
             return Ok(());
         }
@@ -70,16 +69,12 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
             }
             pipeline
                 .take(parser.command(index, &buffer), shared, session, &mut out)
-                .await;
-            if out.len() > MAX_UNWRITTEN_BYTES {
-                stream.write_all(&out).await?;
-                out = BytesMut::new();
-            }
+                .await?;
             if session.close {
                 break;
             }
         }
-        pipeline.finish(shared, session, &mut out).await;
+        pipeline.finish(shared, session, &mut out).await?;
         let held = buffer.capacity();
         buffer.advance(parser.consumed());
         parser.clear();
@@ -89,18 +84,12 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
         if let Err(error) = parsed
             && !session.close
         {
-            write::error(&mut out, &format!("ERR {error}"));
+            write::error(&mut out.bytes, &format!("ERR {error}"));
             session.close = true;
         }
-        if !out.is_empty() {
-            stream.write_all(&out).await?;
-            if out.capacity() > MAX_IDLE_BUFFER_BYTES {
-                out = BytesMut::new();
-            }
-            out.clear();
-        }
+        out.write().await?;
         if session.close {
-            return stream.shutdown().await;
+            return out.shutdown().await;
         }
     }
 }
@@ -110,7 +99,7 @@ mod tests {
     use std::time::Duration;
 
     use paxos::{NodeId, node::Read};
-    use tokio::{net::TcpListener, sync::watch};
+    use tokio::{io::AsyncWriteExt, net::TcpListener, sync::watch};
 
     use super::*;
     use crate::{

@@ -12,6 +12,7 @@ mod pipeline;
 mod routing;
 mod status;
 mod turns;
+mod unwritten;
 mod wide;
 mod writer;
 

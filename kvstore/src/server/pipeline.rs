@@ -3,13 +3,15 @@
 //! Consecutive writes become one burst of proposals for each group, consecutive reads one burst of queries. A read
 //! waits for the writes before it and a write for the reads before it, so a client sees its commands done in order.
 
-use std::time::Instant;
+use std::{io, time::Instant};
 
 use bytes::{Bytes, BytesMut};
+use paxos::node::Answers;
 
 use super::{
     Session, Shared,
     local::{MAX_SHOWN_BYTES, shown},
+    unwritten::Unwritten,
     wide,
     writer::{Draft, all},
 };
@@ -23,10 +25,10 @@ use crate::{
 const MAX_IDLE_REPLY_BYTES: usize = 64 << 10;
 /// At most this many commands wait for each other.
 const MAX_BURST_COMMANDS: usize = 1024;
-/// How many values the first reads of a connection may ask for at once, and the most that ever may.
-const BURST_READS: std::ops::RangeInclusive<usize> = 16..=256;
-/// How many bytes the replies to the reads that are under way should have at the most, by what came before.
-const MAX_BURST_REPLY_BYTES: usize = 1 << 20;
+/// How many keys reads may name at once, unless a single command names more.
+const MAX_READ_KEYS: usize = 256;
+/// Reads are asked of a group until the replies have so many bytes, and the others when these are on their way.
+const MAX_READ_REPLY_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -55,8 +57,6 @@ pub(super) struct Pipeline {
     answers: Vec<Answer>,
     /// How many keys the commands name.
     keys: usize,
-    /// How many keys the next reads may name at once: few after large replies.
-    max_read_keys: usize,
     /// For each group, the replies to what was asked of it.
     replies: Vec<Replies>,
     /// A reply in version 3 before it is translated.
@@ -72,7 +72,6 @@ impl Pipeline {
             drafts: (0..groups).map(|_| Vec::new()).collect(),
             answers: Vec::new(),
             keys: 0,
-            max_read_keys: *BURST_READS.start(),
             replies: (0..groups).map(|_| Replies::default()).collect(),
             reply: BytesMut::new(),
             started: Instant::now(),
@@ -84,16 +83,16 @@ impl Pipeline {
         self.started = Instant::now();
     }
 
-    /// Takes one command in; replies that are there are appended to `out`. See [`finish`](Self::finish).
+    /// Takes one command in; replies that are there go to `out`. See [`finish`](Self::finish).
     pub(super) async fn take(
         &mut self,
         args: Args<'_>,
         shared: &Shared,
         session: &mut Session,
-        out: &mut BytesMut,
-    ) {
+        out: &mut Unwritten<'_>,
+    ) -> io::Result<()> {
         if self.answers.len() >= MAX_BURST_COMMANDS {
-            self.finish(shared, session, out).await;
+            self.finish(shared, session, out).await?;
         }
         let Some(index) = table::find(args.get(0)) else {
             if is_http(args.get(0)) {
@@ -103,17 +102,17 @@ impl Pipeline {
                     "this client speaks HTTP, perhaps a web page that attacks through its reader's browser; disconnected"
                 );
                 session.close = true;
-                return;
+                return Ok(());
             }
             shared.metrics.unknown_commands.increment();
             self.answers.push(Answer::Refused(unknown_command(args)));
-            return;
+            return Ok(());
         };
         let command = &table::COMMANDS[index];
         if !command.takes(args.len()) {
             shared.metrics.commands[index].failed.increment();
             self.answers.push(Answer::Refused(wrong_arity(command.name)));
-            return;
+            return Ok(());
         }
         match command.run {
             Run::Machine(operation) => {
@@ -122,21 +121,21 @@ impl Pipeline {
                     Action::Read(_) => Kind::Reads,
                 };
                 let keys = command.keys.of(args).count();
-                let is_full = kind == Kind::Reads && self.keys + keys > self.max_read_keys;
+                let is_full = kind == Kind::Reads && self.keys + keys > MAX_READ_KEYS;
                 if kind != self.kind || is_full {
-                    self.finish(shared, session, out).await;
+                    self.finish(shared, session, out).await?;
                     self.kind = kind;
                 }
                 self.keys += keys;
                 self.ask(command, index, operation.code, args, shared);
             }
             Run::Local(run) => {
-                self.finish(shared, session, out).await;
+                self.finish(shared, session, out).await?;
                 run(shared, session, args, &mut self.reply);
                 self.answer_here(index, shared, session, out);
             }
             Run::Wide(wide) => {
-                self.finish(shared, session, out).await;
+                self.finish(shared, session, out).await?;
                 if let Err(error) = wide::run(wide, shared, session, args, &mut self.reply).await {
                     self.reply.clear();
                     write::error(&mut self.reply, &error);
@@ -144,6 +143,7 @@ impl Pipeline {
                 self.answer_here(index, shared, session, out);
             }
         }
+        out.relieve().await
     }
 
     fn ask(&mut self, command: &Command, index: usize, code: u8, args: Args<'_>, shared: &Shared) {
@@ -162,20 +162,25 @@ impl Pipeline {
         self.answers.push(Answer::Group(group, index));
     }
 
-    fn answer_here(&mut self, index: usize, shared: &Shared, session: &Session, out: &mut BytesMut) {
+    fn answer_here(&mut self, index: usize, shared: &Shared, session: &Session, out: &mut Unwritten<'_>) {
         let failed = self.reply.first() == Some(&b'-');
         shared.metrics.commands[index].count(failed, self.started.elapsed());
-        session.answer(out, &self.reply);
+        session.answer(&mut out.bytes, &self.reply);
         self.reply.clear();
         if self.reply.capacity() > MAX_IDLE_REPLY_BYTES {
             self.reply = BytesMut::new();
         }
     }
 
-    /// Waits for the replies to all commands taken in, and appends them to `out` in order.
-    pub(super) async fn finish(&mut self, shared: &Shared, session: &Session, out: &mut BytesMut) {
+    /// Waits for the replies to all commands taken in, which go to `out` in order.
+    pub(super) async fn finish(
+        &mut self,
+        shared: &Shared,
+        session: &Session,
+        out: &mut Unwritten<'_>,
+    ) -> io::Result<()> {
         match (&self.answers[..], self.kind) {
-            ([], _) => return,
+            ([], _) => return Ok(()),
             // Of a burst of one nothing needs to be put in order.
             (&[Answer::Group(group, _)], kind) => {
                 let reply = match kind {
@@ -185,38 +190,51 @@ impl Pipeline {
                 self.replies[group] = Replies::One(reply);
             }
             (_, Kind::Writes) => self.write(shared).await,
-            (_, Kind::Reads) => self.query(shared).await,
+            (_, Kind::Reads) => {
+                for (group, queries) in shared.groups.iter().zip(&self.queries) {
+                    shared.count_forwarded(group, queries.len());
+                }
+                self.query(shared).await;
+            }
         }
-        self.answer(shared, session, out);
+        self.answer(shared, session, out).await
     }
 
-    fn answer(&mut self, shared: &Shared, session: &Session, out: &mut BytesMut) {
-        let elapsed = self.started.elapsed();
-        let mut largest_reply = 0;
-        for answer in self.answers.drain(..) {
-            let (reply, index) = match answer {
-                Answer::Refused(error) => (Err(error), None),
-                Answer::Group(group, index) => (self.replies[group].next(), Some(index)),
+    async fn answer(
+        &mut self,
+        shared: &Shared,
+        session: &Session,
+        out: &mut Unwritten<'_>,
+    ) -> io::Result<()> {
+        let mut elapsed = self.started.elapsed();
+        for at in 0..self.answers.len() {
+            let (group, index) = match &self.answers[at] {
+                Answer::Group(group, index) => (*group, *index),
+                Answer::Refused(error) => {
+                    write::error(&mut out.bytes, error);
+                    continue;
+                }
             };
-            let failed = match reply {
+            if self.replies[group].is_empty() && !self.queries[group].is_empty() {
+                self.query(shared).await;
+                elapsed = self.started.elapsed();
+            }
+            let failed = match self.replies[group].next() {
                 Ok(reply) => {
-                    largest_reply = largest_reply.max(reply.len());
-                    session.answer(out, &reply);
+                    session.answer(&mut out.bytes, &reply);
                     reply.first() == Some(&b'-')
                 }
                 Err(error) => {
-                    write::error(out, &error);
+                    write::error(&mut out.bytes, &error);
                     true
                 }
             };
-            if let Some(index) = index {
-                shared.metrics.commands[index].count(failed, elapsed);
-            }
+            shared.metrics.commands[index].count(failed, elapsed);
+            out.relieve().await?;
         }
-        if self.kind == Kind::Reads {
-            self.max_read_keys = read_keys_after(self.max_read_keys, largest_reply);
-        }
+        self.answers.clear();
         self.keys = 0;
+        Ok(())
     }
 
     async fn write_one(&mut self, shared: &Shared, group: usize) -> Reply {
@@ -253,21 +271,26 @@ impl Pipeline {
         }
     }
 
+    /// Asks every group of which something is to be read and no reply is left. What it does not answer at once, because
+    /// the replies are large, remains to be read.
     async fn query(&mut self, shared: &Shared) {
         let mut asked = Vec::new();
         for (group, queries) in self.queries.iter_mut().enumerate() {
-            if !queries.is_empty() {
+            if !queries.is_empty() && self.replies[group].is_empty() {
                 let queries = std::mem::take(queries);
                 let count = queries.len();
-                shared.count_forwarded(&shared.groups[group], count);
                 // A read takes its place at the call, so all groups work at once.
-                let answers = shared.groups[group].query_all(shared.settings.read, queries);
+                let answers =
+                    shared.groups[group].query_all(shared.settings.read, queries, MAX_READ_REPLY_BYTES);
                 asked.push((group, count, answers));
             }
         }
         for (group, count, answers) in asked {
             let replies: Vec<Reply> = match answers.await {
-                Ok(replies) => replies.into_iter().map(Ok).collect(),
+                Ok(Answers { answers, unanswered }) => {
+                    self.queries[group] = unanswered;
+                    answers.into_iter().map(Ok).collect()
+                }
                 Err(error) => vec![Err(shared.read_error(&error)); count],
             };
             self.replies[group] = Replies::Many(replies.into_iter());
@@ -292,6 +315,10 @@ impl Default for Replies {
 }
 
 impl Replies {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Many(replies) if replies.len() == 0)
+    }
+
     fn next(&mut self) -> Reply {
         match self {
             Self::Many(replies) => replies.next().unwrap_or_else(|| Err(no_reply())),
@@ -305,12 +332,6 @@ impl Replies {
 
 fn no_reply() -> String {
     "ERR no reply".into()
-}
-
-/// How many keys the next reads of a connection may name at once, after reads of which one had a reply of so many bytes.
-fn read_keys_after(before: usize, largest_reply_bytes: usize) -> usize {
-    let most = (before * 4).min(*BURST_READS.end());
-    (MAX_BURST_REPLY_BYTES / largest_reply_bytes.max(1)).clamp(1, most)
 }
 
 /// What Redis says of a wrong number of arguments.
@@ -347,18 +368,6 @@ fn unknown_command(args: Args<'_>) -> String {
 mod tests {
     use super::*;
     use crate::resp::Parser;
-
-    #[test]
-    fn large_replies_make_the_next_bursts_of_reads_small() {
-        let start = *BURST_READS.start();
-        assert_eq!(read_keys_after(start, 100), start * 4);
-        assert_eq!(read_keys_after(start * 4, 100), 256);
-        assert_eq!(read_keys_after(256, 100), 256);
-        assert_eq!(read_keys_after(256, 64 << 10), 16);
-        assert_eq!(read_keys_after(16, 16 << 20), 1);
-        assert_eq!(read_keys_after(1, 100), 4);
-        assert_eq!(read_keys_after(4, 0), 16);
-    }
 
     #[test]
     fn unknown_commands_are_quoted_as_redis_does() {

@@ -61,6 +61,15 @@ pub enum Read {
     },
 }
 
+/// The answers to a burst of reads; see [`Group::query_all`].
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// To the first queries, in order, all from the same state.
+    pub answers: Vec<Bytes>,
+    /// The other queries, in order.
+    pub unanswered: Vec<Bytes>,
+}
+
 /// What a group's state is now.
 #[derive(Clone, Debug)]
 pub struct GroupStatus {
@@ -364,13 +373,22 @@ impl Group {
     }
 
     /// Answers a burst of reads, all from the same state, at the cost of little more than one.
+    ///
+    /// Answers are made until they have `max_answer_bytes` together or more; the first one is always made. Queries behind
+    /// that come back unanswered, to be asked again: a burst has one answer more in memory than it may, whatever is asked.
     pub fn query_all(
         &self,
         read: Read,
         queries: Vec<Bytes>,
-    ) -> impl Future<Output = Result<Vec<Bytes>, ReadError>> + Send + use<> {
+        max_answer_bytes: usize,
+    ) -> impl Future<Output = Result<Answers, ReadError>> + Send + use<> {
         let (reply, answers) = oneshot::channel();
-        self.ask(read, Queries::Many(queries, reply), answers)
+        let queries = Queries::Many {
+            queries,
+            max_answer_bytes,
+            reply,
+        };
+        self.ask(read, queries, answers)
     }
 
     fn ask<T: Send>(

@@ -173,6 +173,21 @@ impl Machine {
         caught("query panicked", || machine.query(query))
     }
 
+    /// Answers reads in order, at least the first, until the answers have so many bytes together.
+    pub(super) fn query_all(&self, queries: &[Bytes], max_answer_bytes: usize) -> Result<Vec<Bytes>, String> {
+        let mut answers = Vec::with_capacity(queries.len());
+        let mut bytes = 0;
+        for query in queries {
+            let answer = self.query(query.clone())?;
+            bytes += answer.len();
+            answers.push(answer);
+            if bytes >= max_answer_bytes {
+                break;
+            }
+        }
+        Ok(answers)
+    }
+
     /// `None` also while it is away, or a run is unfinished: after a failed one the state is nobody's.
     pub(super) fn digest(&self) -> Option<u64> {
         if self.has_run() {

@@ -50,7 +50,7 @@ pub use self::{
     builder::NodeBuilder,
     config::Config,
     discovery::Discovery,
-    group::{Group, GroupStatus, Read},
+    group::{Answers, Group, GroupStatus, Read},
     in_sync::{InSync, Obstacle},
     liveness::{PeerEvent, PeerHealth},
 };

@@ -17,7 +17,7 @@ use super::{
     admission::Weight,
     ask::Ask,
     caught,
-    group::{Queue, Read},
+    group::{Answers, Queue, Read},
     lock,
 };
 use crate::{
@@ -121,14 +121,18 @@ impl Drop for Burst {
 /// One read, or several that are answered from the same state.
 pub(super) enum Queries {
     One(Bytes, oneshot::Sender<Result<Bytes, ReadError>>),
-    Many(Vec<Bytes>, oneshot::Sender<Result<Vec<Bytes>, ReadError>>),
+    Many {
+        queries: Vec<Bytes>,
+        max_answer_bytes: usize,
+        reply: oneshot::Sender<Result<Answers, ReadError>>,
+    },
 }
 
 impl Queries {
     pub(super) fn all(&self) -> &[Bytes] {
         match self {
             Self::One(query, _) => std::slice::from_ref(query),
-            Self::Many(queries, _) => queries,
+            Self::Many { queries, .. } => queries,
         }
     }
 
@@ -139,7 +143,7 @@ impl Queries {
     pub(super) fn refuse(self, error: ReadError) {
         match self {
             Self::One(_, reply) => drop(reply.send(Err(error))),
-            Self::Many(_, reply) => drop(reply.send(Err(error))),
+            Self::Many { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }

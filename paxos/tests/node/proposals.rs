@@ -57,12 +57,24 @@ async fn a_burst_is_answered_in_order_and_so_is_a_callback() {
     assert!(replies.eq((1..=50).map(|index: u32| index.to_string())));
     assert_eq!(called.await.unwrap().unwrap(), "51");
     assert!(group.propose_all(Vec::new(), None).await.is_empty());
-    let answers = group
-        .query_all(Read::Linearizable, vec![Bytes::new(); 2])
-        .await
-        .unwrap();
+    let burst = group.query_all(Read::Linearizable, vec![Bytes::new(); 2], usize::MAX);
+    let answers = burst.await.unwrap().answers;
     assert_eq!(answers[0], answers[1]);
     assert!(answers[0].ends_with(b"50 last"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_reads_is_answered_as_far_as_the_bytes_go_and_at_least_the_first() {
+    let cluster = Cluster::start().await;
+    let group = cluster.group(1);
+    group.propose(text("four")).await.unwrap();
+    for (max_answer_bytes, answered) in [(0, 1), (4, 1), (5, 2), (8, 2), (12, 3), (usize::MAX, 3)] {
+        let queries = vec![text("a"), text("b"), text("c")];
+        let burst = group.query_all(Read::Linearizable, queries.clone(), max_answer_bytes);
+        let burst = burst.await.unwrap();
+        assert_eq!(burst.answers, vec!["four"; answered], "{max_answer_bytes}");
+        assert_eq!(burst.unanswered, queries[answered..], "{max_answer_bytes}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        group::Read,
+        group::{Answers, Read},
         machine::Answer,
         waiting::{Queries, ReadRequest, Waiter},
     },
@@ -144,7 +144,7 @@ impl Task {
         match request.queries {
             // Nobody waits any more.
             Queries::One(_, reply) if reply.is_closed() => {}
-            Queries::Many(_, reply) if reply.is_closed() => {}
+            Queries::Many { reply, .. } if reply.is_closed() => {}
             Queries::One(query, reply) => {
                 let answer = self.machine.query(query.clone());
                 if !self.still_holds(lease) {
@@ -154,13 +154,24 @@ impl Task {
                 // Nobody listens any more: fine, here and below.
                 let _ = reply.send(answer.map_err(failed));
             }
-            Queries::Many(queries, reply) => {
-                let answers = queries.iter().map(|query| self.machine.query(query.clone()));
-                let answers: Result<_, _> = answers.collect();
+            Queries::Many {
+                mut queries,
+                max_answer_bytes,
+                reply,
+            } => {
+                let answers = self.machine.query_all(&queries, max_answer_bytes);
                 if !self.still_holds(lease) {
-                    let queries = Queries::Many(queries, reply);
+                    let queries = Queries::Many {
+                        queries,
+                        max_answer_bytes,
+                        reply,
+                    };
                     return Err(ReadRequest { queries, ..request });
                 }
+                let answers = answers.map(|answers| Answers {
+                    unanswered: queries.split_off(answers.len()),
+                    answers,
+                });
                 let _ = reply.send(answers.map_err(failed));
             }
         }
