@@ -298,6 +298,34 @@ mod catching_up {
         }
     }
 
+    #[test]
+    fn a_peer_that_cannot_read_its_snapshot_holds_nobody_up() {
+        let mut rig = behind_the_trim_point(by_hand());
+        rig.spoil_snapshots(2);
+        rig.pass(5_000);
+        assert!(in_step(&rig, 3, 1), "n1 has a snapshot too");
+    }
+
+    #[test]
+    fn a_peer_whose_only_snapshot_cannot_be_read_is_asked_less_and_less() {
+        let mut rig = behind_the_trim_point(by_hand());
+        rig.spoil_snapshots(1);
+        rig.spoil_snapshots(2);
+        let mut fetches = [0, 0];
+        for count in &mut fetches {
+            for _ in 0..10_000 {
+                let asks = |letter: &Letter| matches!(letter.message, Message::FetchSnapshot { .. });
+                rig.pass_for_where(&[1, 2, 3], 1, |letter| !asks(letter));
+                for letter in rig.take(asks) {
+                    *count += 1;
+                    rig.deliver(letter);
+                }
+            }
+        }
+        assert!(fetches[0] > 2 && fetches[1] < fetches[0], "{fetches:?}");
+        assert!(!in_step(&rig, 3, 1));
+    }
+
     /// Lets n3 fetch so many chunks, and returns who sends them.
     fn fetch_chunks(rig: &mut Rig, count: usize) -> u64 {
         let mut sender = None;

@@ -96,6 +96,8 @@ struct Fetch {
     done: u64,
     unanswered: u8,
     again_at: Time,
+    /// A snapshot that the peer has not, as it said in this fetch.
+    gone: Slot,
 }
 
 impl Fetch {
@@ -110,6 +112,7 @@ impl Fetch {
             done: from,
             unanswered: 0,
             again_at: Time(core::time::Duration::ZERO),
+            gone: Slot::ZERO,
         }
     }
 
@@ -252,20 +255,12 @@ impl Replica {
     }
 
     pub(super) fn on_snapshot_failed(&mut self, upto: Slot) {
-        let election_timeout = self.config.election_timeout;
-        let now = self.now;
-        let snapshots = &mut self.snapshots;
-        if snapshots.saving == Some(upto) {
-            snapshots.saving = None;
+        if self.snapshots.saving == Some(upto) {
+            self.snapshots.saving = None;
         }
-        if let Some(fetch) = snapshots.fetch.take_if(|fetch| fetch.upto == upto) {
-            snapshots.failed = Some(fetch.peer);
-            snapshots.partial = Partial::default();
-            // A full disk stays full for long, and each try moves a whole snapshot.
-            let pause = election_timeout * (1 << snapshots.failures.min(MAX_DOUBLINGS));
-            snapshots.fetch_after = now.plus(pause);
-            snapshots.failures += 1;
-            self.learner.ask_anew();
+        let fetched = self.snapshots.fetch.as_ref();
+        if fetched.is_some_and(|fetch| fetch.upto == upto) {
+            self.fail_fetch();
         }
         self.take_snapshot_if_due();
     }
@@ -552,9 +547,15 @@ impl Replica {
         let Some(fetch) = self.snapshots.fetch.as_mut().filter(|fetch| fetch.peer == from) else {
             return;
         };
-        if total == 0 && upto == fetch.upto {
-            // It has been replaced there by a newer one.
-            *fetch = Fetch::new(from, Slot::ZERO, 0);
+        if total == 0 && (upto == fetch.upto || fetch.upto == Slot::ZERO) {
+            if upto == fetch.gone {
+                // Nothing newer has taken its place: it cannot be read there.
+                return self.fail_fetch();
+            }
+            *fetch = Fetch {
+                gone: upto,
+                ..Fetch::new(from, Slot::ZERO, 0)
+            };
             return self.ask_for_chunk();
         }
         if data.is_empty() && upto == fetch.upto && offset == fetch.next && offset > 0 {
@@ -586,6 +587,18 @@ impl Replica {
             data,
         });
         self.ask_for_chunk();
+    }
+
+    /// Nothing comes of the fetch: another peer's snapshot is tried next, after a pause.
+    fn fail_fetch(&mut self) {
+        let snapshots = &mut self.snapshots;
+        snapshots.failed = snapshots.fetch.take().map(|fetch| fetch.peer);
+        snapshots.partial = Partial::default();
+        // A full disk stays full for long, and each try may move a whole snapshot.
+        let pause = self.config.election_timeout * (1 << snapshots.failures.min(MAX_DOUBLINGS));
+        snapshots.fetch_after = self.now.plus(pause);
+        snapshots.failures += 1;
+        self.learner.ask_anew();
     }
 
     pub(super) fn on_chunk_stored(&mut self, upto: Slot, next_offset: u64) {

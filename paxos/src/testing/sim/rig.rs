@@ -82,6 +82,7 @@ struct Seat {
     snapshots_held: bool,
     /// A peer's snapshot that is whole, but not verified yet, while snapshots are held.
     received: Option<SnapshotHeader>,
+    snapshots_unreadable: bool,
     /// What the disk has to say when the outputs of this round are carried out.
     answers: VecDeque<Input>,
     /// Its disk was altered behind its back: the oracles do not look at it.
@@ -540,7 +541,11 @@ impl Rig {
                 offset,
                 max_bytes,
             } => {
-                let (total, data) = seat.files.read(upto, offset, max_bytes);
+                let (total, data) = if seat.snapshots_unreadable {
+                    (0, Bytes::new())
+                } else {
+                    seat.files.read(upto, offset, max_bytes)
+                };
                 let input = Input::ChunkLoaded {
                     to,
                     upto,
@@ -598,6 +603,11 @@ impl Rig {
         let received = seat.received.take().map(Input::SnapshotReceived);
         seat.answers.extend(received);
         self.take_answers(node);
+    }
+
+    /// From now on this node cannot read its snapshots when a peer asks for them.
+    pub fn spoil_snapshots(&mut self, node: u64) {
+        self.seat(node).snapshots_unreadable = true;
     }
 
     /// As of which slot the newest snapshot on this node's disk is.
