@@ -41,6 +41,7 @@ mod switch {
         "promise_during_grant",
         "hash_mismatch_ignored",
         "majority_is_quarantined",
+        "rolled_back_counts",
         "damaged_slot_reported_empty",
         "damaged_slot_counts",
     ];

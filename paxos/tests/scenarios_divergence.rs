@@ -5,19 +5,23 @@
 #![cfg(feature = "testing")]
 
 use paxos::{
-    Ballot, EntryKind, NodeId, Quarantine, Slot,
+    Ballot, Change, EntryKind, NodeId, Quarantine, Slot,
     core::{Alarm, Checkpoint, Config, Message, Phase},
-    testing::sim::{Letter, Rig},
+    testing::sim::{Ending, Letter, Rig},
 };
 
 /// A bug may be planted, to see that the scenario made for it fails.
-fn led_by_1(nodes: u64) -> Rig {
+fn plant() {
     #[cfg(paxos_planted)]
     if let Ok(name) = std::env::var("PAXOS_PLANT")
         && !name.is_empty()
     {
         paxos::planted::plant(&name).expect("the name of a bug");
     }
+}
+
+fn led_by_1(nodes: u64) -> Rig {
+    plant();
     let mut rig = Rig::tending(
         nodes,
         Config {
@@ -270,6 +274,39 @@ mod a_disk_that_was_set_back {
         rig.propose(1, b"e");
         rig.pass_for_where(&[1, 3], 200, |letter| !told(letter));
         assert_eq!(rig.status(1).chosen, before);
+    }
+
+    #[test]
+    fn makes_no_promise_that_counts_when_the_voters_change() {
+        plant();
+        let mut rig = Rig::with(3, Config::default());
+        rig.isolate(3);
+        rig.elect(1);
+        rig.heal();
+        rig.pass(300);
+        rig.join(4);
+        let (node, address) = (NodeId(4), String::from("n4"));
+        rig.change(1, &[Change::AddLearner { node, address }], false);
+        rig.pass(500);
+        let copy = rig.copy_disk(3);
+        rig.propose(1, b"a");
+        rig.pass(300);
+        rig.crash(3);
+        rig.set_disk_back(3, &copy);
+        rig.restart(3);
+        let withheld = |letter: &Letter| match letter.message {
+            Message::RolledBack { .. } => true,
+            Message::Promise { .. } => letter.from == 4,
+            _ => false,
+        };
+        rig.pass_for_where(&[1, 2, 3, 4], 300, |letter| !withheld(letter));
+        assert!(blamed(&rig));
+        let promoted = rig.change(1, &[Change::Promote { node }], true);
+        rig.pass_for_where(&[1, 2, 3, 4], 300, |letter| !withheld(letter));
+        assert_eq!(rig.membership().quorum(), 3);
+        assert_eq!(rig.ending(promoted), None, "n1 and n2 are no quorum of four");
+        rig.pass(500);
+        assert_eq!(rig.ending(promoted), Some(Ending::Changed(3)));
     }
 
     #[test]

@@ -392,7 +392,10 @@ impl Replica {
             leadership.barrier,
             Some(Barrier::Chosen { .. } | Barrier::Undecided { .. })
         );
-        if leadership.ballot == ballot && collects {
+        // Whoever has forgotten something may have forgotten what it should report.
+        let counts = |peer: &Progress| peer.counts() || peer.storage != Some(from.1);
+        let counts = leadership.peers.get(&from.0).is_none_or(counts);
+        if leadership.ballot == ballot && collects && counts {
             chunk.entries.retain(|(slot, _)| *slot > known);
             leadership.promises.take(from, chosen, known, chunk);
             self.note_watermark(from.0, chosen);

@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 
 use super::{Checkpoint, Holding, Life};
+use crate::planted;
 use crate::types::{Ballot, Incarnation, Slot, StorageId, Time};
 
 /// How many heartbeats are remembered for telling what was lost before them.
@@ -97,9 +98,14 @@ impl Progress {
         }
     }
 
-    /// Whether the peer has a vote at the leader's ballot for `slot`.
+    /// Whether the peer has forgotten nothing that it had said to hold.
+    pub(super) fn counts(&self) -> bool {
+        self.lost.is_none() || planted::is("rolled_back_counts")
+    }
+
+    /// Whether the peer has accepted at the leader's ballot what that proposed for `slot`.
     pub(super) fn voted(&self, slot: Slot) -> bool {
-        self.lost.is_none() && self.unclaimed < slot && slot <= self.matched
+        self.unclaimed < slot && slot <= self.matched
     }
 
     /// Whether the peer knows that everything up to `chosen` is chosen, is sent things, and has applied the same.

@@ -121,8 +121,8 @@ impl Leadership {
         membership.is_quorum(|voter| self.of(voter, own, |peer| peer.answered >= round, || true))
     }
 
-    /// Whether something holds of a voter, which takes part with the disk that it was admitted with: asked of what is
-    /// known of it as a peer, or of this node itself.
+    /// Whether something holds of a voter, which takes part with the disk that it was admitted with and has lost nothing
+    /// of what was on it: asked of what is known of it as a peer, or of this node itself.
     pub(super) fn of(
         &self,
         voter: &Member,
@@ -133,8 +133,9 @@ impl Leadership {
         if voter.node == own.0 {
             return voter.admits(own.1) && of_self();
         }
-        let peer = self.peers.get(&voter.node);
-        peer.is_some_and(|peer| peer.storage.is_some_and(|storage| voter.admits(storage)) && of_peer(peer))
+        let admitted = |peer: &&Progress| peer.storage.is_some_and(|storage| voter.admits(storage));
+        let peer = self.peers.get(&voter.node).filter(admitted);
+        peer.is_some_and(|peer| peer.counts() && of_peer(peer))
     }
 
     /// Sends nothing but heartbeats to this peer until it answers one.
@@ -610,7 +611,7 @@ impl Replica {
         let Some(peer) = leadership.peers.get_mut(&from) else {
             return;
         };
-        if *peer.storage.get_or_insert(storage) != storage || peer.lost.is_some() {
+        if *peer.storage.get_or_insert(storage) != storage || !peer.counts() {
             return;
         }
         peer.acknowledged(upto, chosen);

@@ -12,6 +12,7 @@
 //! come back as a peer of the same leadership (it never does), and what the node does until the leader hears of its new life.
 
 use super::{Alarm, Message, Output, Replica, election::Role, progress::Progress};
+use crate::planted;
 use crate::types::{Ballot, HardState, Incarnation, NodeId, Quarantine, Slot};
 
 /// What a disk holds durably.
@@ -100,6 +101,10 @@ impl Replica {
             return true;
         };
         let incarnation = progress.life.incarnation;
+        if !planted::is("rolled_back_counts") {
+            // Nobody knows which life has told it.
+            leadership.promises.reports.remove(&peer);
+        }
         if !known_before {
             let slot = lost.slot;
             self.outputs
@@ -111,7 +116,7 @@ impl Replica {
             lost,
         };
         self.send(peer, message);
-        false
+        planted::is("rolled_back_counts")
     }
 
     /// The leader says that an earlier life of this disk held what this life began without.
