@@ -323,6 +323,89 @@ mod a_disk_that_was_set_back {
     }
 
     #[test]
+    fn is_noticed_although_its_lives_are_numbered_from_there() {
+        for restarts in [0, 1, 2] {
+            let mut rig = led_by_1(3);
+            let copy = rig.copy_disk(3);
+            for _ in 0..restarts {
+                rig.crash(3);
+                rig.restart(3);
+                rig.pass(500);
+            }
+            rig.propose(1, b"d");
+            rig.pass(300);
+            rig.crash(3);
+            rig.set_disk_and_clock_back(3, &copy);
+            rig.restart(3);
+            rig.pass(500);
+            assert_eq!(quarantined(&rig, 3), [3], "after {restarts} more lives");
+        }
+    }
+
+    #[test]
+    fn is_noticed_although_the_memory_was_set_back_with_it() {
+        let mut rig = led_by_1(3);
+        let copy = rig.copy_node(3);
+        rig.propose(1, b"d");
+        rig.pass(300);
+        rig.set_node_back(3, &copy);
+        rig.pass(500);
+        assert_eq!(quarantined(&rig, 3), [3]);
+    }
+
+    #[test]
+    fn is_not_one_whose_heartbeats_overtake_each_other() {
+        let mut rig = led_by_1(3);
+        let is_beat = |letter: &Letter| letter.to == 3 && matches!(letter.message, Message::Heartbeat { .. });
+        rig.pass_for_where(&[1], 250, |letter| !is_beat(letter));
+        let mut beats = rig.take(is_beat);
+        assert!(beats.len() > 1);
+        // The answer to the last one leaves first and comes last.
+        rig.deliver(beats.pop().expect("there is one"));
+        let answer = rig.take(|letter| letter.from == 3);
+        rig.propose(1, b"d");
+        rig.settle_where(|letter| !is_beat(letter));
+        for beat in beats {
+            rig.deliver(beat);
+        }
+        rig.settle_where(|letter| !is_beat(letter));
+        for letter in answer {
+            rig.deliver(letter);
+        }
+        rig.pass(500);
+        assert_eq!(rig.alarms(), []);
+        assert_eq!(quarantined(&rig, 3), []);
+    }
+
+    #[test]
+    fn is_not_that_of_a_learner_which_may_forget_all() {
+        let mut rig = led_by_1(3);
+        let node = NodeId(3);
+        let is_answer =
+            |letter: &Letter| letter.from == 3 && matches!(letter.message, Message::HeartbeatReply { .. });
+        rig.pass_for_where(&[1, 2, 3], 150, |letter| !is_answer(letter));
+        let late = rig.take(is_answer);
+        rig.change(1, &[Change::Demote { node }], false);
+        rig.pass(500);
+        rig.crash(3);
+        rig.remove_group(3);
+        rig.restart(3);
+        rig.pass(1_000);
+        assert_eq!(rig.alarms(), []);
+        assert_eq!(quarantined(&rig, 3), []);
+        rig.change(1, &[Change::Promote { node }], false);
+        rig.pass(500);
+        for letter in late {
+            rig.deliver(letter);
+        }
+        assert_eq!(rig.alarms(), [], "what it said as a voter is forgiven");
+        rig.crash(2);
+        rig.propose(1, b"d");
+        rig.pass(300);
+        assert_eq!(rig.applied(3), ["a", "b", "c", "d"], "it votes again");
+    }
+
+    #[test]
     fn is_not_one_that_lost_only_what_was_never_acknowledged() {
         let mut rig = led_by_1(3);
         rig.hold_disk(3);

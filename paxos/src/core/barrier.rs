@@ -16,6 +16,7 @@ use super::{
     election::{Report, Role, is_quorum},
     progress::Progress,
     proposer::Leadership,
+    rollback::Testimony,
 };
 use crate::planted;
 use crate::types::{
@@ -233,10 +234,15 @@ impl Replica {
 
     fn add_peers(&self, leadership: &mut Leadership, membership: &Membership) {
         let (own, now, next) = (self.identity.node, self.now, self.chosen.next());
+        let round = leadership.round;
         for member in &membership.members {
             if member.node != own {
-                let new = || Progress::new(next, now);
-                leadership.peers.entry(member.node).or_insert_with(new);
+                leadership.peers.entry(member.node).or_insert_with(|| {
+                    let mut peer = Progress::new(next, now);
+                    // It may have been a member before, and have forgotten that.
+                    peer.testimony = Testimony::since(round);
+                    peer
+                });
             }
         }
     }
@@ -264,6 +270,7 @@ impl Replica {
             } else {
                 Barrier::Leaving { before }
             });
+            leadership.release_testimonies(self.memberships.previous(), &current);
             if planted::is("new_voters_not_asked") || planted::is("barrier_skipped") {
                 leadership.barrier = None;
             }

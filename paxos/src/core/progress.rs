@@ -2,9 +2,9 @@
 
 use alloc::collections::VecDeque;
 
-use super::{Checkpoint, Holding, Life};
+use super::{Checkpoint, rollback::Testimony};
 use crate::planted;
-use crate::types::{Ballot, Incarnation, Slot, StorageId, Time};
+use crate::types::{Slot, StorageId, Time};
 
 /// How many heartbeats are remembered for telling what was lost before them.
 const MAX_PROBES: usize = 16;
@@ -45,10 +45,8 @@ pub(super) struct Progress {
     /// Its hash at the last slot that was compared; and whether it has ever been another one than this leader's.
     pub(super) compared: Checkpoint,
     pub(super) differs: bool,
-    /// Its newest life that was heard of, and all that any of its lives has said to hold.
-    pub(super) life: Life,
-    /// What its disk has lost: it counts no more.
-    pub(super) lost: Option<Holding>,
+    /// What it has said of its disk.
+    pub(super) testimony: Testimony,
 }
 
 impl Progress {
@@ -75,18 +73,7 @@ impl Progress {
                 hash: 0,
             },
             differs: false,
-            life: Life {
-                incarnation: Incarnation(0),
-                began: Holding {
-                    slot: Slot::ZERO,
-                    promised: Ballot::ZERO,
-                },
-                holds: Holding {
-                    slot: Slot::ZERO,
-                    promised: Ballot::ZERO,
-                },
-            },
-            lost: None,
+            testimony: Testimony::since(0),
         }
     }
 
@@ -100,7 +87,7 @@ impl Progress {
 
     /// Whether the peer has forgotten nothing that it had said to hold.
     pub(super) fn counts(&self) -> bool {
-        self.lost.is_none() || planted::is("rolled_back_counts")
+        self.testimony.lost.is_none() || planted::is("rolled_back_counts")
     }
 
     /// Whether the peer has accepted at the leader's ballot what that proposed for `slot`.

@@ -570,7 +570,7 @@ impl Replica {
             }
             *peer = Progress::of_disk(storage, start, self.now);
         }
-        if !self.disk_is_sound(from, life) {
+        if !self.disk_is_sound(from, round, life) {
             return;
         }
         let now = self.now;

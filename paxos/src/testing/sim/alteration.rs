@@ -91,10 +91,13 @@ impl<W: Workload> Cluster<'_, W> {
         Ok(self.nodes[victim].altered)
     }
 
-    /// Sets a follower's disk back behind something that it has acknowledged. False if that cannot be arranged.
+    /// Sets the disk of a voter that follows back behind something that it has acknowledged. False if that cannot be
+    /// arranged.
     fn set_back(&mut self, victim: usize, group: usize) -> Result<bool, Violation> {
         let leader = (0..self.nodes.len()).find(|node| self.nodes[*node].leads(group));
-        let Some(leader) = leader.filter(|leader| *leader != victim) else {
+        let (id, storage) = self.nodes[victim].acceptor();
+        let votes = self.groups[group].oracle.membership().may_vote(id, storage);
+        let Some(leader) = leader.filter(|leader| *leader != victim && votes) else {
             return Ok(false);
         };
         let led_by = |cluster: &Self| {
@@ -104,6 +107,11 @@ impl<W: Workload> Cluster<'_, W> {
         let ballot = led_by(self);
         let copy = self.nodes[victim].disk.durable.clone();
         let files: Vec<Files> = self.nodes[victim].files.clone();
+        let lives = self.nodes[victim].disk.incarnation;
+        for _ in 0..self.random.below(3) {
+            self.crash(victim)?;
+            self.start(victim)?;
+        }
         let command = self.command();
         self.request(leader, group, Request::Write(command));
         let election = self.plan.config.election_timeout.as_micros() as u64;
@@ -126,6 +134,12 @@ impl<W: Workload> Cluster<'_, W> {
         node.disk.set_back(&copy);
         node.files = files;
         node.altered = true;
+        if self.random.chance(300) {
+            // The clock is behind, too, so that lives are numbered again from there. Nothing is left of those before.
+            self.coverage.meet(Sometimes::LivesNumberedAgain);
+            self.nodes[victim].disk.incarnation = lives;
+            self.run_for(8 * election)?;
+        }
         self.start(victim)?;
         Ok(true)
     }

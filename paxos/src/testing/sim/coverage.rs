@@ -136,6 +136,7 @@ events! {
     UnknownByInstall = "a proposal ended unknown because a snapshot holds its effect",
     RestartedFromSnapshot = "a replica restarted from a snapshot and the log behind it",
     DivergedQuarantined = "a replica whose log was altered quarantined itself",
+    LivesNumberedAgain = "a disk was set back under a clock that was behind",
     RolledBackQuarantined = "a replica whose disk was set back quarantined itself",
     RestartedHalfInstalled = "a replica restarted with a snapshot ahead of its log",
 }

@@ -114,6 +114,16 @@ fn thaw(mut state: Bytes) -> Vec<Bytes> {
 pub struct DiskCopy {
     contents: Contents,
     files: Files,
+    incarnation: u64,
+}
+
+/// What a living node's memory and disk held once.
+#[derive(Clone, Debug)]
+pub struct NodeCopy {
+    disk: DiskCopy,
+    replica: Replica,
+    applied_upto: Slot,
+    applied: Vec<Bytes>,
 }
 
 impl Seat {
@@ -303,16 +313,58 @@ impl Rig {
         DiskCopy {
             contents: seat.disk.durable.clone(),
             files: seat.files.clone(),
+            incarnation: seat.disk.incarnation,
         }
     }
 
-    /// A node that is down: its disk goes back to what it held once. From now on as after [`Self::alter`].
+    /// What a living node holds in memory and on its disk.
+    pub fn copy_node(&mut self, node: u64) -> NodeCopy {
+        let disk = self.copy_disk(node);
+        let seat = self.seat(node);
+        NodeCopy {
+            disk,
+            replica: seat.replica.clone().expect("only a living node is copied"),
+            applied_upto: seat.applied_upto,
+            applied: seat.applied.clone(),
+        }
+    }
+
+    /// A node that is down: its disk goes back to what it held once, but for the number of its lives, which follows the
+    /// clock. From now on as after [`Self::alter`].
     pub fn set_disk_back(&mut self, node: u64, to: &DiskCopy) {
         let seat = self.seat(node);
         assert!(seat.replica.is_none(), "a living node does not read it again");
         seat.altered = true;
         seat.disk.set_back(&to.contents);
         seat.files = to.files.clone();
+    }
+
+    /// As [`Self::set_disk_back`] with a clock that stands behind the number of its lives, so that this goes back, too.
+    pub fn set_disk_and_clock_back(&mut self, node: u64, to: &DiskCopy) {
+        self.set_disk_back(node, to);
+        self.seat(node).disk.incarnation = to.incarnation;
+    }
+
+    /// A node goes back to what its memory and its disk held once, and lives on from there: a virtual machine that is
+    /// set back. From now on as after [`Self::alter`].
+    pub fn set_node_back(&mut self, node: u64, to: &NodeCopy) {
+        self.crash(node);
+        self.set_disk_and_clock_back(node, &to.disk);
+        let seat = self.seat(node);
+        seat.replica = Some(to.replica.clone());
+        seat.applied_upto = to.applied_upto;
+        seat.applied.clone_from(&to.applied);
+    }
+
+    /// A node that is down has its group removed: its disk forgets it, and it begins anew as one that joins. From now on
+    /// as after [`Self::alter`].
+    pub fn remove_group(&mut self, node: u64) {
+        let seat = self.seat(node);
+        assert!(seat.replica.is_none(), "a living node does not read it again");
+        seat.altered = true;
+        seat.joins = true;
+        seat.disk.replace();
+        seat.files = Files::default();
     }
 
     fn is_altered(&self, node: u64) -> bool {
