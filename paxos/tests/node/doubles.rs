@@ -59,10 +59,19 @@ pub(crate) enum Fault {
 
 impl Disk {
     pub(crate) fn new(node: u64) -> Self {
+        Self::with_id(node, StorageId(node * 100))
+    }
+
+    /// An empty disk in the place of another one.
+    pub(crate) fn another(node: u64) -> Self {
+        Self::with_id(node, StorageId(node * 100 + 1))
+    }
+
+    fn with_id(node: u64, storage: StorageId) -> Self {
         let identity = Identity {
             cluster: ClusterId::from_name("test"),
             node: NodeId(node),
-            storage: StorageId(node * 100),
+            storage,
         };
         Self(
             Arc::new(Mutex::new(DiskState {

@@ -461,7 +461,7 @@ async fn a_node_without_a_place_for_snapshots_says_that_it_cannot_catch_up() {
     let mut cluster = Cluster::start_with_snapshots(eager()).await;
     let (leader, follower) = leave_behind(&mut cluster).await;
     cluster.snapshots.remove(&follower);
-    cluster.disks.insert(follower, Disk::new(follower));
+    cluster.disks.insert(follower, Disk::another(follower));
     cluster.start_node(follower).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let group = cluster.group(follower);
