@@ -150,7 +150,15 @@ impl Wish {
                 by,
                 ref address,
             } => match (role(node), role(by)) {
-                (None, Some(_)) if now.removed.contains(&node) => Ok(None),
+                (None, Some(Role::Voter)) if now.removed.contains(&node) => Ok(None),
+                // The exchange gives the new node the old one's role: this looks like a removal, or like a learner's exchange.
+                (None, Some(Role::Learner)) if now.removed.contains(&node) => Err((
+                    Reason::Refused,
+                    format!(
+                        "node {node} is gone already and node {by} does not vote; to let it vote: kvstore member promote {by} \
+                         --wait; if node {node} did not vote either, nothing is left to do"
+                    ),
+                )),
                 (None, _) => no_such(node),
                 // It was promoted meanwhile.
                 (Some(_), Some(Role::Voter)) => Ok(Some(Change::Remove { node })),
@@ -316,6 +324,10 @@ mod tests {
     fn what_is_already_so_is_not_changed_again() {
         let mut now = Membership::new([Member::voter(NodeId(1), "a:1"), Member::voter(NodeId(2), "b:2")]);
         now.removed.push(NodeId(3));
+        now.members.push(Member {
+            role: Role::Learner,
+            ..Member::voter(NodeId(5), "e:5")
+        });
         let change = |words: &str| parsed(words).unwrap().0.change(&now);
         for words in [
             "KV.MEMBER ADD 1 a:1",
@@ -334,6 +346,7 @@ mod tests {
             ("KV.MEMBER REPLACE 22 2 b:2", Reason::NotFound),
             ("KV.MEMBER ENROL 3 c:3", Reason::Removed),
             ("KV.MEMBER ADD 1 c:3", Reason::Refused),
+            ("KV.MEMBER REPLACE 3 5 e:5", Reason::Refused),
         ] {
             assert_eq!(change(words).unwrap_err().0, expected, "{words}");
         }
