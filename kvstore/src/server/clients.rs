@@ -22,6 +22,8 @@ pub struct Session {
     pub id: u64,
     /// The client's address.
     pub peer: SocketAddr,
+    /// Whether the client is on this node's machine.
+    pub is_local: bool,
     /// As given by `CLIENT SETNAME`.
     pub name: String,
     /// As given by `CLIENT SETINFO`: the library's name and version.
@@ -59,6 +61,13 @@ impl Session {
     }
 }
 
+/// Whether both ends of a connection are on one machine: who comes from the very address that it has reached, or over
+/// the loopback.
+fn is_local(peer: SocketAddr, own: Option<SocketAddr>) -> bool {
+    let [peer, own] = [Some(peer), own].map(|end| end.map(|end| end.ip().to_canonical()));
+    peer == own || peer.is_some_and(|peer| peer.is_loopback())
+}
+
 /// All connected clients.
 #[derive(Debug, Default)]
 pub struct Clients {
@@ -67,10 +76,12 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub(super) fn connect(&self, peer: SocketAddr) -> Session {
+    /// Somebody at `peer` has reached this node at its address `own`.
+    pub(super) fn connect(&self, peer: SocketAddr, own: Option<SocketAddr>) -> Session {
         let session = Session {
             id: self.last_id.fetch_add(1, Relaxed) + 1,
             peer,
+            is_local: is_local(peer, own),
             name: String::new(),
             library: Default::default(),
             resp3: false,
@@ -115,5 +126,26 @@ impl Clients {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Session>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_on_the_node_s_machine_are_known_by_their_address() {
+        for (peer, own, expected) in [
+            ("127.0.0.1:50000", "127.0.0.1:6379", true),
+            ("[::1]:50000", "[::1]:6379", true),
+            ("10.0.0.1:50000", "10.0.0.1:6379", true),
+            ("[::ffff:10.0.0.1]:50000", "10.0.0.1:6379", true),
+            ("10.0.0.2:50000", "10.0.0.1:6379", false),
+            ("[fd00::2]:50000", "[fd00::1]:6379", false),
+        ] {
+            let own = own.parse().ok();
+            let session = Clients::default().connect(peer.parse().unwrap(), own);
+            assert_eq!(session.is_local, expected, "{peer} to {own:?}");
+        }
     }
 }

@@ -22,7 +22,7 @@ const COMMANDS_PER_TURN: usize = 64;
 pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     let mut connected = Connected {
         clients: &shared.clients,
-        session: shared.clients.connect(peer),
+        session: shared.clients.connect(peer, stream.local_addr().ok()),
     };
     let session = &mut connected.session;
     tracing::debug!(client = session.id, %peer, "connected");

@@ -81,7 +81,7 @@ pub(crate) fn shutdown(shared: &Shared, session: &mut Session, args: Args<'_>, r
         write::error(reply, "ERR No shutdown in progress.");
     } else if !args.from(1).all(is_known) {
         write::error(reply, "ERR syntax error");
-    } else if shared.settings.shutdown.allows(session.peer) {
+    } else if shared.settings.shutdown.allows(session.is_local) {
         tracing::info!(client = %session.peer, "SHUTDOWN");
         // Without an answer, as everybody is used to.
         session.close = true;

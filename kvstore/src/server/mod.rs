@@ -18,7 +18,6 @@ mod writer;
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -83,9 +82,9 @@ pub enum Shutdown {
 }
 
 impl Shutdown {
-    fn allows(self, client: SocketAddr) -> bool {
+    const fn allows(self, is_local: bool) -> bool {
         match self {
-            Self::Local => client.ip().to_canonical().is_loopback(),
+            Self::Local => is_local,
             Self::Yes => true,
             Self::No => false,
         }
