@@ -141,6 +141,7 @@ pub(super) async fn leader(leader: &LeaderOptions) -> Result<Exit, Failure> {
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum SnapshotVerb {
     /// Take a snapshot on every node of --endpoints now, and trim the logs behind them
+    #[command(mut_arg("timeout", |timeout| timeout.default_value("1h")))]
     Save {
         #[command(flatten)]
         options: GroupOptions,

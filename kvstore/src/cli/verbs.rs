@@ -1,6 +1,9 @@
 //! `get`, `put`, `del`, `incr`, `cas`: the verbs that talk to a running cluster.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -11,6 +14,8 @@ use crate::{
     resp::Value,
 };
 
+/// How long a connection may take to be made, however long the reply may take.
+const MAX_CONNECT: Duration = Duration::from_secs(5);
 /// How many redirections a command follows.
 const MAX_REDIRECTIONS: usize = 5;
 
@@ -21,6 +26,7 @@ pub(super) async fn call(options: &ClientOptions, args: &[&[u8]]) -> Result<Valu
     let deadline = Instant::now() + options.timeout;
     let mut no_quorum = None;
     let mut failures = Vec::new();
+    let mut is_slow = false;
     for (at, endpoint) in options.endpoints.iter().enumerate() {
         let started = Instant::now();
         let remaining = deadline.saturating_duration_since(started);
@@ -28,12 +34,16 @@ pub(super) async fn call(options: &ClientOptions, args: &[&[u8]]) -> Result<Valu
         let share = if is_last { remaining } else { remaining / 2 };
         // A write that was sent can go nowhere else.
         let reply_within = if writes { remaining } else { share };
-        match attempt(endpoint, args, share, reply_within).await {
+        match attempt(endpoint, args, share.min(MAX_CONNECT), reply_within).await {
             Ok(Value::Error(error)) if is_unavailable(&error) => no_quorum = Some(error),
             Ok(Value::Error(error)) => return Err(Failure::error(error)),
             Ok(value) => return Ok(value),
             Err(error @ ClientError::NoReply { .. }) if writes => {
                 return Err(Failure::error(format!("{error}; the command may have happened")));
+            }
+            Err(ClientError::NoReply { address, cause }) if cause.kind() == io::ErrorKind::TimedOut => {
+                is_slow = true;
+                failures.push(format!("{address} did not answer within {reply_within:.1?}"));
             }
             Err(error) => failures.push(error.to_string()),
         }
@@ -45,10 +55,12 @@ pub(super) async fn call(options: &ClientOptions, args: &[&[u8]]) -> Result<Valu
     if let Some(error) = no_quorum {
         return Err(Failure::new(Exit::NoQuorum, error));
     }
-    Err(Failure::error(format!(
-        "no endpoint answers ({}); is the cluster running? see --endpoints",
-        failures.join("; ")
-    )))
+    let failures = failures.join("; ");
+    Err(Failure::error(if is_slow {
+        format!("{failures}; what was asked for may go on there; to wait longer, see --timeout")
+    } else {
+        format!("no endpoint answers ({failures}); is the cluster running? see --endpoints")
+    }))
 }
 
 fn may_write(args: &[&[u8]]) -> bool {
@@ -159,5 +171,34 @@ pub(super) async fn cas(options: &ClientOptions, key: &str, old: &str, new: &str
             Ok(if swapped == 1 { Exit::Ok } else { Exit::NotFound })
         }
         other => Err(unexpected(&other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn failure(endpoint: String) -> String {
+        let options = ClientOptions {
+            endpoints: vec![endpoint],
+            output: Output::Table,
+            timeout: Duration::from_millis(300),
+        };
+        call(&options, &[b"KV.SNAPSHOT", b"SAVE"]).await.unwrap_err().text
+    }
+
+    #[tokio::test]
+    async fn a_node_that_takes_long_is_not_called_absent() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = silent.local_addr().unwrap().to_string();
+        let told = failure(address.clone()).await;
+        assert!(
+            told.starts_with(&format!("{address} did not answer within ")),
+            "{told}"
+        );
+        assert!(told.contains("may go on") && told.contains("--timeout"), "{told}");
+        drop(silent);
+        let told = failure(address).await;
+        assert!(told.contains("is the cluster running?"), "{told}");
     }
 }

@@ -4,12 +4,13 @@
 //! does the rest. It is made with the version of the membership that it was made for, so that nothing is done twice and
 //! nothing of another operator is undone.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use paxos::{
-    Change, ChangeError, ChangeRejection, Membership, NodeId, Role,
+    Change, ChangeError, ChangeRejection, Membership, NodeId, ReadError, Role,
     node::{Group, Read},
 };
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Shared,
@@ -222,7 +223,8 @@ async fn fulfil(group: &Group, wish: &Wish, force: bool, deadline: Instant) -> O
     loop {
         // What this node knows must not be older than what others were told already.
         let asked = super::wide::encoded(op::SIZES, &[]);
-        if let Err(error) = group.query(Read::Linearizable, asked).await {
+        let known = timeout_at(deadline, group.query(Read::Linearizable, asked)).await;
+        if let Err(error) = known.unwrap_or(Err(ReadError::Expired)) {
             return Outcome::refused(group, Reason::NoLeader, format!("no leader answers: {error}"));
         }
         let now = group.membership().borrow().clone();
@@ -234,9 +236,11 @@ async fn fulfil(group: &Group, wish: &Wish, force: bool, deadline: Instant) -> O
             Ok(None) => return done(group, &now, changed),
             Err((reason, why)) => return Outcome::refused(group, reason, why),
         };
-        let error = match group.change_membership(now.version, vec![change], force).await {
-            Ok(membership) => return done(group, &membership, true),
-            Err(error) => error,
+        let changed_to = group.change_membership(now.version, vec![change], force);
+        let error = match timeout_at(deadline, changed_to).await {
+            Ok(Ok(membership)) => return done(group, &membership, true),
+            Ok(Err(error)) => error,
+            Err(_) => ChangeError::Unknown,
         };
         // If it happened, it was this request that did it, as a rule.
         changed |= error == ChangeError::Unknown;
