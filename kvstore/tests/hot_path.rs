@@ -94,6 +94,7 @@ async fn started() -> (SocketAddr, Vec<Node>, watch::Sender<bool>) {
         let settings = Settings {
             node: NodeId(id),
             cluster: "hot path".into(),
+            cluster_id: owner.cluster,
             storage: "memory".into(),
             addresses: NodeAddresses::default(),
             route: Route::Forward,

@@ -276,6 +276,49 @@ fn a_node_goes_on_joining_when_it_is_started_again() {
 }
 
 #[test]
+fn a_node_that_joins_adds_itself_to_no_other_cluster() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.kill(2);
+    cluster.kill(3);
+    let four = cluster.join_node();
+    eventually("the node waits to be added", || {
+        let log = cluster.log(four);
+        if log.contains("not added to the cluster yet") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    cluster.kill(four);
+    let other = Cluster::start(1, &["--cluster-id", "other"]);
+    cluster.flags = vec!["--join".into(), other.peer(1)];
+    cluster.start_node(four);
+    eventually("the node finds strangers", || {
+        let log = cluster.log(four);
+        if log.contains("belongs to cluster") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    let listed = json(&other, 1, &["member", "list"]);
+    let members = listed[0]["members"].as_array().expect("members");
+    assert_eq!(members.len(), 1, "{listed}");
+
+    // A node that speaks for itself is told the same.
+    let mut client = other.connect(1);
+    let enrol = redis::cmd("KV.MEMBER")
+        .arg(&["ENROL", "4", &cluster.peer(four), "1"])
+        .exec(&mut client);
+    assert!(
+        enrol
+            .unwrap_err()
+            .to_string()
+            .contains("this node belongs to cluster")
+    );
+}
+
+#[test]
 fn a_node_that_was_removed_does_not_add_itself_again() {
     let mut cluster = Cluster::start(3, &[]);
     let four = cluster.join_node();

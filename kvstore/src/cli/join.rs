@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -65,17 +66,26 @@ pub(super) fn check_groups(groups: u16) -> Result<(), String> {
     ))
 }
 
-/// Asks each of these nodes in turn, given by the addresses where they talk to the others.
-async fn ask(seeds: &[String], own_id: u64) -> Result<(ClusterId, Introduction), String> {
+/// Asks each of these nodes in turn, given by the addresses where they talk to the others, until one `serves` the purpose.
+async fn ask(
+    seeds: &[String],
+    own_id: u64,
+    serves: impl Fn(&str, ClusterId, &Introduction) -> Result<(), String>,
+) -> Result<(ClusterId, Introduction), String> {
     let mut failures = Vec::new();
     for seed in seeds {
-        let failure = match tcp::introduction(seed, ANSWER_WITHIN).await {
-            Ok(told) if told.node.0 == own_id => format!("it is node {own_id} itself"),
-            Ok(told) => match Introduction::decode(&told.text) {
-                Ok(introduction) => return Ok((told.cluster, introduction)),
-                Err(why) => why,
-            },
-            Err(error) => error.to_string(),
+        let asked = tcp::introduction(seed, ANSWER_WITHIN).await;
+        let told = asked.map_err(|error| error.to_string()).and_then(|told| {
+            if told.node.0 == own_id {
+                return Err(format!("it is node {own_id} itself"));
+            }
+            let introduction = Introduction::decode(&told.text)?;
+            serves(seed, told.cluster, &introduction)?;
+            Ok((told.cluster, introduction))
+        });
+        let failure = match told {
+            Ok(told) => return Ok(told),
+            Err(why) => why,
         };
         failures.push(format!("{seed}: {failure}"));
     }
@@ -125,7 +135,7 @@ pub(super) async fn find(seeds: &[String], own: Owner) -> Vec<Peer> {
 pub(super) async fn learn(seeds: &[String], own_id: u64) -> Result<(ClusterId, Introduction), Failure> {
     let deadline = Instant::now() + LEARN_WITHIN;
     loop {
-        match ask(seeds, own_id).await {
+        match ask(seeds, own_id, |_, _, _| Ok(())).await {
             Ok(told) => return Ok(told),
             Err(why) if Instant::now() + PAUSE < deadline => {
                 tracing::warn!(why, "no node of the cluster answers yet");
@@ -144,7 +154,10 @@ pub(super) async fn learn(seeds: &[String], own_id: u64) -> Result<(ClusterId, I
 /// Has this node added to every group that it knows nothing of, as a learner. Ends when it knows them all, or has been
 /// told that it was removed: a node that was removed does not come back by itself.
 pub(super) async fn enrol(shared: Arc<Shared>, seeds: Vec<String>, peer: String) {
-    let id = shared.settings.node.0;
+    let own = Owner {
+        cluster: shared.settings.cluster_id,
+        node: shared.settings.node,
+    };
     let mut removed_from = BTreeSet::new();
     let mut told = String::new();
     loop {
@@ -155,7 +168,7 @@ pub(super) async fn enrol(shared: Arc<Shared>, seeds: Vec<String>, peer: String)
         if wanted.is_empty() {
             return;
         }
-        let failure = match have_added(&seeds, id, &peer, &wanted, &mut removed_from).await {
+        let failure = match have_added(&seeds, own, &peer, &wanted, &mut removed_from).await {
             Ok(failure) => failure,
             Err(why) => Some(why),
         };
@@ -171,21 +184,50 @@ pub(super) async fn enrol(shared: Arc<Shared>, seeds: Vec<String>, peer: String)
     }
 }
 
+/// Whether a node that was found at the address `seed` can add nodes to this cluster.
+fn can_add(cluster: ClusterId, seed: &str, of: ClusterId, told: &Introduction) -> Result<(), String> {
+    if of != cluster {
+        return Err(format!(
+            "it belongs to cluster {of}, and this node to {cluster}; give --join an address of that one"
+        ));
+    }
+    if is_loopback(&told.clients) && !is_loopback(seed) {
+        return Err(format!(
+            "it serves clients on its own machine only, at {}; start it with --resp host:port that other machines reach, or \
+             give --join another node",
+            told.clients
+        ));
+    }
+    Ok(())
+}
+
+/// Whether an address, as far as it shows, is reached from its own machine only.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let ip = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
+    ip.map_or(host == "localhost", |ip| ip.to_canonical().is_loopback())
+}
+
 /// Asks for each of these groups. Says what is in the way in one of them, if it may pass.
 async fn have_added(
     seeds: &[String],
-    id: u64,
+    own: Owner,
     peer: &str,
     groups: &[u32],
     removed_from: &mut BTreeSet<u32>,
 ) -> Result<Option<String>, String> {
-    let (_, introduction) = ask(seeds, id).await?;
+    let Owner { cluster, node } = own;
+    let serves = |seed: &str, of, told: &Introduction| can_add(cluster, seed, of, told);
+    let (_, introduction) = ask(seeds, node.0, serves).await?;
     let mut client = Client::connect(&introduction.clients, ANSWER_WITHIN)
         .await
         .map_err(|error| error.to_string())?;
     let mut failure = None;
     for group in groups {
-        let words = format!("KV.MEMBER ENROL {id} {peer} GROUP {group}");
+        let words = format!("KV.MEMBER ENROL {node} {peer} {cluster} GROUP {group}");
         let words: Vec<&[u8]> = words.split(' ').map(str::as_bytes).collect();
         let reply = client.call(&words).await.map_err(|error| error.to_string())?;
         let outcomes: Vec<Outcome> = match reply {
@@ -197,7 +239,7 @@ async fn have_added(
             if outcome.ok {
                 tracing::info!(
                     group,
-                    "this node is a learner of the group now; to let it vote: kvstore member promote {id} --wait"
+                    "this node is a learner of the group now; to let it vote: kvstore member promote {node} --wait"
                 );
             } else if outcome.reason == Some(Reason::Removed) {
                 tracing::error!(group, why, "this node is not added to the group");
@@ -227,5 +269,40 @@ mod tests {
                 .unwrap_err()
                 .contains("another program")
         );
+    }
+
+    #[test]
+    fn a_node_asks_to_be_added_where_that_can_be() {
+        let own = ClusterId(1);
+        let told = |clients: &str| Introduction {
+            groups: 1,
+            name: None,
+            clients: clients.into(),
+        };
+        for (seed, clients) in [
+            ("10.0.0.1:7101", "10.0.0.1:6379"),
+            ("127.0.0.1:7101", "127.0.0.1:6379"),
+            ("localhost:7101", "[::1]:6379"),
+            ("db1.example:7101", "db1.example:6379"),
+        ] {
+            assert_eq!(
+                can_add(own, seed, own, &told(clients)),
+                Ok(()),
+                "{seed} {clients}"
+            );
+        }
+        for (seed, clients) in [
+            ("10.0.0.1:7101", "127.0.0.1:6379"),
+            ("db1.example:7101", "[::1]:6379"),
+            ("[fd00::1]:7101", "localhost:6379"),
+        ] {
+            let refused = can_add(own, seed, own, &told(clients)).unwrap_err();
+            assert!(
+                refused.contains(clients) && refused.contains("--resp"),
+                "{refused}"
+            );
+        }
+        let elsewhere = can_add(own, "127.0.0.1:1", ClusterId(2), &told("127.0.0.1:2"));
+        assert!(elsewhere.unwrap_err().contains("belongs to cluster"));
     }
 }

@@ -87,6 +87,7 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
             .name
             .clone()
             .unwrap_or_else(|| node.identity().cluster.to_string()),
+        cluster_id: node.identity().cluster,
         storage: plan.backend.name().to_owned(),
         addresses,
         route: plan.route,

@@ -98,7 +98,7 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
 mod tests {
     use std::time::Duration;
 
-    use paxos::{NodeId, node::Read};
+    use paxos::{ClusterId, NodeId, node::Read};
     use tokio::{io::AsyncWriteExt, net::TcpListener, sync::watch};
 
     use super::*;
@@ -113,6 +113,7 @@ mod tests {
         let settings = Settings {
             node: NodeId(1),
             cluster: "test".into(),
+            cluster_id: ClusterId(1),
             storage: "none".into(),
             addresses: NodeAddresses::default(),
             route: Route::Forward,

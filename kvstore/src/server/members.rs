@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use paxos::{
-    Change, ChangeError, ChangeRejection, Membership, NodeId, ReadError, Role,
+    Change, ChangeError, ChangeRejection, ClusterId, Membership, NodeId, ReadError, Role,
     node::{Group, Read},
 };
 use tokio::time::{Instant, timeout_at};
@@ -37,6 +37,7 @@ enum Wish {
     Enrolled {
         node: NodeId,
         address: String,
+        cluster: ClusterId,
     },
     Voter {
         node: NodeId,
@@ -62,7 +63,7 @@ enum Wish {
 type Refusal = (Reason, String);
 
 impl Wish {
-    /// Reads `ADD id address`, `ENROL id address`, `PROMOTE id`, `DEMOTE id`, `REMOVE id`, `REPLACE id by address`, `UPDATE id address`, and
+    /// Reads `ADD id address`, `ENROL id address cluster`, `PROMOTE id`, `DEMOTE id`, `REMOVE id`, `REPLACE id by address`, `UPDATE id address`, and
     /// says where the options begin.
     fn parse(args: Args<'_>) -> Result<(Self, usize), String> {
         let sub = args.get(1);
@@ -79,8 +80,13 @@ impl Wish {
             let (node, address) = (node()?, address(3)?);
             Ok((Self::Member { node, address }, 4))
         } else if is(sub, "ENROL") {
-            let (node, address) = (node()?, address(3)?);
-            Ok((Self::Enrolled { node, address }, 4))
+            let (node, address, cluster) = (node()?, address(3)?, cluster_id(args.get(4))?);
+            let wish = Self::Enrolled {
+                node,
+                address,
+                cluster,
+            };
+            Ok((wish, 5))
         } else if is(sub, "UPDATE") {
             let (node, address) = (node()?, address(3)?);
             Ok((Self::At { node, address }, 4))
@@ -115,22 +121,23 @@ impl Wish {
                     ),
                 ))
             }
-            Self::Member { node, ref address } | Self::Enrolled { node, ref address } => {
-                match now.member(node) {
-                    None => Ok(Some(Change::AddLearner {
-                        node,
-                        address: address.clone(),
-                    })),
-                    Some(member) if member.address == *address => Ok(None),
-                    Some(member) => Err((
-                        Reason::Refused,
-                        format!(
-                            "node {node} is a member already, at {}; if it has moved: kvstore member update {node}={address}",
-                            member.address
-                        ),
-                    )),
-                }
-            }
+            Self::Member { node, ref address }
+            | Self::Enrolled {
+                node, ref address, ..
+            } => match now.member(node) {
+                None => Ok(Some(Change::AddLearner {
+                    node,
+                    address: address.clone(),
+                })),
+                Some(member) if member.address == *address => Ok(None),
+                Some(member) => Err((
+                    Reason::Refused,
+                    format!(
+                        "node {node} is a member already, at {}; if it has moved: kvstore member update {node}={address}",
+                        member.address
+                    ),
+                )),
+            },
             Self::Voter { node } => match role(node) {
                 None => no_such(node),
                 Some(Role::Voter) => Ok(None),
@@ -181,6 +188,13 @@ impl Wish {
     }
 }
 
+fn cluster_id(arg: &[u8]) -> Result<ClusterId, String> {
+    let text = str::from_utf8(arg).ok();
+    text.and_then(|text| u64::from_str_radix(text, 16).ok())
+        .map(ClusterId)
+        .ok_or_else(|| "ERR a cluster's id is a hexadecimal number".to_owned())
+}
+
 /// `KV.MEMBER LIST [GROUP n]`, and the wishes `[GROUP n] [FORCE]`
 pub(super) async fn member(shared: &Shared, args: Args<'_>) -> Result<Vec<Outcome>, String> {
     if is(args.get(1), "LIST") {
@@ -188,6 +202,12 @@ pub(super) async fn member(shared: &Shared, args: Args<'_>) -> Result<Vec<Outcom
         return Ok(each(groups, |group| async move { list(&group).await }).await);
     }
     let (wish, options_at) = Wish::parse(args)?;
+    let own = shared.settings.cluster_id;
+    if let Wish::Enrolled { cluster, .. } = wish
+        && cluster != own
+    {
+        return Err(format!("ERR this node belongs to cluster {own}, not {cluster}"));
+    }
     let options = Options::parse(args, options_at)?;
     let groups = options.groups(shared)?;
     let deadline = Instant::now() + shared.settings.request_timeout;
@@ -310,6 +330,14 @@ mod tests {
             parsed("KV.MEMBER add 4 host:7104"),
             Ok((Wish::Member { node, address }, 4))
         );
+        let (address, cluster) = ("host:7104".to_owned(), ClusterId(0x00c0_ffee));
+        let enrolled = Wish::Enrolled {
+            node,
+            address,
+            cluster,
+        };
+        let words = format!("KV.MEMBER ENROL 4 host:7104 {cluster}");
+        assert_eq!(parsed(&words), Ok((enrolled, 5)));
         assert_eq!(parsed("KV.MEMBER PROMOTE 4"), Ok((Wish::Voter { node }, 3)));
         for (words, why) in [
             ("KV.MEMBER ADD 0 host:7104", "number above 0"),
@@ -318,6 +346,8 @@ mod tests {
             ("KV.MEMBER ADD 4 host", "host:port"),
             ("KV.MEMBER UPDATE 4 :7104", "host:port"),
             ("KV.MEMBER REPLACE 1 4", "host:port"),
+            ("KV.MEMBER ENROL 4 host:7104", "hexadecimal"),
+            ("KV.MEMBER ENROL 4 host:7104 GROUP 0", "hexadecimal"),
             ("KV.MEMBER", "unknown subcommand"),
         ] {
             assert!(parsed(words).unwrap_err().contains(why), "{words}");
@@ -335,7 +365,7 @@ mod tests {
         let change = |words: &str| parsed(words).unwrap().0.change(&now);
         for words in [
             "KV.MEMBER ADD 1 a:1",
-            "KV.MEMBER ENROL 1 a:1",
+            "KV.MEMBER ENROL 1 a:1 1",
             "KV.MEMBER PROMOTE 1",
             "KV.MEMBER REMOVE 3",
             "KV.MEMBER REPLACE 3 2 b:2",
@@ -348,13 +378,13 @@ mod tests {
             ("KV.MEMBER REMOVE 9", Reason::NotFound),
             ("KV.MEMBER REPLACE 8 9 c:3", Reason::NotFound),
             ("KV.MEMBER REPLACE 22 2 b:2", Reason::NotFound),
-            ("KV.MEMBER ENROL 3 c:3", Reason::Removed),
+            ("KV.MEMBER ENROL 3 c:3 1", Reason::Removed),
             ("KV.MEMBER ADD 1 c:3", Reason::Refused),
             ("KV.MEMBER REPLACE 3 5 e:5", Reason::Refused),
         ] {
             assert_eq!(change(words).unwrap_err().0, expected, "{words}");
         }
-        for added in ["KV.MEMBER ADD 3 c:3", "KV.MEMBER ENROL 4 c:3"] {
+        for added in ["KV.MEMBER ADD 3 c:3", "KV.MEMBER ENROL 4 c:3 1"] {
             let change = change(added);
             assert!(
                 matches!(change, Ok(Some(Change::AddLearner { .. }))),

@@ -23,7 +23,7 @@ use std::{
 };
 
 use paxos::{
-    Ballot, NodeId,
+    Ballot, ClusterId, NodeId,
     node::{Group, Read},
 };
 use tokio::{
@@ -51,6 +51,8 @@ pub struct Settings {
     pub node: NodeId,
     /// The cluster's name, for people.
     pub cluster: String,
+    /// The cluster's id: nodes of another one are strangers.
+    pub cluster_id: ClusterId,
     /// The storage engine's name.
     pub storage: String,
     /// Where clients reach this node.
