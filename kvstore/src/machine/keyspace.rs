@@ -175,7 +175,7 @@ const FEW: usize = 12;
 struct HashSlot {
     /// Without gaps from the front; empty while there are `many`.
     few: [Option<Record>; FEW],
-    many: BTreeSet<Record>,
+    many: Many,
 }
 
 impl HashSlot {
@@ -202,7 +202,7 @@ impl HashSlot {
         if self.many.is_empty() {
             return self.few.get(self.find(name).ok()?)?.as_ref();
         }
-        self.many.get(name as &dyn Named)
+        self.many.get(name)
     }
 
     fn replace(&mut self, record: Record) -> Option<Record> {
@@ -213,7 +213,7 @@ impl HashSlot {
                     self.few[at..].rotate_right(1);
                     return self.few[at].replace(record);
                 }
-                Err(_) => self.many = self.few.iter_mut().filter_map(Option::take).collect(),
+                Err(_) => self.many = Many::of(self.few.iter_mut().filter_map(Option::take).collect()),
             }
         }
         self.many.replace(record)
@@ -221,7 +221,7 @@ impl HashSlot {
 
     fn take(&mut self, name: &Name<'_>) -> Option<Record> {
         if !self.many.is_empty() {
-            return self.many.take(name as &dyn Named);
+            return self.many.take(name);
         }
         let at = self.find(name).ok()?;
         let record = self.few[at].take();
@@ -230,21 +230,93 @@ impl HashSlot {
     }
 
     fn iter(&self) -> impl Iterator<Item = &Record> {
-        self.few.iter().flatten().chain(&self.many)
+        self.few.iter().flatten().chain(self.many.walk(0))
     }
 
     /// From this hash on.
     fn walk(&self, hash: u64) -> impl Iterator<Item = &Record> {
-        let first = Name { hash, key: &[] };
         let few = self
             .few
             .iter()
             .flatten()
             .skip_while(move |record| record.hash < hash);
-        few.chain(
-            self.many
-                .range::<dyn Named, _>((Included(&first as &dyn Named), Unbounded)),
-        )
+        few.chain(self.many.walk(hash))
+    }
+}
+
+/// More records of one hash slot than this are divided.
+const MAX_UNDIVIDED: usize = 4096;
+/// By so many bits of their hashes.
+const PART_BITS: u32 = 8;
+
+/// Many records, in order: in one tree, or, if there are very many, in one for each beginning of a hash. A write copies
+/// one tree that a frozen copy shares, and a hash slot can have any number of keys: all those with one hash tag.
+#[derive(Clone, Debug, Default)]
+struct Many {
+    /// None, one, or one for each beginning of a hash.
+    trees: Vec<Arc<BTreeSet<Record>>>,
+    records: usize,
+}
+
+impl Many {
+    fn of(records: BTreeSet<Record>) -> Self {
+        Self {
+            records: records.len(),
+            trees: vec![Arc::new(records)],
+        }
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// Where records with this hash are.
+    fn part(&self, hash: u64) -> usize {
+        match self.trees.len() {
+            0 | 1 => 0,
+            _ => (hash >> (64 - PART_BITS)) as usize,
+        }
+    }
+
+    fn get(&self, name: &Name<'_>) -> Option<&Record> {
+        self.trees.get(self.part(name.hash))?.get(name as &dyn Named)
+    }
+
+    fn replace(&mut self, record: Record) -> Option<Record> {
+        if self.trees.len() == 1 && self.records >= MAX_UNDIVIDED {
+            self.divide();
+        }
+        let part = self.part(record.hash);
+        let before = Arc::make_mut(&mut self.trees[part]).replace(record);
+        self.records += usize::from(before.is_none());
+        before
+    }
+
+    fn take(&mut self, name: &Name<'_>) -> Option<Record> {
+        let part = self.part(name.hash);
+        let record = Arc::make_mut(self.trees.get_mut(part)?).take(name as &dyn Named)?;
+        self.records -= 1;
+        Some(record)
+    }
+
+    fn divide(&mut self) {
+        let records = std::mem::take(&mut self.trees);
+        let mut parts = vec![BTreeSet::new(); 1 << PART_BITS];
+        for record in records.into_iter().flat_map(Arc::unwrap_or_clone) {
+            parts[(record.hash >> (64 - PART_BITS)) as usize].insert(record);
+        }
+        self.trees = parts.into_iter().map(Arc::new).collect();
+    }
+
+    /// From this hash on.
+    fn walk(&self, hash: u64) -> impl Iterator<Item = &Record> {
+        let first = Name { hash, key: &[] };
+        let mut trees = self.trees.get(self.part(hash)..).unwrap_or_default().iter();
+        let begun = trees
+            .next()
+            .map(|tree| tree.range::<dyn Named, _>((Included(&first as &dyn Named), Unbounded)));
+        let rest = trees.flat_map(|tree| tree.iter());
+        begun.into_iter().flatten().chain(rest)
     }
 }
 
@@ -461,6 +533,58 @@ mod tests {
         assert_eq!(frozen.get(b"a").unwrap().value(), b"1");
         assert_eq!(frozen.len(), 1);
         assert!(frozen.get(b"b").is_none());
+    }
+
+    /// What shares a hash tag shares a hash slot: a hundred thousand keys, or as many as a client likes.
+    #[test]
+    fn the_first_write_to_what_was_frozen_copies_little_of_the_largest_hash_slot() {
+        let mut space = Keyspace::default();
+        for key in 0..100_000 {
+            space.set(format!("{{tag}}{key}").as_bytes(), b"value");
+        }
+        let frozen = space.clone();
+        let key = b"{tag}5";
+        let copied = allocation_counter::measure(|| {
+            space.set(key, b"changed");
+        });
+        assert!(copied.bytes_total < 64 << 10, "{copied:?}");
+        assert_eq!(frozen.get(key).unwrap().value(), b"value");
+        let absent = allocation_counter::measure(|| {
+            space.remove(key);
+        });
+        assert!(absent.bytes_total < 1 << 10, "{absent:?}");
+        assert_eq!((space.len(), frozen.len()), (99_999, 100_000));
+    }
+
+    #[test]
+    fn very_many_records_of_a_hash_slot_are_in_order_while_they_come_and_go() {
+        let mut slot = HashSlot::default();
+        let hash = |key: u64| key_hash(&key.to_le_bytes());
+        let named = |key: u64| record(hash(key), &key.to_string(), key);
+        let mut model: BTreeMap<u64, u64> = BTreeMap::new();
+        let keys = 2 * MAX_UNDIVIDED as u64;
+        for key in 0..keys {
+            assert!(slot.replace(named(key)).is_none());
+            model.insert(hash(key), key);
+            if key % 1024 == 0 || key + 1 == keys {
+                assert!(slot.iter().map(|record| record.hash).eq(model.keys().copied()));
+            }
+        }
+        let from = hash(7);
+        let behind = model.range(from..).map(|(hash, _)| *hash);
+        assert!(slot.walk(from).map(|record| record.hash).eq(behind));
+        for key in 0..keys {
+            let text = key.to_string();
+            let name = Name {
+                hash: hash(key),
+                key: text.as_bytes(),
+            };
+            assert_eq!(slot.get(&name).unwrap().key(), text.as_bytes());
+            assert!(slot.take(&name).is_some() && slot.take(&name).is_none());
+        }
+        assert!(slot.is_empty() && slot.iter().next().is_none());
+        assert!(slot.replace(named(1)).is_none());
+        assert_eq!(slot.iter().count(), 1);
     }
 
     fn record(hash: u64, key: &str, value: u64) -> Record {
