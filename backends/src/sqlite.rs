@@ -19,10 +19,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous},
 };
 
-use crate::{
-    durable::{Changes, Engine, Key, Opening, Store, Visit, storage_by_store},
-    files::sync_directory,
-};
+use crate::durable::{Changes, Engine, Key, Opening, Store, Visit, storage_by_store};
 
 /// The group of the store's own record.
 const STORE: i64 = -1;
@@ -107,7 +104,7 @@ impl SqliteEngine {
             )
             .await?;
             if let Some(directory) = self.path.parent() {
-                sync_directory(directory)
+                paxos::directory::sync(directory)
                     .map_err(|error| StorageError::io(format!("syncing {}", directory.display()), error))?;
             }
         }

@@ -91,6 +91,9 @@ extern crate alloc;
 extern crate std;
 
 pub mod core;
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod directory;
 mod error;
 mod membership;
 #[cfg(paxos_planted)]

@@ -18,11 +18,11 @@ use std::{
 };
 
 use paxos::{
-    ClusterId, Identity, NodeId, StorageId, record,
+    ClusterId, Identity, NodeId, StorageId, directory, record,
     storage::{Owner, StorageError},
 };
 
-use crate::files::{sync_directory, write_all_at};
+use crate::files::write_all_at;
 
 const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
@@ -50,7 +50,7 @@ impl fmt::Display for Directory {
 impl Directory {
     /// Creates the directory or finds it; locks it; checks whose it is.
     pub(super) fn open(path: &Path, backend: &'static str, owner: Owner) -> Result<Self, StorageError> {
-        create_directory(path).map_err(|error| failed("creating the data directory", path, error))?;
+        directory::create(path).map_err(|error| failed("creating the data directory", path, error))?;
         let lock = lock(path)?;
         let identity = match read_identity(path, backend)? {
             Some(identity) => identity,
@@ -112,28 +112,6 @@ fn wrong_format(path: &Path, found: String) -> StorageError {
     }
 }
 
-/// Creates the directory, and all above it that are missing, durably. One that is there is made durable too: whoever
-/// created it may not have come so far.
-fn create_directory(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    let is_there = path.is_dir();
-    if !is_there {
-        if !parent.is_dir() {
-            create_directory(parent)?;
-        }
-        match fs::create_dir(path) {
-            Err(error) if !path.is_dir() => return Err(error),
-            _ => {}
-        }
-    }
-    match sync_directory(parent) {
-        // Made by somebody else, in a directory that is none of this process's business.
-        Err(error) if is_there && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        synced => synced,
-    }
-}
-
 fn lock(path: &Path) -> Result<File, StorageError> {
     let file = path.join(LOCK);
     let lock = OpenOptions::new()
@@ -166,7 +144,7 @@ fn create(path: &Path, backend: &'static str, owner: Owner) -> Result<Identity, 
     let temporary = path.join("identity.new");
     write_synced(&temporary, encode_identity(backend, identity).as_bytes())
         .and_then(|()| fs::rename(&temporary, &file))
-        .and_then(|()| sync_directory(path))
+        .and_then(|()| directory::sync(path))
         .map_err(|error| failed("writing", &file, error))?;
     Ok(identity)
 }

@@ -17,8 +17,6 @@ use rusty_leveldb::{
     env::{Env, FileLock, Logger, RandomAccess},
 };
 
-use crate::files::sync_directory;
-
 /// Longer messages of LevelDB are cut, in bytes.
 const MAX_MESSAGE_BYTES: usize = 4_096;
 
@@ -103,7 +101,7 @@ impl DurableEnv {
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), sync_directory)
+    path.parent().map_or(Ok(()), paxos::directory::sync)
 }
 
 impl Env for DurableEnv {

@@ -39,7 +39,7 @@ impl Disk {
     }
 
     pub(super) fn sync_directory(&mut self, path: &Path) -> Result<(), StorageError> {
-        self.run("syncing the directory", path, || files::sync_directory(path))
+        self.run("syncing the directory", path, || paxos::directory::sync(path))
     }
 
     /// The names and lengths of the files in a directory.

@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use crate::directory;
+
 /// Everything that changes the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -38,23 +40,10 @@ impl Disk {
         self.faults.as_ref().map_or(Ok(()), |fails| fails(step))
     }
 
-    /// Creates the directory, and all above it that are missing, durably. One that is there is made durable too: whoever
-    /// created it may not have come so far.
+    /// Creates the directory, and all above it that are missing, durably.
     pub(super) fn create_directory(&self, path: &Path) -> io::Result<()> {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        let is_there = path.is_dir();
-        if !is_there {
-            if !parent.is_dir() {
-                self.create_directory(parent)?;
-            }
-            self.make_directory(path)?;
-        }
-        match self.sync_directory(parent) {
-            // Made by somebody else, in a directory that is none of this process's business.
-            Err(error) if is_there && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-            synced => synced,
-        }
+        let make = |path: &Path| self.make_directory(path);
+        directory::create_by(path, &make, &|path| self.sync_directory(path))
     }
 
     /// Not durable yet. One that is there is fine.
@@ -93,11 +82,7 @@ impl Disk {
 
     pub(super) fn sync_directory(&self, path: &Path) -> io::Result<()> {
         self.before(Step::SyncDirectory)?;
-        // Elsewhere directories cannot be opened, and a rename is as durable as it gets.
-        if cfg!(unix) {
-            File::open(path)?.sync_all()?;
-        }
-        Ok(())
+        directory::sync(path)
     }
 
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
