@@ -27,11 +27,17 @@ pub(super) struct Weight {
 
 impl Weight {
     const BYTES_BITS: u32 = 40;
+    /// Of those, so many can be in use.
+    const HELD_BITS: u32 = if usize::BITS < Self::BYTES_BITS {
+        usize::BITS
+    } else {
+        Self::BYTES_BITS
+    };
 
     /// The most that may ever be open: half of what can be counted, for what is about to be refused is counted first.
     pub(super) const MAX: Self = Self {
         count: 1 << (63 - Self::BYTES_BITS),
-        bytes: 1 << (Self::BYTES_BITS - 1),
+        bytes: 1 << (Self::HELD_BITS - 1),
     };
 
     pub(super) fn of(requests: &[Bytes]) -> Self {
