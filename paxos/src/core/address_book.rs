@@ -13,7 +13,10 @@ use crate::types::{GroupId, Member, Membership, NodeId};
 const MAX_DEPARTED: usize = 16;
 
 /// The members of a node's groups, and where they are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// Whatever is told to it, it says whether that has changed who is to be reached or watched, or where. A node may have
+/// very many groups with the same few members: adding one of those costs no more than looking at its members.
+#[derive(Clone, Debug, Default)]
 pub struct AddressBook {
     in_force: BTreeMap<GroupId, Membership>,
     /// Later ones, which may come into force.
@@ -23,30 +26,46 @@ pub struct AddressBook {
     departed: Vec<(NodeId, String)>,
     /// Where nodes may be, whatever the memberships say.
     hints: BTreeMap<NodeId, String>,
+    /// What follows from all of this.
+    members: BTreeMap<NodeId, String>,
+    reached: BTreeMap<NodeId, String>,
 }
 
 impl AddressBook {
     /// This membership of the group is in force on this node.
-    pub fn put_in_force(&mut self, group: GroupId, membership: Membership) {
+    pub fn put_in_force(&mut self, group: GroupId, membership: Membership) -> bool {
         // A node that catches up passes through old memberships, whose members may be anywhere now.
-        let version = membership.version;
-        self.heard_of
-            .retain(|of, heard| *of != group || heard.version > version);
-        let Some(before) = self.in_force.insert(group, membership.clone()) else {
-            return;
-        };
+        let is_over = |heard: &Membership| heard.version <= membership.version;
+        if self.heard_of.get(&group).is_some_and(is_over) {
+            self.heard_of.remove(&group);
+        } else if !self.in_force.contains_key(&group) && self.has_all_of(&membership) {
+            self.in_force.insert(group, membership);
+            return false;
+        }
+        if let Some(before) = self.in_force.insert(group, membership.clone()) {
+            self.replace(before, &membership);
+        }
+        self.refresh()
+    }
+
+    fn replace(&mut self, before: Membership, membership: &Membership) {
         let address = |of: &Membership, node| of.member(node).map(|member| member.address.clone());
         // What the cluster says of a node that moves is newer than what was found out.
         self.hints
-            .retain(|node, _| address(&before, *node) == address(&membership, *node));
+            .retain(|node, _| address(&before, *node) == address(membership, *node));
         let has_left = |member: &Member| membership.member(member.node).is_none();
         for member in before.members.into_iter().filter(has_left) {
-            self.note_departed(member.node, member.address);
+            self.depart(member.node, member.address);
         }
     }
 
     /// This node is no member any more, and asks from there.
-    pub fn note_departed(&mut self, node: NodeId, address: String) {
+    pub fn note_departed(&mut self, node: NodeId, address: String) -> bool {
+        self.depart(node, address);
+        self.refresh()
+    }
+
+    fn depart(&mut self, node: NodeId, address: String) {
         let departed = (node, address);
         if self.departed.contains(&departed) {
             return;
@@ -58,13 +77,15 @@ impl AddressBook {
     }
 
     /// These nodes may be there, whatever the memberships say; replaces earlier hints.
-    pub fn set_hints(&mut self, hints: BTreeMap<NodeId, String>) {
+    pub fn set_hints(&mut self, hints: BTreeMap<NodeId, String>) -> bool {
         self.hints = hints;
+        self.refresh()
     }
 
     /// Forgets the hints of all other nodes.
-    pub fn keep_hints(&mut self, of: impl Fn(NodeId) -> bool) {
+    pub fn keep_hints(&mut self, of: impl Fn(NodeId) -> bool) -> bool {
         self.hints.retain(|node, _| of(*node));
+        self.refresh()
     }
 
     /// Whether the node `own` takes part in a group with others, or in one whose members it does not know yet.
@@ -77,35 +98,54 @@ impl AddressBook {
     }
 
     /// This membership of the group may come into force, or is in force elsewhere: it is the last one heard of.
-    pub fn hear_of(&mut self, group: GroupId, membership: Membership) {
+    pub fn hear_of(&mut self, group: GroupId, membership: Membership) -> bool {
         self.heard_of.insert(group, membership);
+        self.refresh()
     }
 
     /// The node does not take part in the group any more.
-    pub fn forget(&mut self, group: GroupId) {
+    pub fn forget(&mut self, group: GroupId) -> bool {
         self.heard_of.remove(&group);
         self.in_force.remove(&group);
+        self.refresh()
     }
 
     /// The members of all groups, this node perhaps among them, and their addresses: whom to watch.
-    pub fn members(&self) -> BTreeMap<NodeId, String> {
-        let all = self.in_force.values().chain(self.heard_of.values());
-        let members = all.flat_map(|membership| &membership.members);
-        members
-            .map(|member| (member.node, member.address.clone()))
-            .collect()
+    pub const fn members(&self) -> &BTreeMap<NodeId, String> {
+        &self.members
     }
 
     /// The members of all groups, the last ones that have left, which may ask or have something to learn from, and whoever
     /// hints name: whom to reach.
-    pub fn reached(&self) -> BTreeMap<NodeId, String> {
-        let all = self.in_force.values().chain(self.heard_of.values());
-        let left = all.flat_map(|membership| &membership.left);
-        let left = left.map(|member| (member.node, member.address.clone()));
+    pub const fn reached(&self) -> &BTreeMap<NodeId, String> {
+        &self.reached
+    }
+
+    /// Whether everybody in it is a member already, or reached if he has left, and just there: then it changes nothing,
+    /// whichever of the groups has the last word on where a node is.
+    fn has_all_of(&self, membership: &Membership) -> bool {
+        let is_in = |all: &BTreeMap<NodeId, String>, member: &Member| {
+            all.get(&member.node)
+                .is_some_and(|address| *address == member.address)
+        };
+        let mut members = membership.members.iter();
+        let mut left = membership.left.iter();
+        members.all(|member| is_in(&self.members, member)) && left.all(|member| is_in(&self.reached, member))
+    }
+
+    /// Draws the conclusions; says whether they are other ones now.
+    fn refresh(&mut self) -> bool {
+        let all = || self.in_force.values().chain(self.heard_of.values());
+        let places = |member: &Member| (member.node, member.address.clone());
+        let members: BTreeMap<NodeId, String> = all().flat_map(|of| &of.members).map(places).collect();
+        let left = all().flat_map(|of| &of.left).map(places);
         let mut reached: BTreeMap<NodeId, String> = left.chain(self.departed.iter().cloned()).collect();
-        reached.extend(self.members());
+        reached.extend(members.clone());
         reached.extend(self.hints.clone());
-        reached
+        let is_changed = members != self.members || reached != self.reached;
+        self.members = members;
+        self.reached = reached;
+        is_changed
     }
 }
 
@@ -132,7 +172,7 @@ mod tests {
     }
 
     fn address(book: &AddressBook, node: u64) -> Option<String> {
-        book.reached().remove(&NodeId(node))
+        book.reached().get(&NodeId(node)).cloned()
     }
 
     #[test]
@@ -173,5 +213,45 @@ mod tests {
         }
         assert_eq!(book.reached().len(), MAX_DEPARTED + 1);
         assert_eq!(address(&book, 99).as_deref(), Some("n99"));
+    }
+
+    #[test]
+    fn a_group_of_known_members_changes_nothing_and_another_address_does() {
+        let mut book = book(membership(1, &[(1, "a"), (2, "b")]));
+        assert!(!book.put_in_force(GroupId(2), membership(1, &[(1, "a"), (2, "b")])));
+        assert!(!book.put_in_force(GroupId(2), membership(2, &[(1, "a"), (2, "b")])));
+        assert!(book.put_in_force(GroupId(3), membership(1, &[(1, "a"), (2, "moved")])));
+        assert!(!book.forget(GroupId(2)));
+        assert!(book.forget(GroupId(3)));
+        assert!(!book.set_hints(BTreeMap::from([(NodeId(1), "a".into())])));
+        assert!(book.set_hints(BTreeMap::from([(NodeId(1), "found".into())])));
+        assert!(book.keep_hints(|_| false));
+    }
+
+    #[test]
+    fn whatever_happens_in_whatever_order_the_conclusions_are_those_of_all_that_holds() {
+        let other = GroupId(2);
+        let mut departing = membership(3, &[(1, "a")]);
+        departing.left = membership(1, &[(2, "c")]).members;
+        let acts: [&dyn Fn(&mut AddressBook) -> bool; 8] = [
+            &|book| book.put_in_force(GROUP, membership(1, &[(1, "a"), (2, "b")])),
+            &|book| book.put_in_force(GROUP, departing.clone()),
+            &|book| book.put_in_force(other, membership(2, &[(1, "a"), (2, "c")])),
+            &|book| book.put_in_force(other, departing.clone()),
+            &|book| book.hear_of(GROUP, membership(2, &[(2, "c")])),
+            &|book| book.set_hints(BTreeMap::from([(NodeId(2), "hint".into())])),
+            &|book| book.note_departed(NodeId(2), "c".into()),
+            &|book| book.forget(GROUP),
+        ];
+        for sequence in 0..acts.len().pow(4) {
+            let mut book = AddressBook::default();
+            for at in 0..4 {
+                let before = (book.members.clone(), book.reached.clone());
+                let said = acts[sequence / acts.len().pow(at) % acts.len()](&mut book);
+                let after = (book.members.clone(), book.reached.clone());
+                assert_eq!(said, before != after, "act {at} of {sequence}");
+                assert!(!book.refresh(), "act {at} of {sequence} left something out");
+            }
+        }
     }
 }

@@ -147,18 +147,19 @@ impl Environment {
         self.reach(|book| book.forget(group));
     }
 
-    fn reach(&self, update: impl FnOnce(&mut AddressBook)) {
+    fn reach(&self, update: impl FnOnce(&mut AddressBook) -> bool) {
         // Kept locked, so that an older set of peers never replaces a newer one.
         let mut book = lock(&self.address_book);
-        let before = book.clone();
-        update(&mut book);
-        if *book == before {
+        if !update(&mut book) {
             return;
         }
-        let peer = |(node, address)| Peer { node, address };
-        let reached: Vec<Peer> = book.reached().into_iter().map(peer).collect();
+        let peer = |(node, address): (&NodeId, &String)| Peer {
+            node: *node,
+            address: address.clone(),
+        };
+        let reached: Vec<Peer> = book.reached().iter().map(peer).collect();
         self.transport.set_peers(&reached);
-        let mut others = book.members();
+        let mut others = book.members().clone();
         others.remove(&self.identity.node);
         self.liveness.watch(others);
     }
@@ -297,7 +298,7 @@ impl Node {
 
     fn expose_transport(&self, to: &mut Exposition) {
         let own = self.environment.identity.node;
-        let members = lock(&self.environment.address_book).members();
+        let members = lock(&self.environment.address_book).members().clone();
         let counters: Vec<_> = members
             .into_keys()
             .filter(|node| *node != own)

@@ -377,13 +377,13 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     /// A node hears who its peers are: it reaches and watches those.
-    pub(super) fn update_book(&mut self, node: usize, update: impl FnOnce(&mut AddressBook)) {
+    pub(super) fn update_book(&mut self, node: usize, update: impl FnOnce(&mut AddressBook) -> bool) {
         let (id, now) = (self.nodes[node].id, self.nodes[node].clock(self.now));
-        if let Some(life) = &mut self.nodes[node].life {
-            update(&mut life.book);
-            let others = life.book.members();
-            life.peers
-                .watch(others.into_keys().filter(|other| *other != id), now);
+        if let Some(life) = &mut self.nodes[node].life
+            && update(&mut life.book)
+        {
+            let others = life.book.members().keys().copied();
+            life.peers.watch(others.filter(|other| *other != id), now);
         }
     }
 

@@ -541,12 +541,18 @@ impl Rig {
                 };
                 self.end(Some(token), ending);
             }
-            Output::Membership { membership, .. } => self.seat(node).book.put_in_force(GROUP, membership),
-            Output::Peers(membership) => self.seat(node).book.hear_of(GROUP, membership),
+            Output::Membership { membership, .. } => {
+                self.seat(node).book.put_in_force(GROUP, membership);
+            }
+            Output::Peers(membership) => {
+                self.seat(node).book.hear_of(GROUP, membership);
+            }
             Output::Departed {
                 node: departed,
                 address,
-            } => self.seat(node).book.note_departed(departed, address),
+            } => {
+                self.seat(node).book.note_departed(departed, address);
+            }
             Output::Leader(_) => {}
             Output::Alarm(Alarm::Undecidable { slot }) => self.undecidable = Some(slot),
             Output::Alarm(alarm) => {
