@@ -41,9 +41,10 @@ impl<S: Storage, T: Transport> NodeBuilder<S, T> {
     }
 
     /// How to find nodes while this one can talk to no living peer: all of them may have moved while it was down. Asked
-    /// after two election timeouts without a peer, and then ever less often, at least every 30 seconds or two election
-    /// timeouts. What it answers tells the transport where to try, in turn with the addresses in the memberships. It
-    /// makes nobody a member: who votes is in the log.
+    /// when there is none at one of the looks, which are two election timeouts apart, and then ever less often, at least
+    /// every 30 seconds or two election timeouts. What it answers tells the transport where to try, in turn with the
+    /// addresses in the memberships; as soon as somebody is there, it holds for the nodes that were found by it, until
+    /// their memberships give other addresses. It makes nobody a member: who votes is in the log.
     ///
     /// ```
     /// # use paxos::{Node, NodeId, transport::Peer};

@@ -35,8 +35,8 @@ where
     }
 }
 
-/// Searches whenever nobody has been there for two election timeouts, and ever less often while that is in vain. Runs
-/// until it is aborted.
+/// Looks every two election timeouts whether somebody is there; searches if nobody is, and ever less often while that is
+/// in vain. Runs until it is aborted.
 pub(super) async fn search(environment: Arc<Environment>, discovery: Arc<dyn Discovery>) {
     let node = environment.identity.node;
     let first = environment.config.replica.election_timeout * 2;

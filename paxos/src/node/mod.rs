@@ -4,7 +4,7 @@
 //! [`Replica`](crate::core::Replica) and [`StateMachine`](crate::StateMachine); the store has a thread. A task works in turns: it takes in
 //! everything that waits (peers' messages, users' requests, the store's answers), then carries out what the replica
 //! wants: messages leave at once, the writes of the turn go to the store's thread in one piece, chosen entries are
-//! applied in one run, and whoever waited is answered. The store's thread merges what all groups have handed it while
+//! applied in runs as far as there is time (the rest in the next turns), and whoever waited is answered. The store's thread merges what all groups have handed it while
 //! it was busy into one write with one sync.
 //!
 //! Nothing in a turn waits for the store, the network or a user: a slow disk does not stop heartbeats. A state machine

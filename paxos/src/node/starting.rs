@@ -141,7 +141,8 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// The group is not added, and nothing has changed, if it exists already, if `membership` has no voter, or if the log
+    /// The group is not added, and nothing has changed (but that snapshots which were found damaged are set aside), if it
+    /// exists already, if `membership` has no voter, or if the log
     /// no longer reaches back to the newest whole snapshot. What a machine that keeps its state itself holds beyond that is
     /// no help: which commands have been applied, and who the members are, is in the snapshot and the log only. Damaged
     /// entries of the log are no hindrance: they are repaired from the peers while the group takes part as far as it can.

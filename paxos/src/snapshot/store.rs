@@ -155,7 +155,8 @@ pub enum SnapshotError {
         "since an earlier failure the snapshot store neither takes nor removes anything before it is opened again: {0}"
     )]
     Poisoned(String),
-    /// The group takes no snapshots: there is no store, or the state machine has none to give.
+    /// The group takes no snapshots: there is no store, the state machine has none to give, or the store has failed for
+    /// good ([`Poisoned`](Self::Poisoned)).
     #[error("the group takes no snapshots: {0}")]
     Off(String),
     /// The state machine cannot be frozen at that slot now: it is being restored, or was ahead of the log when it was
