@@ -26,7 +26,8 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "KVSTORE_ID", value_parser = clap::value_parser!(u64).range(1..))]
     id: u64,
     /// Found a cluster of these nodes: 1=host:port,2=host:port,... where they talk to each other; the same on each of
-    /// them. Not needed any more once the data directory is made
+    /// them. Not needed any more once the data directory is made; never for a founder that was removed, which --join brings
+    /// back
     #[arg(long, env = "KVSTORE_CLUSTER")]
     cluster: Option<String>,
     /// Join a running cluster as a new node: where some of its nodes talk to each other, host:port,... A name may stand for
