@@ -183,7 +183,7 @@ mod directories {
         let below = file.path().join("data").display().to_string();
         Flags::new()
             .with("--data-dir", &below)
-            .refused(1, &["cannot create the data directory", &below, "--data-dir"]);
+            .refused(1, &["creating the data directory", &below, "--data-dir"]);
     }
 
     /// Runs a node on a directory and stops it in order.

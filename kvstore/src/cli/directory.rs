@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use paxos::ClusterId;
+use paxos::{ClusterId, StorageError};
 use paxos_backends::Backend;
 use serde::{Deserialize, Serialize};
 
@@ -239,12 +239,13 @@ fn check(plan: &Plan, found: &Facts) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Creates the data directory, if there is none.
-pub(super) fn create(plan: &Plan) -> Result<(), Failure> {
-    if plan.backend == Backend::Memory {
-        return Ok(());
-    }
-    std::fs::create_dir_all(&plan.data_dir).map_err(|error| failed("create", plan, &error))
+/// What the store says of a directory that it cannot use, and what to do.
+pub(super) fn not_opened(error: &StorageError) -> Failure {
+    let advice = match error {
+        StorageError::Io { .. } => "; choose a --data-dir that this user may write to",
+        _ => "",
+    };
+    Failure::error(format!("{error}{advice}"))
 }
 
 /// Writes the facts; only for who holds the store, so that nobody else is disturbed.

@@ -63,7 +63,6 @@ pub(super) async fn run(plan: Plan) -> Result<Exit, Failure> {
             "stop what uses the address that --cluster or --peer gives this node, or change it there";
         Failure::error(format!("{error}; {advice}"))
     })?;
-    directory::create(&plan)?;
     let request_timeout = 2 * plan.election_timeout + Duration::from_secs(1);
     let node = Arc::new(open(&plan, &facts, transport, request_timeout).await?);
     if is_new {
@@ -199,8 +198,9 @@ async fn open(
         tracing::warn!("storage is memory: everything on this node is lost when it stops");
     }
     let failed = |error: &dyn std::fmt::Display| Failure::error(error.to_string());
-    let storage =
-        paxos_backends::open(plan.backend, &plan.data_dir, owner).map_err(|error| failed(&error))?;
+    // It makes the directory, all above it too, so that a power failure cannot take it away.
+    let storage = paxos_backends::open(plan.backend, &plan.data_dir, owner);
+    let storage = storage.map_err(|error| directory::not_opened(&error))?;
     let mut config = paxos::node::Config::default();
     config.replica.election_timeout = plan.election_timeout;
     config.replica.heartbeat_interval = plan.heartbeat_interval;
