@@ -72,11 +72,10 @@ async fn readyz(State(context): State<Context>, RawQuery(query): RawQuery) -> Re
             let leader = group
                 .leader
                 .map_or_else(|| "none".to_owned(), |leader| format!("node {leader}"));
-            let lag = group.chosen.saturating_sub(group.applied);
             let _ = writeln!(
                 text,
-                "group {}: leader {leader}, {lag} slots to apply",
-                group.group
+                "group {}: leader {leader}, {} slots to apply",
+                group.group, group.lag
             );
         }
         for obstacle in obstacles {

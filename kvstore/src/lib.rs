@@ -22,6 +22,7 @@ pub mod machine;
 pub mod resp;
 pub mod server;
 pub mod shards;
+mod together;
 
 /// Whether this is `host:port`.
 pub(crate) fn is_address(text: &str) -> bool {

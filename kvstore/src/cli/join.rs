@@ -18,6 +18,7 @@ use crate::{
     resp::Value,
     server::{Outcome, Reason, Shared},
     shards::Shards,
+    together::all,
 };
 
 /// How long a node that wants to join looks for one that answers.
@@ -95,40 +96,23 @@ async fn ask(
 /// Where nodes of this cluster are: asks all that are found behind these addresses. A name may stand for many, and for
 /// others each time.
 pub(super) async fn find(seeds: &[String], own: Owner) -> Vec<Peer> {
-    let resolve = |seed: String| async move {
-        let resolved = tokio::net::lookup_host(&seed).await;
+    let resolve = |seed| async move {
+        let resolved = tokio::net::lookup_host(seed).await;
         let resolved = resolved.inspect_err(|error| tracing::debug!(seed, %error, "cannot be resolved"));
         resolved.map(|found| found.map(|place| place.to_string()).collect::<Vec<_>>())
     };
-    let resolving: Vec<_> = seeds
-        .iter()
-        .cloned()
-        .map(|seed| tokio::spawn(resolve(seed)))
-        .collect();
-    let mut places = BTreeSet::new();
-    for resolved in resolving {
-        if let Ok(Ok(found)) = resolved.await {
-            places.extend(found);
-        }
-    }
-    let asked: Vec<_> = places
-        .into_iter()
-        .take(MAX_PLACES)
-        .map(|place| tokio::spawn(async move { (tcp::introduction(&place, ANSWER_WITHIN).await, place) }))
-        .collect();
-    let mut found = Vec::new();
-    for asked in asked {
-        let Ok((Ok(told), address)) = asked.await else {
-            continue;
-        };
-        if told.cluster == own.cluster && told.node != own.node {
-            found.push(Peer {
-                node: told.node,
-                address,
-            });
-        }
-    }
-    found
+    let resolved = all(seeds.iter().map(resolve)).await;
+    let places: BTreeSet<String> = resolved.into_iter().flatten().flatten().collect();
+    let ask = |address: String| async move {
+        let told = tcp::introduction(&address, ANSWER_WITHIN).await.ok()?;
+        let is_peer = told.cluster == own.cluster && told.node != own.node;
+        is_peer.then_some(Peer {
+            node: told.node,
+            address,
+        })
+    };
+    let asked = all(places.into_iter().take(MAX_PLACES).map(ask)).await;
+    asked.into_iter().flatten().collect()
 }
 
 /// Which cluster these nodes belong to. Waits for them for a while: clusters are started in any order.

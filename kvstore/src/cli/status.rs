@@ -12,6 +12,7 @@ use crate::{
     client::Client,
     resp::Value,
     server::{GroupReport, Report},
+    together::all,
 };
 
 /// What one endpoint answered.
@@ -38,15 +39,7 @@ async fn ask(endpoint: String, timeout: Duration) -> Answer {
 
 /// Asks all nodes at once.
 pub(super) async fn ask_all(endpoints: &[String], timeout: Duration) -> Vec<Answer> {
-    let asked: Vec<_> = endpoints
-        .iter()
-        .map(|endpoint| tokio::spawn(ask(endpoint.clone(), timeout)))
-        .collect();
-    let mut answers = Vec::with_capacity(asked.len());
-    for answer in asked {
-        answers.extend(answer.await);
-    }
-    answers
+    all(endpoints.iter().map(|endpoint| ask(endpoint.clone(), timeout))).await
 }
 
 /// One row for each group of each node.

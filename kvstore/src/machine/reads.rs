@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     command::codec::Operands,
-    resp::{parse, write},
+    resp::{parse, parse::is, write},
     shards::HASH_SLOTS,
 };
 
@@ -147,16 +147,16 @@ pub(super) fn scan(state: &State, mut operands: Operands<'_>, reply: &mut BytesM
     let (mut pattern, mut count, mut only_strings) = (None, DEFAULT_SCAN_COUNT, true);
     while let Some(option) = operands.next() {
         let argument = operands.next().ok_or_else(syntax_error)?;
-        if option.eq_ignore_ascii_case(b"MATCH") {
+        if is(option, "MATCH") {
             pattern = Some(argument);
-        } else if option.eq_ignore_ascii_case(b"COUNT") {
+        } else if is(option, "COUNT") {
             let given = parse::integer(argument).ok_or_else(not_an_integer)?;
             count = u64::try_from(given)
                 .ok()
                 .filter(|count| *count > 0)
                 .ok_or_else(syntax_error)?;
-        } else if option.eq_ignore_ascii_case(b"TYPE") {
-            only_strings = argument.eq_ignore_ascii_case(b"string");
+        } else if is(option, "TYPE") {
+            only_strings = is(argument, "string");
         } else {
             return Err(syntax_error());
         }

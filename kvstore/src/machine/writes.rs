@@ -7,7 +7,7 @@ use bytes::{BufMut, BytesMut};
 use super::{NodeAddresses, Refused, State, reads};
 use crate::{
     command::codec::Operands,
-    resp::{parse, write},
+    resp::{parse, parse::is, write},
 };
 
 /// The largest value, in bytes; a single command carries a little less, with all its arguments. It bounds the cost of every operation on one key, the
@@ -41,7 +41,7 @@ impl SetOptions {
     fn parse(operands: Operands<'_>) -> Result<Self, Refused> {
         let mut options = Self::default();
         for option in operands {
-            let is = |name: &str| option.eq_ignore_ascii_case(name.as_bytes());
+            let is = |name: &str| is(option, name);
             if is("NX") && options.if_exists != Some(true) {
                 options.if_exists = Some(false);
             } else if is("XX") && options.if_exists != Some(false) {

@@ -9,7 +9,10 @@ use paxos::{NodeId, SnapshotError, TransferError, core::TransferRejection, node:
 use serde::{Deserialize, Serialize};
 
 use super::{Shared, status::MemberReport};
-use crate::resp::{Args, parse, parse::is};
+use crate::{
+    resp::{Args, parse, parse::is},
+    together::all,
+};
 
 /// What came out for one group. The fields' names are an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,25 +130,6 @@ impl Options {
     }
 }
 
-/// Waits for all of them at once; the outcomes come in the order of the groups.
-pub(super) async fn each<F>(groups: Vec<&Group>, act: impl Fn(Group) -> F) -> Vec<Outcome>
-where
-    F: Future<Output = Outcome> + Send + 'static,
-{
-    let acting = groups
-        .iter()
-        .map(|group| (*group, tokio::spawn(act((*group).clone()))));
-    let acting: Vec<_> = acting.collect();
-    let mut outcomes = Vec::with_capacity(acting.len());
-    for (group, outcome) in acting {
-        let outcome = outcome.await;
-        outcomes.push(
-            outcome.unwrap_or_else(|error| Outcome::refused(group, Reason::Unknown, error.to_string())),
-        );
-    }
-    outcomes
-}
-
 /// `KV.LEADER [GROUP n]`, `KV.LEADER TRANSFER id [GROUP n]`
 pub(super) async fn leader(shared: &Shared, args: Args<'_>) -> Result<Vec<Outcome>, String> {
     if !is(args.get(1), "TRANSFER") {
@@ -155,7 +139,7 @@ pub(super) async fn leader(shared: &Shared, args: Args<'_>) -> Result<Vec<Outcom
     let to = node_id(args.get(2))?;
     let groups = Options::parse(args, 3)?.groups(shared)?;
     let patience = shared.settings.request_timeout;
-    Ok(each(groups, |group| transfer(group, to, patience)).await)
+    Ok(all(groups.into_iter().map(|group| transfer(group, to, patience))).await)
 }
 
 fn told_leader(group: &Group) -> Outcome {
@@ -166,20 +150,20 @@ fn told_leader(group: &Group) -> Outcome {
     Outcome { ok: true, ..outcome }
 }
 
-async fn transfer(group: Group, to: NodeId, patience: Duration) -> Outcome {
+async fn transfer(group: &Group, to: NodeId, patience: Duration) -> Outcome {
     let transferred = tokio::time::timeout(patience, group.transfer_leadership(to)).await;
     let error = match transferred {
         Ok(Ok(leader)) => {
             return Outcome {
                 ok: true,
                 leader: Some(leader.0),
-                ..Outcome::of(&group)
+                ..Outcome::of(group)
             };
         }
         Ok(Err(error)) => error,
         Err(_) => {
             let why = "no answer in time; leadership may have moved, look with 'kvstore leader'";
-            return Outcome::refused(&group, Reason::Unknown, why);
+            return Outcome::refused(group, Reason::Unknown, why);
         }
     };
     let reason = match &error {
@@ -196,7 +180,7 @@ async fn transfer(group: Group, to: NodeId, patience: Duration) -> Outcome {
         TransferError::Overloaded { .. } => Reason::Busy,
         _ => Reason::Refused,
     };
-    Outcome::refused(&group, reason, error.to_string())
+    Outcome::refused(group, reason, error.to_string())
 }
 
 /// `KV.SNAPSHOT SAVE [GROUP n]`
@@ -205,16 +189,16 @@ pub(super) async fn snapshot(shared: &Shared, args: Args<'_>) -> Result<Vec<Outc
         return Err("ERR unknown subcommand. Try KV.SNAPSHOT SAVE.".into());
     }
     let groups = Options::parse(args, 2)?.groups(shared)?;
-    Ok(each(groups, save).await)
+    Ok(all(groups.into_iter().map(save)).await)
 }
 
-async fn save(group: Group) -> Outcome {
+async fn save(group: &Group) -> Outcome {
     let (reason, why) = match group.save_snapshot().await {
         Ok(upto) => {
             return Outcome {
                 ok: true,
                 snapshot: Some(upto.0),
-                ..Outcome::of(&group)
+                ..Outcome::of(group)
             };
         }
         Err(error @ (SnapshotError::Unready { .. } | SnapshotError::Overloaded { .. })) => {
@@ -222,7 +206,7 @@ async fn save(group: Group) -> Outcome {
         }
         Err(error) => (Reason::Refused, error),
     };
-    Outcome::refused(&group, reason, why.to_string())
+    Outcome::refused(group, reason, why.to_string())
 }
 
 #[cfg(test)]

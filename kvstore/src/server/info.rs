@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Route, Session, Shared, metrics::process_usage};
-use crate::resp::Args;
+use crate::resp::{Args, parse::is};
 
 /// The version of Redis whose commands' behaviour is followed.
 pub(super) const REDIS_VERSION: &str = "7.4.0";
@@ -23,19 +23,11 @@ const SECTIONS: [&str; 7] = [
 
 /// The sections asked for, or all.
 pub(super) async fn text(shared: &Shared, args: Args<'_>, session: &Session) -> String {
-    let every = |name: &&[u8]| {
-        ["all", "default", "everything"]
-            .iter()
-            .any(|all| name.eq_ignore_ascii_case(all.as_bytes()))
-    };
+    let every = |name: &&[u8]| ["all", "default", "everything"].iter().any(|all| is(name, all));
     let all = args.len() == 1 || args.from(1).any(|name| every(&name));
     let mut text = String::new();
     for section in SECTIONS {
-        if !all
-            && !args
-                .from(1)
-                .any(|name| name.eq_ignore_ascii_case(section.as_bytes()))
-        {
+        if !all && !args.from(1).any(|name| is(name, section)) {
             continue;
         }
         if !text.is_empty() {

@@ -14,13 +14,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Shared,
-    admin::{Options, Outcome, Reason, each, node_id},
+    admin::{Options, Outcome, Reason, node_id},
     status::member_reports,
 };
 use crate::{
     is_address,
     machine::operations as op,
     resp::{Args, parse::is},
+    together::all,
 };
 
 /// The pause before a change is tried again that came at a bad moment.
@@ -199,7 +200,7 @@ fn cluster_id(arg: &[u8]) -> Result<ClusterId, String> {
 pub(super) async fn member(shared: &Shared, args: Args<'_>) -> Result<Vec<Outcome>, String> {
     if is(args.get(1), "LIST") {
         let groups = Options::parse(args, 2)?.groups(shared)?;
-        return Ok(each(groups, |group| async move { list(&group).await }).await);
+        return Ok(all(groups.into_iter().map(list)).await);
     }
     let (wish, options_at) = Wish::parse(args)?;
     let own = shared.settings.cluster_id;
@@ -211,11 +212,10 @@ pub(super) async fn member(shared: &Shared, args: Args<'_>) -> Result<Vec<Outcom
     let options = Options::parse(args, options_at)?;
     let groups = options.groups(shared)?;
     let deadline = Instant::now() + shared.settings.request_timeout;
-    let fulfilled = each(groups, |group| {
-        let wish = wish.clone();
-        async move { fulfil(&group, &wish, options.force, deadline).await }
-    });
-    Ok(fulfilled.await)
+    let fulfilled = groups
+        .into_iter()
+        .map(|group| fulfil(group, &wish, options.force, deadline));
+    Ok(all(fulfilled).await)
 }
 
 async fn list(group: &Group) -> Outcome {

@@ -13,12 +13,13 @@ use super::{
     local::{MAX_SHOWN_BYTES, shown},
     unwritten::Unwritten,
     wide,
-    writer::{Draft, all},
+    writer::Draft,
 };
 use crate::{
     command::{Command, Run, codec, table},
     machine::operations::Action,
-    resp::{Args, write},
+    resp::{Args, parse::is, write},
+    together::all,
 };
 
 /// So many bytes are kept for putting together the replies that no group gives.
@@ -341,7 +342,7 @@ pub(super) fn wrong_arity(name: &str) -> String {
 
 /// What every HTTP request that could carry commands has: it must end the connection before they are carried out.
 fn is_http(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
+    is(name, "POST") || is(name, "Host:")
 }
 
 /// What Redis says of a command that it does not know.

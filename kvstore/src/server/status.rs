@@ -8,6 +8,7 @@ use paxos::{
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
+use crate::together::all;
 
 /// How many slots a replica may lag behind in applying and still be called ready.
 const MAX_READY_LAG_SLOTS: u64 = 1024;
@@ -141,22 +142,7 @@ pub struct MemberReport {
 impl Shared {
     /// The status of every group, all asked at once.
     pub(super) async fn statuses(&self) -> Vec<GroupStatus> {
-        let asked: Vec<_> = self
-            .groups
-            .iter()
-            .map(|group| {
-                let group = group.clone();
-                tokio::spawn(async move { group.status().await })
-            })
-            .collect();
-        let mut statuses = Vec::with_capacity(asked.len());
-        for (status, group) in asked.into_iter().zip(&self.groups) {
-            statuses.push(match status.await {
-                Ok(status) => status,
-                Err(_) => group.status().await,
-            });
-        }
-        statuses
+        all(self.groups.iter().map(Group::status)).await
     }
 
     /// The status of this node now.

@@ -5,7 +5,7 @@ use paxos::node::Read;
 
 use super::{
     Session, Shared, admin, info, members,
-    writer::{Draft, WriteError, all},
+    writer::{Draft, WriteError},
 };
 use crate::{
     command::codec,
@@ -15,6 +15,7 @@ use crate::{
     },
     resp::{Args, Value, parse, parse::is, write},
     shards::HASH_SLOTS,
+    together::all,
 };
 
 /// A command of this kind.
@@ -251,7 +252,7 @@ async fn flush(shared: &Shared) -> Result<(), String> {
         .writers
         .iter()
         .map(|writer| writer.write_one(flush(), patience));
-    let outcomes = all(asked.collect()).await;
+    let outcomes = all(asked).await;
     flushed(outcomes, |error| shared.write_error(error))
 }
 

@@ -12,9 +12,7 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
     sync::{Mutex, MutexGuard, PoisonError},
-    task::Poll,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -423,33 +421,6 @@ fn numbered<P: Proposer>(drafts: Vec<Draft>, places: &Places<'_, P>) -> Vec<Byte
     let stamp_ms = stamp_ms();
     let numbered = |(index, draft): (usize, Draft)| draft.number(&places.call(index, stamp_ms));
     drafts.into_iter().enumerate().map(numbered).collect()
-}
-
-/// The outputs of all futures, in order. They go on at once: one that waits for long keeps no other from its work.
-pub(super) async fn all<F: Future>(mut futures: Vec<F>) -> Vec<F::Output> {
-    if futures.len() <= 1
-        && let Some(only) = futures.pop()
-    {
-        return vec![only.await];
-    }
-    let mut running: Vec<_> = futures
-        .into_iter()
-        .map(|future| (Some(Box::pin(future)), None))
-        .collect();
-    poll_fn(|context| {
-        let mut is_done = true;
-        for (future, output) in &mut running {
-            if let Some(pending) = future {
-                match pending.as_mut().poll(context) {
-                    Poll::Ready(ready) => (*future, *output) = (None, Some(ready)),
-                    Poll::Pending => is_done = false,
-                }
-            }
-        }
-        if is_done { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    running.into_iter().filter_map(|(_, output)| output).collect()
 }
 
 /// Puts commands that have not happened under the numbers of another session.

@@ -8,7 +8,10 @@ use paxos::{
 };
 
 use super::*;
-use crate::machine::{Machine, operations as op};
+use crate::{
+    machine::{Machine, operations as op},
+    together::all,
+};
 
 /// A group whose outcomes are spoilt as a test says.
 #[derive(Clone)]
@@ -187,7 +190,7 @@ async fn a_group_without_a_leader_keeps_no_other_from_its_work() {
     leaderless.0.lock().unwrap().plan = [Spoil::Stall].into();
     let bursts = [(&stuck, "a"), (&writer, "b")];
     let writes = bursts.map(|(writer, text)| writer.write(vec![append(text)], PATIENCE / 3));
-    let written: Vec<_> = all(writes.into()).await.concat();
+    let written: Vec<_> = all(writes).await.concat();
     assert_eq!(lengths(&written), ["Expired", ":1"]);
     assert_eq!(value(&led), "b");
 }
