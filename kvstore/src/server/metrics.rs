@@ -23,10 +23,10 @@ pub struct CommandMetrics {
 }
 
 impl CommandMetrics {
-    /// Counts one command.
-    pub fn count(&self, failed: bool, duration: Duration) {
-        if failed { &self.failed } else { &self.done }.increment();
-        self.duration.record(duration);
+    /// Counts commands that had the same outcome at the same time.
+    pub fn count(&self, failed: bool, duration: Duration, commands: u64) {
+        if failed { &self.failed } else { &self.done }.add(commands);
+        self.duration.record_times(duration, commands);
     }
 }
 

@@ -3,7 +3,10 @@
 //! Consecutive writes become one burst of proposals for each group, consecutive reads one burst of queries. A read
 //! waits for the writes before it and a write for the reads before it, so a client sees its commands done in order.
 
-use std::{io, time::Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use paxos::node::Answers;
@@ -165,7 +168,7 @@ impl Pipeline {
 
     fn answer_here(&mut self, index: usize, shared: &Shared, session: &Session, out: &mut Unwritten<'_>) {
         let failed = self.reply.first() == Some(&b'-');
-        shared.metrics.commands[index].count(failed, self.started.elapsed());
+        shared.metrics.commands[index].count(failed, self.started.elapsed(), 1);
         session.answer(&mut out.bytes, &self.reply);
         self.reply.clear();
         if self.reply.capacity() > MAX_IDLE_REPLY_BYTES {
@@ -208,6 +211,7 @@ impl Pipeline {
         out: &mut Unwritten<'_>,
     ) -> io::Result<()> {
         let mut elapsed = self.started.elapsed();
+        let mut alike = Alike::default();
         for at in 0..self.answers.len() {
             let (group, index) = match &self.answers[at] {
                 Answer::Group(group, index) => (*group, *index),
@@ -217,6 +221,7 @@ impl Pipeline {
                 }
             };
             if self.replies[group].is_empty() && !self.queries[group].is_empty() {
+                alike.count(shared, elapsed);
                 self.query(shared).await;
                 elapsed = self.started.elapsed();
             }
@@ -230,9 +235,18 @@ impl Pipeline {
                     true
                 }
             };
-            shared.metrics.commands[index].count(failed, elapsed);
+            if (alike.index, alike.failed) != (index, failed) {
+                alike.count(shared, elapsed);
+                alike = Alike {
+                    index,
+                    failed,
+                    commands: 0,
+                };
+            }
+            alike.commands += 1;
             out.relieve().await?;
         }
+        alike.count(shared, elapsed);
         self.answers.clear();
         self.keys = 0;
         Ok(())
@@ -295,6 +309,24 @@ impl Pipeline {
                 Err(error) => vec![Err(shared.read_error(&error)); count],
             };
             self.replies[group] = Replies::Many(replies.into_iter());
+        }
+    }
+}
+
+/// Commands of a burst with the same name and the same outcome, one behind the other: they are counted at once.
+#[derive(Debug, Default)]
+struct Alike {
+    /// In the table of commands.
+    index: usize,
+    failed: bool,
+    commands: u64,
+}
+
+impl Alike {
+    fn count(&mut self, shared: &Shared, elapsed: Duration) {
+        if self.commands > 0 {
+            shared.metrics.commands[self.index].count(self.failed, elapsed, self.commands);
+            self.commands = 0;
         }
     }
 }

@@ -97,16 +97,25 @@ impl Histogram {
 
     /// Counts one duration.
     pub fn record(&self, duration: Duration) {
-        self.record_value(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+        self.record_times(duration, 1);
+    }
+
+    /// Counts a duration that was the same so many times.
+    pub fn record_times(&self, duration: Duration, times: u64) {
+        self.record_value_times(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX), times);
     }
 
     /// Counts one value, in the histogram's unit (microseconds for durations).
     pub fn record_value(&self, value: u64) {
+        self.record_value_times(value, 1);
+    }
+
+    fn record_value_times(&self, value: u64, times: u64) {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         if let Some(bucket) = self.buckets.get(bucket) {
-            bucket.fetch_add(1, Relaxed);
+            bucket.fetch_add(times, Relaxed);
         }
-        self.sum.fetch_add(value, Relaxed);
+        self.sum.fetch_add(value.wrapping_mul(times), Relaxed);
     }
 
     /// What has been counted so far. Taken while others count, it may miss the very last of them.
