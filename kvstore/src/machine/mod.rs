@@ -143,6 +143,13 @@ impl StateMachine for Machine {
 
     fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
         let mut buffer = self.reply_buffer();
+        // A key, as a rule.
+        let operands = chosen
+            .commands
+            .iter()
+            .map(|command| codec::decode(&command.payload));
+        let space = &self.state.space;
+        space.fetch(operands.filter_map(|decoded| decoded.ok()?.1.next()));
         for command in chosen.commands {
             Self::execute(&mut self.state, &command.payload, &mut buffer)?;
             replies.push(buffer.split().freeze());
