@@ -14,7 +14,7 @@ mod writes;
 use std::{cell::RefCell, collections::BTreeMap};
 
 use bytes::{Bytes, BytesMut};
-use paxos::{Chosen, MachineError, Slot, SnapshotSource, StateMachine};
+use paxos::{ApplyCommand, Chosen, MachineError, Slot, SnapshotSource, StateMachine};
 
 use self::operations::Action;
 pub use self::{
@@ -141,15 +141,13 @@ impl StateMachine for Machine {
         self.applied
     }
 
-    fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
+    fn apply<'a>(&mut self, chosen: Chosen<'a>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
         let mut buffer = self.reply_buffer();
-        // A key, as a rule.
-        let operands = chosen
-            .commands
-            .iter()
-            .map(|command| codec::decode(&command.payload));
-        let space = &self.state.space;
-        space.fetch(operands.filter_map(|decoded| decoded.ok()?.1.next()));
+        if chosen.commands.len() > 1 {
+            // The first operand is a key, as a rule.
+            let first = |command: &'a ApplyCommand| codec::decode(&command.payload).ok()?.1.next();
+            self.state.space.fetch(chosen.commands.iter().filter_map(first));
+        }
         for command in chosen.commands {
             Self::execute(&mut self.state, &command.payload, &mut buffer)?;
             replies.push(buffer.split().freeze());

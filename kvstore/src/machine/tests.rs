@@ -1,7 +1,7 @@
 //! The commands as a client sees them, and the machine as the engine sees it.
 
 use bytes::Bytes;
-use paxos::{ApplyCommand, Ballot, ProposalId};
+use paxos::{Ballot, ProposalId};
 use proptest::prelude::*;
 
 use super::{
@@ -45,6 +45,51 @@ impl Machine {
             Action::Read(_) => String::from_utf8_lossy(&self.query(payload.freeze())).into_owned(),
         }
     }
+}
+
+/// With so many keys their memory is fetched ahead, for the commands of a run together.
+#[test]
+fn among_many_keys_a_long_run_does_what_its_commands_do_one_by_one() {
+    let encoded = |operation: Operation, args: &[&str]| {
+        let mut payload = BytesMut::new();
+        let args = args.iter().map(|arg| arg.as_bytes());
+        codec::encode(&mut payload, operation.code, args);
+        payload.freeze()
+    };
+    let mut payloads = vec![Bytes::from_static(b"garbage"), encoded(op::MSET, &[])];
+    for turn in 0..200 {
+        let (key, tagged) = (format!("key{}", turn * 7), format!("{{tag}}{}", turn % 30));
+        payloads.push(encoded(op::SET, &[&key, &tagged]));
+        payloads.push(encoded(op::APPEND, &[&tagged, &key]));
+        payloads.push(encoded(op::DEL, &[&format!("key{}", turn * 3), "missing", ""]));
+    }
+    let (mut one_by_one, mut at_once) = (Machine::default(), Machine::default());
+    for machine in [&mut one_by_one, &mut at_once] {
+        for key in 0..6_000 {
+            machine.run(op::SET, &[&format!("key{key}"), "value"]);
+        }
+    }
+    let commands: Vec<_> = (one_by_one.applied.0 + 1..)
+        .zip(&payloads)
+        .map(|(slot, payload)| ApplyCommand {
+            slot: Slot(slot),
+            ballot: Ballot::ZERO,
+            id: ProposalId::default(),
+            payload: payload.clone(),
+        })
+        .collect();
+    let expected: Vec<_> = payloads
+        .into_iter()
+        .map(|payload| one_by_one.apply_one(payload))
+        .collect();
+    let chosen = Chosen {
+        upto: one_by_one.applied,
+        commands: &commands,
+    };
+    let mut replies = Vec::new();
+    at_once.apply(chosen, &mut replies).unwrap();
+    assert_eq!(replies, expected);
+    assert_eq!(at_once.digest(), one_by_one.digest());
 }
 
 #[test]
