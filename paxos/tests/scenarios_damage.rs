@@ -194,6 +194,25 @@ fn a_slot_that_no_quorum_can_tell_of_is_an_alarm_and_never_guessed() {
 }
 
 #[test]
+fn a_slot_that_nobody_could_tell_of_is_decided_when_its_record_is_back() {
+    let (mut rig, slot) = the_choosing_quorum_is_damaged();
+    let whole = rig.copy_disk(1);
+    rig.damage(1, slot.0);
+    rig.restart(1);
+    rig.elect(3);
+    rig.pass(5_000);
+    assert_eq!(rig.undecidable(), Some(slot));
+    let leader = rig.status(3).leader;
+    rig.crash(1);
+    rig.recover(1, slot.0, &whole);
+    rig.restart(1);
+    rig.pass(2_000);
+    assert_eq!(rig.status(3).leader, leader, "the same leader asks again");
+    assert_eq!(rig.applied(3)[2], "chosen");
+    assert!(is_whole(&mut rig, 2));
+}
+
+#[test]
 fn a_damaged_vote_is_recovered_from_the_others_and_overwritten_by_the_new_leader() {
     let mut rig = after_commands(2, Config::default());
     rig.propose(1, b"accepted");

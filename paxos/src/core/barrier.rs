@@ -86,10 +86,16 @@ impl Promises {
         if first > report.covered.next() {
             return false;
         }
-        let more = last > report.covered;
-        report.covered = report.covered.max(last);
         let within = |slot: &Slot| (first..=last).contains(slot);
-        report.damaged.extend(damaged.into_iter().filter(within));
+        let told = report.covered;
+        let more = last > told;
+        report.covered = told.max(last);
+        // Nothing changes any more in what has been told once: who has a record back tells of it, too.
+        report
+            .damaged
+            .retain(|slot| !within(slot) || damaged.contains(slot));
+        let untold = damaged.into_iter().filter(|slot| within(slot) && *slot > told);
+        report.damaged.extend(untold);
         for (slot, accepted) in entries {
             if slot < first || slot > last || planted::is("promise_entries_dropped") {
                 continue;
@@ -158,6 +164,15 @@ impl Promises {
             .iter()
             .filter(|member| member.role == MemberRole::Voter);
         voters.filter_map(ask).collect()
+    }
+
+    /// Whose records of `slot` are damaged, as they have told: they may have them back.
+    fn damaged_at(&self, slot: Slot) -> impl Iterator<Item = NodeId> + '_ {
+        let damaged = self
+            .reports
+            .iter()
+            .filter(move |(_, report)| report.damaged.contains(&slot));
+        damaged.map(|(node, _)| *node)
     }
 }
 
@@ -351,14 +366,15 @@ impl Replica {
         }
         *ask_at = again_at;
         let (ballot, next) = (leadership.ballot, leadership.next);
-        let missing = leadership.promises.missing(self.memberships.current(), chosen);
-        if let Some(Barrier::Undecided { since, .. }) = leadership.barrier
-            && missing.is_empty()
-            && now.since(since) >= patience
-        {
-            self.alarm_undecidable(next);
+        let mut asked = leadership.promises.missing(self.memberships.current(), chosen);
+        if let Some(Barrier::Undecided { since, .. }) = leadership.barrier {
+            let undecidable = asked.is_empty() && now.since(since) >= patience;
+            asked.extend(leadership.promises.damaged_at(next).map(|voter| (voter, next)));
+            if undecidable {
+                self.alarm_undecidable(next);
+            }
         }
-        self.ask_promises_of(ballot, missing, None);
+        self.ask_promises_of(ballot, asked, None);
     }
 
     /// When a leader that waits for promises asks again.

@@ -213,6 +213,18 @@ impl Disk {
         }
     }
 
+    /// The record of a slot can be read again, as it was.
+    pub(super) fn recover(&mut self, group: GroupId, slot: Slot, from: &Contents) {
+        for contents in [&mut self.durable, &mut self.view] {
+            let state = contents.0.entry(group).or_default();
+            if let Some(accepted) = from.group(group).entries.get(&slot)
+                && state.damaged.remove(&slot)
+            {
+                state.entries.insert(slot, accepted.clone());
+            }
+        }
+    }
+
     /// Takes a write of a group; joins it to what other groups write in the same round.
     pub(super) fn submit(
         &mut self,

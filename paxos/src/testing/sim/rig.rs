@@ -418,6 +418,12 @@ impl Rig {
         seat.disk.damage(GROUP, Slot(slot));
     }
 
+    /// The record of a slot that went bad on a node's disk can be read again, as it was once.
+    pub fn recover(&mut self, node: u64, slot: u64, from: &DiskCopy) {
+        self.say(&format!("the disk of n{node} gives slot {slot} back"));
+        self.seat(node).disk.recover(GROUP, Slot(slot), &from.contents);
+    }
+
     /// The slot of the last alarm that nobody can tell what was chosen there.
     pub const fn undecidable(&self) -> Option<Slot> {
         self.undecidable
