@@ -380,6 +380,28 @@ fn what_the_peers_have_trimmed_is_repaired_by_a_snapshot_of_what_is_known_alread
 }
 
 #[test]
+fn a_leader_whose_own_snapshot_will_cover_the_damage_leads_on() {
+    let mut rig = after_commands(6, with_snapshots());
+    for node in [2, 3] {
+        rig.step(node, Input::TakeSnapshot);
+        rig.settle();
+        assert_eq!(rig.status(node).trimmed, Slot(6));
+    }
+    let ballot = rig.status(1).leader;
+    rig.hold_snapshots(1);
+    rig.damage(1, 3);
+    let slots = vec![Slot(3)];
+    rig.step(1, Input::Damaged { slots });
+    rig.pass(3_000);
+    assert_eq!(rig.status(1).leader, ballot, "its snapshot takes long");
+    rig.release_snapshots(1);
+    rig.pass(500);
+    rig.flush(1);
+    assert!(is_whole(&mut rig, 1));
+    assert_eq!(rig.status(1).leader, ballot);
+}
+
+#[test]
 fn damage_that_the_own_snapshot_covers_is_trimmed() {
     let config = Config {
         keep_entries: 100,

@@ -229,7 +229,7 @@ impl Replica {
             if !offers.is_empty() && self.fetch_one_of(offers) {
                 return;
             }
-            if self.is_leader() {
+            if self.is_leader() && !self.is_about_to_cover(from) {
                 // They may hold it as accepted, and learn from the next leader that it is chosen.
                 self.step_down();
             }

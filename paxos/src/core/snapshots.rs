@@ -234,6 +234,14 @@ impl Replica {
         }
     }
 
+    /// Whether a snapshot that has everything up to `slot` is about to be taken here.
+    pub(super) fn is_about_to_cover(&self, slot: Slot) -> bool {
+        let snapshots = &self.snapshots;
+        let wanted = snapshots.wanted && slot <= self.learner.applied;
+        let saving = snapshots.saving.is_some_and(|saving| slot <= saving);
+        self.config.snapshots && (wanted || saving)
+    }
+
     /// Whether a peer is about to have the newest snapshot. Then another one waits, for a bounded stretch of the log: the
     /// peer would find that it fetches an old one, and that the entries behind that are gone, again and again.
     fn is_newest_fetched(&self) -> bool {
