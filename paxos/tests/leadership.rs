@@ -96,11 +96,17 @@ mod transfer {
     fn what_is_so_already_is_answered_at_once() {
         let mut rig = led_by_1(3);
         let to_itself = rig.transfer(1, Some(1));
-        let to_the_leader = rig.transfer(2, Some(1));
         let retire_a_follower = rig.transfer(2, None);
-        for token in [to_itself, to_the_leader, retire_a_follower] {
+        for token in [to_itself, retire_a_follower] {
             assert_eq!(transferred(&rig, token), Some(Ok(1)));
         }
+        let to_the_leader = rig.transfer(2, Some(1));
+        rig.settle();
+        assert_eq!(
+            transferred(&rig, to_the_leader),
+            Some(Ok(1)),
+            "when that has heard it"
+        );
     }
 
     #[test]
@@ -671,6 +677,33 @@ mod preference {
             rig.pass(60_000);
             assert_eq!(rig.leader(), Some(1), "asked at {asked}");
         }
+    }
+
+    #[test]
+    fn a_leader_that_a_user_names_stays_although_it_is_told_late() {
+        let is_told = |letter: &Letter| matches!(letter.message, Message::TransferLeadership { .. });
+        let mut rig = with_priorities(&[0, 1, 1]);
+        rig.elect(1);
+        rig.pass(200);
+        let token = rig.transfer(2, Some(1));
+        rig.pass_for_where(&[1, 2, 3], 100, |letter| !is_told(letter));
+        assert_eq!(rig.take(is_told).len(), 1);
+        assert_eq!(rig.ending(token), None, "nobody knows whether it was told");
+        rig.pass(60_000);
+        assert_eq!(rig.ending(token), Some(Ending::Transferred(Ok(NodeId(1)))));
+        assert_eq!(rig.leader(), Some(1));
+    }
+
+    #[test]
+    fn whoever_names_the_leader_hears_when_it_is_not_told() {
+        let is_told = |letter: &Letter| matches!(letter.message, Message::TransferLeadership { .. });
+        let mut rig = led_by_1(3);
+        let token = rig.transfer(2, Some(1));
+        rig.pass_for_where(&[1, 2, 3], 5_000, |letter| !is_told(letter));
+        assert_eq!(
+            rig.ending(token),
+            Some(Ending::Transferred(Err(TransferRejection::TimedOut)))
+        );
     }
 
     #[test]

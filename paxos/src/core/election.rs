@@ -184,7 +184,7 @@ impl Replica {
 
     /// All that is due by the clock.
     pub(super) fn on_time(&mut self) {
-        self.expire_transfers();
+        self.tend_transfers();
         match &self.role {
             Role::Leader(_) if self.is_resting() => {}
             Role::Leader(leadership) => {

@@ -223,7 +223,7 @@ pub enum Message {
         by_hand: bool,
     },
     /// "Let that node lead." Asked of the leader by a node whose user wants it, also if it is the leader
-    /// that shall lead on. Success shows in the change of leader.
+    /// that shall lead on. Success shows in the change of leader, or in [`Message::LeadsOn`].
     TransferLeadership {
         /// The sender's name for the request.
         request: u64,
@@ -236,6 +236,12 @@ pub enum Message {
         request: u64,
         /// Why.
         reason: TransferRejection,
+    },
+    /// Answers [`Message::TransferLeadership`] when it was the leader itself that was named: it knows that it shall lead
+    /// on.
+    LeadsOn {
+        /// The request.
+        request: u64,
     },
     /// A heartbeat of a leader that has nothing to do: "if you have not either, rest". Answered with a
     /// [`Message::HeartbeatReply`], and with [`Message::Rests`] by those who do.
@@ -346,6 +352,7 @@ impl Message {
             Self::TakeOver { .. } => "take_over",
             Self::TransferLeadership { .. } => "transfer_leadership",
             Self::TransferRefused { .. } => "transfer_refused",
+            Self::LeadsOn { .. } => "leads_on",
             Self::Rest { .. } => "rest",
             Self::Rests { .. } => "rests",
             Self::ChangeMembership { .. } => "change_membership",

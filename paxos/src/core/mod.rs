@@ -473,6 +473,7 @@ impl Replica {
             } => self.on_take_over(from, ballot, (start, chosen), by_hand),
             Message::TransferLeadership { request, to } => self.on_transfer_request(from, request, to),
             Message::TransferRefused { request, reason } => self.on_transfer_refused(from, request, reason),
+            Message::LeadsOn { request } => self.on_leads_on(from, request),
             Message::Rest {
                 ballot,
                 start,

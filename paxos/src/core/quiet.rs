@@ -289,6 +289,7 @@ const fn is_answer(message: &Message) -> bool {
             | Message::SnapshotChunk { .. }
             | Message::Forwarded { .. }
             | Message::ReadIndexReply { .. }
+            | Message::LeadsOn { .. }
             | Message::MembershipChanged { .. }
     )
 }

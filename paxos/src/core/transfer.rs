@@ -37,6 +37,8 @@ struct Request {
     to: NodeId,
     /// The leader that was asked.
     of: Ballot,
+    /// When a leader that shall lead on is asked again: nothing else shows whether it has heard of it.
+    ask_again_at: Option<Time>,
     give_up_at: Time,
 }
 
@@ -73,15 +75,13 @@ impl Replica {
     ) -> Result<Option<NodeId>, TransferRejection> {
         let own = self.identity.node;
         let of = self.leader.ok_or(TransferRejection::NoLeader)?;
-        if to.map_or(of.node != own, |to| to == of.node) {
-            if to == Some(own) {
+        match to {
+            None if of.node != own => return Ok(Some(of.node)),
+            Some(to) if to == own && to == of.node => {
                 self.keep_leading();
-            } else if let Some(to) = to {
-                // It shall know that a user wants it to stay.
-                let request = token.0;
-                self.send(of.node, Message::TransferLeadership { request, to });
+                return Ok(Some(own));
             }
-            return Ok(Some(of.node));
+            _ => {}
         }
         if self.requests.0.len() >= MAX_OPEN_REQUESTS {
             return Err(TransferRejection::TooMany);
@@ -94,12 +94,14 @@ impl Replica {
             }
             _ => self.begin_transfer(to, to.is_some())?,
         };
+        let ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
         // The leader gives up after one election timeout; it has to hear of this first.
         let give_up_at = self.now.plus(self.config.election_timeout * 2);
         self.requests.0.push(Request {
             token,
             to,
             of,
+            ask_again_at: (to == of.node).then_some(ask_again_at),
             give_up_at,
         });
         Ok(None)
@@ -111,8 +113,20 @@ impl Replica {
 
     /// Another node's user asks.
     pub(super) fn on_transfer_request(&mut self, from: NodeId, request: u64, to: NodeId) {
-        if let Err(reason) = self.begin_transfer(Some(to), true) {
-            self.send(from, Message::TransferRefused { request, reason });
+        match self.begin_transfer(Some(to), true) {
+            Err(reason) => self.send(from, Message::TransferRefused { request, reason }),
+            Ok(leader) if leader == self.identity.node => self.send(from, Message::LeadsOn { request }),
+            // Success shows in the change of leader.
+            Ok(_) => {}
+        }
+    }
+
+    /// The leader that this node asked to lead on will do so.
+    pub(super) fn on_leads_on(&mut self, from: NodeId, request: u64) {
+        let heard = |open: &mut Request| open.token.0 == request && open.of.node == from && open.to == from;
+        let ended: Vec<Request> = self.requests.0.extract_if(.., heard).collect();
+        for request in ended {
+            self.end_transfer(request.token, Ok(from));
         }
     }
 
@@ -296,9 +310,20 @@ impl Replica {
         }
     }
 
-    /// Ends the requests that wait in vain.
-    pub(super) fn expire_transfers(&mut self) {
+    /// Asks again what may not have been heard, and ends the requests that wait in vain.
+    pub(super) fn tend_transfers(&mut self) {
         let now = self.now;
+        let again_at = now.plus(self.config.heartbeat_interval * 2);
+        let mut asked = Vec::new();
+        for open in &mut self.requests.0 {
+            if open.ask_again_at.is_some_and(|at| at <= now) {
+                open.ask_again_at = Some(again_at);
+                asked.push((open.to, open.token.0));
+            }
+        }
+        for (to, request) in asked {
+            self.send(to, Message::TransferLeadership { request, to });
+        }
         let expired: Vec<Request> = self
             .requests
             .0
@@ -342,7 +367,11 @@ impl Replica {
             let again_at = transfer.told_at.map(|told| told.plus(again));
             again_at.map_or(transfer.give_up_at, |again_at| again_at.min(transfer.give_up_at))
         });
-        let requests = self.requests.0.iter().map(|request| request.give_up_at);
+        let requests = self.requests.0.iter();
+        let requests = requests.map(|open| {
+            let again_at = open.ask_again_at.unwrap_or(open.give_up_at);
+            again_at.min(open.give_up_at)
+        });
         requests.chain(open).min()
     }
 }

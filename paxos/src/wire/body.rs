@@ -183,6 +183,7 @@ plain_messages! {
     30 TakeOver { ballot: Pair, start: Slot, chosen: Slot, by_hand: bool }
     31 TransferLeadership { request: u64, to: NodeId }
     32 TransferRefused { request: u64, reason: TransferRejection }
+    33 LeadsOn { request: u64 }
     40 Rest { ballot: Pair, start: Slot, chosen: Slot, round: u64, checkpoint: SlotAndHash }
     41 Rests { ballot: Pair, round: u64 }
     50 ChangeMembership { token: u64, expected: u64, changes: Vec<Change>, force: bool }

@@ -422,6 +422,7 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
                 by_hand,
             }
         }),
+        any::<u64>().prop_map(|request| Message::LeadsOn { request }),
         (any::<u64>(), any::<u64>()).prop_map(|(request, to)| Message::TransferLeadership {
             request,
             to: NodeId(to)

@@ -172,6 +172,7 @@ pub fn message(message: &Message) -> String {
         },
         Message::TransferLeadership { request, to } => format!("{name} #{request} to n{to}"),
         Message::TransferRefused { request, reason } => format!("{name} #{request}: {reason}"),
+        Message::LeadsOn { request } => format!("{name} #{request}"),
         Message::Rests { ballot, round } => format!("{name} {ballot} round {round}"),
         Message::ChangeMembership {
             token,
