@@ -111,7 +111,8 @@ pub struct Contents {
 /// The record of a store: it changes with every batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreRecord {
-    /// How many times the store has been opened.
+    /// The present opening of the store, or the last one, as [`next_incarnation`](crate::storage::next_incarnation)
+    /// numbers them: larger than every earlier one, and at least the milliseconds since 1970 when it was opened.
     pub incarnation: Incarnation,
     /// How many batches have been written, in all lives.
     pub commit: u64,
@@ -178,7 +179,8 @@ impl Records {
     /// The record of an entry. Its payload is shorter than 4 GiB.
     pub fn encode_entry(self, group: GroupId, slot: Slot, accepted: &Accepted) -> Vec<u8> {
         let payload = &accepted.entry.payload;
-        let length = u32::try_from(payload.len()).expect("payloads are shorter than 4 GiB");
+        let length = u32::try_from(payload.len())
+            .expect("a payload has travelled in a frame, or fits one: MAX_FRAME_BYTES is far below 4 GiB");
         let mut record = begin(
             RecordType::Entry,
             accepted.entry.kind as u8,

@@ -1,9 +1,13 @@
-//! Where a leader stops and waits for more promises.
+//! Where a leader stops and waits for more promises: at a membership, and at a slot that too few voters can tell of.
 //!
 //! At a membership it waits until the entry and all before it are chosen, because only then is it
 //! known who may vote for what follows; then it collects promises for the slots that follow from a quorum of the new
 //! voters, and goes on with what they report. (Lamport: *Paxos Made Simple*, section 3, lets a membership decide about a
 //! fixed number of slots later instead; here it decides about the next one, and the leader stops there.)
+//!
+//! At a slot that earlier leaders may have got something chosen at, and whose records are damaged at so many voters that
+//! no quorum is left to tell, it waits for the promises of others, or for a voter that has its record back: see
+//! [`damage`](super::damage).
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},

@@ -20,8 +20,8 @@
 //! the replicas must agree on that too. Zero is no hash: it stands for one that is not known.
 //!
 //! Why not the checksum of the frame or record that the entry came in: those cover more than the payload, and the core
-//! sees neither. Each step of `mix` is a bijection, so a change within one word of a payload never goes unnoticed; the
-//! four lanes are there because they are computed side by side.
+//! sees neither. Each step of `mix` is a bijection, so a change within one word of a payload always gives another hash,
+//! but that 0 is taken for 1; the four lanes are there because they are computed side by side.
 
 use crate::types::{Entry, GroupId, Slot};
 

@@ -396,7 +396,9 @@ pub enum Alarm {
         slot: Slot,
     },
     /// So many voters have damaged records of a slot that nobody can tell any more whether something was chosen there.
-    /// The leader proposes nothing there, or above, until enough of them have their records back; it never guesses.
+    /// The leader proposes nothing there, or above, until enough of them have their records back; it never guesses. It
+    /// asks them again all the time, so that a voter whose disk can be read again, as a rule after a restart, ends it. Where
+    /// they are lost for good, the group has to begin anew.
     Undecidable {
         /// The first such slot.
         slot: Slot,

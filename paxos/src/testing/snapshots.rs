@@ -567,7 +567,8 @@ fn a_transfer_does_not_touch_what_is_there(bed: &mut Bed<'_>) -> Outcome {
 fn threads_may_save_send_and_receive_at_once(bed: &mut Bed<'_>) -> Outcome {
     let sent = bed.transferred(A, 1_000, 100_000)?;
     save(bed.store(), B, 1, 50_000)?;
-    let store: Arc<dyn SnapshotStore> = Arc::from(bed.store.take().expect("just used"));
+    let store: Arc<dyn SnapshotStore> =
+        Arc::from(bed.store.take().expect("bed.store() has just given it out"));
     let worker = |work: fn(&dyn SnapshotStore, &Bytes) -> Outcome| {
         let (store, sent) = (store.clone(), sent.clone());
         thread::spawn(move || work(&*store, &sent))

@@ -594,7 +594,10 @@ impl Rig {
             }
             Output::InstallSnapshot { upto } => {
                 assert!(upto > seat.applied_upto, "never backwards");
-                let state = seat.files.open(upto).expect("it was received");
+                let state = seat
+                    .files
+                    .open(upto)
+                    .expect("a snapshot is kept from its receipt until it is installed");
                 seat.applied = thaw(state);
                 seat.applied_upto = upto;
                 self.answer_reads(node);
@@ -915,7 +918,7 @@ impl Rig {
     /// What a living replica says of itself.
     pub fn status(&self, node: u64) -> Status {
         let replica = self.seats.get(&node).and_then(|seat| seat.replica.as_ref());
-        replica.expect("the node lives").status(self.now)
+        replica.expect("scenarios ask only living nodes").status(self.now)
     }
 
     /// The node that leads at the highest ballot.
