@@ -253,3 +253,55 @@ fn wal_entries_of_a_node_that_goes_on_running() {
     until_whole(&cluster, victim);
     until_the_replicas_agree(&cluster);
 }
+
+/// All snapshots of a node whose log begins behind them.
+#[cfg(feature = "wal")]
+#[test]
+fn wal_snapshots() {
+    let snapshots = "--snapshot-entries 40 --snapshot-tail 5 --snapshot-keep 2 --storage wal";
+    let mut cluster = Cluster::start(3, &snapshots.split(' ').collect::<Vec<_>>());
+    write_keys(&cluster);
+    until_the_replicas_agree(&cluster);
+    let leader = cluster.leader();
+    let (victim, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    eventually("the log is trimmed", || {
+        let status = cluster.status(victim).map_err(|error| error.to_string())?;
+        let first = group(&status)["first_slot"].as_u64().unwrap_or_default();
+        if first > 40 {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
+    let writer = Writer::start(&cluster, other);
+    cluster.kill(victim);
+    let files = files(&cluster.data_dir(victim).join("snapshots"));
+    let files = files
+        .iter()
+        .filter(|file| fs::metadata(file).expect("a file").len() > 100);
+    let damaged = files.map(|file| {
+        let mut contents = fs::read(file).expect("a file");
+        let middle = contents.len() / 2;
+        contents[middle] ^= 4;
+        fs::write(file, contents).expect("a file");
+    });
+    assert!(damaged.count() > 0, "there are snapshots");
+    cluster.start_node(victim);
+    cluster.wait_until_it_reads(victim);
+    until_whole(&cluster, victim);
+    assert!(
+        cluster.log(victim).contains("the state is lost"),
+        "{}",
+        cluster.log(victim)
+    );
+    let written = writer.finish();
+    let mut connection = cluster.connect(victim);
+    for key in 0..KEYS {
+        let found: Option<String> = eventually("a read", || {
+            cmd("GET").arg(format!("key-{key}")).query(&mut connection)
+        });
+        assert_eq!(found, Some(value(key)), "key {key} is lost");
+    }
+    assert!(written > 0);
+    until_the_replicas_agree(&cluster);
+}

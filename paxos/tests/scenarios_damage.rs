@@ -421,3 +421,161 @@ fn damage_that_the_own_snapshot_covers_is_trimmed() {
     rig.pass(300);
     assert_eq!(rig.applied(3), rig.applied(1));
 }
+
+/// All have applied so many commands; these nodes have a snapshot of that and nothing of the log before it.
+fn after_snapshots(count: usize, nodes: &[u64]) -> Rig {
+    let mut rig = after_commands(count, with_snapshots());
+    for node in nodes {
+        rig.step(*node, Input::TakeSnapshot);
+        rig.settle();
+        assert_eq!(rig.status(*node).trimmed, rig.chosen());
+    }
+    rig
+}
+
+/// The node loses its process and its snapshots, and comes back.
+fn restart_without_snapshots(rig: &mut Rig, node: u64) {
+    rig.flush(node);
+    rig.crash(node);
+    rig.lose_snapshots(node, Slot::ZERO);
+    rig.restart(node);
+    assert!(rig.status(node).lacks_snapshot);
+    assert_eq!(rig.applied(node), Vec::<&str>::new());
+}
+
+#[test]
+fn a_node_that_has_lost_its_snapshots_gets_one_from_a_peer() {
+    let mut rig = after_snapshots(6, &[1, 2, 3]);
+    restart_without_snapshots(&mut rig, 3);
+    write(&mut rig, 3);
+    rig.pass(3_000);
+    assert_eq!(rig.applied(3), rig.applied(1));
+    assert!(!rig.status(3).lacks_snapshot);
+    assert_eq!(rig.leader(), Some(1), "nobody was disturbed");
+    rig.crash(3);
+    rig.restart(3);
+    assert!(!rig.status(3).lacks_snapshot, "it is durable");
+}
+
+#[test]
+fn a_peer_that_has_no_snapshot_yet_takes_one_for_who_has_lost_his() {
+    let mut rig = after_snapshots(6, &[3]);
+    assert_eq!((rig.snapshot(1), rig.snapshot(2)), (Slot::ZERO, Slot::ZERO));
+    restart_without_snapshots(&mut rig, 3);
+    rig.pass(5_000);
+    assert_eq!(rig.applied(3), rig.applied(1));
+    assert!(!rig.status(3).lacks_snapshot);
+    assert!(rig.snapshot(1).max(rig.snapshot(2)) >= Slot(6));
+}
+
+#[test]
+fn an_older_snapshot_that_does_not_reach_the_log_is_of_no_use() {
+    let mut rig = after_snapshots(3, &[1, 2, 3]);
+    write(&mut rig, 3);
+    rig.pass(300);
+    rig.step(3, Input::TakeSnapshot);
+    rig.settle();
+    rig.flush(3);
+    rig.crash(3);
+    rig.lose_snapshots(3, Slot(3));
+    rig.restart(3);
+    assert!(rig.status(3).lacks_snapshot);
+    assert_eq!(rig.applied(3).len(), 3, "it is not applied over the gap");
+    rig.pass(5_000);
+    assert_eq!(rig.applied(3), rig.applied(1));
+    assert!(!rig.status(3).lacks_snapshot);
+}
+
+#[test]
+fn a_node_that_has_lost_its_snapshots_votes_on_but_does_not_lead() {
+    let mut rig = after_snapshots(6, &[1, 2, 3]);
+    rig.hold_snapshots(3);
+    restart_without_snapshots(&mut rig, 3);
+    rig.crash(2);
+    rig.propose(1, b"chosen with its vote");
+    rig.pass(300);
+    assert_eq!(rig.chosen(), Slot(7));
+    rig.crash(1);
+    rig.pass(5_000);
+    assert_eq!(
+        rig.status(3).phase,
+        Phase::Follower,
+        "others may need what it has lost"
+    );
+    rig.restart(2);
+    rig.pass(5_000);
+    assert_eq!(rig.leader(), Some(2));
+    rig.release_snapshots(3);
+    rig.pass(5_000);
+    assert_eq!(rig.applied(3), rig.applied(2));
+    assert_eq!(rig.applied(3).last(), Some(&"chosen with its vote"));
+}
+
+#[test]
+fn what_went_with_the_snapshots_counts_for_no_vote() {
+    let mut rig = after_commands(2, with_snapshots());
+    rig.isolate(2);
+    rig.propose(1, b"known to n1 and n3");
+    rig.pass_for_where(&[1, 3], 300, |letter| letter.to != 2);
+    rig.step(3, Input::TakeSnapshot);
+    rig.settle_where(|letter| letter.to != 2);
+    assert_eq!(rig.status(3).trimmed, Slot(3));
+    rig.crash(1);
+    restart_without_snapshots(&mut rig, 3);
+    rig.take(|_| true);
+    rig.heal();
+    rig.pass(5_000);
+    assert_eq!(
+        rig.status(2).chosen,
+        Slot(2),
+        "nobody there can tell what slot 3 holds"
+    );
+    rig.restart(1);
+    rig.pass(5_000);
+    for node in 1..=3 {
+        assert_eq!(rig.applied(node).last(), Some(&"known to n1 and n3"), "n{node}");
+    }
+    assert!(!rig.status(3).lacks_snapshot);
+}
+
+#[test]
+fn who_the_members_are_comes_back_with_the_snapshot() {
+    let mut rig = after_commands(2, with_snapshots());
+    let token = rig.change(1, &[prefer(2)], false);
+    rig.pass(1_000);
+    assert!(matches!(rig.ending(token), Some(Ending::Changed(_))));
+    for node in 1..=3 {
+        rig.step(node, Input::TakeSnapshot);
+        rig.settle();
+    }
+    restart_without_snapshots(&mut rig, 3);
+    assert_eq!(
+        rig.status(3).standing,
+        Standing::Joining,
+        "it does not know the voters"
+    );
+    rig.pass(5_000);
+    assert_eq!(rig.status(3).standing, Standing::Voter);
+    assert_eq!(rig.status(3).membership, *rig.membership());
+    assert_eq!(rig.applied(3), rig.applied(1));
+}
+
+#[test]
+fn a_value_whose_only_witness_has_lost_it_with_its_snapshots_is_found_by_the_others() {
+    let mut rig = after_commands(1, with_snapshots());
+    rig.propose(1, b"known to n1 only");
+    rig.settle();
+    let slot = rig.chosen();
+    rig.pass_for_where(&[1], 150, |letter| letter.from != 1);
+    rig.step(1, Input::TakeSnapshot);
+    rig.pass_for_where(&[1], 50, |letter| letter.from != 1);
+    assert_eq!(rig.status(1).trimmed, slot);
+    rig.take(|_| true);
+    restart_without_snapshots(&mut rig, 1);
+    assert!(rig.status(2).chosen < slot && rig.status(3).chosen < slot);
+    rig.pass(5_000);
+    for node in 1..=3 {
+        assert_eq!(rig.applied(node)[1], "known to n1 only");
+        assert!(!rig.status(node).lacks_snapshot);
+    }
+}

@@ -160,6 +160,12 @@ impl Shared {
                     status.replica.group
                 ));
             }
+            if status.replica.lacks_snapshot {
+                alarms.push(format!(
+                    "group {} has lost its snapshots; it fetches one from the other nodes",
+                    status.replica.group
+                ));
+            }
             if status.replica.damaged > 0 {
                 alarms.push(format!(
                     "group {} has {} damaged entries in its log; they are being repaired from the other nodes",

@@ -11,6 +11,9 @@
 //!   missing, and comes as a snapshot if they have trimmed it. Until then the node tells learners that it has nothing
 //!   there, and its state machine waits.
 //! - **Below the newest own snapshot** nobody needs the slot: the log is trimmed there.
+//! - **Where the log is trimmed and no snapshot reaches it** any more, because all of them are damaged or gone, the state is
+//!   fetched from a peer as a snapshot that does. Until then the node votes for what its log holds, tells nobody anything
+//!   of what it has lost, and its state machine waits.
 //!
 //! A slot is whole again when something has been written over it durably: an `Accept` at a ballot no lower than the
 //! promise, a learned entry, or, where the entry is still in memory, that.
@@ -160,10 +163,16 @@ impl Replica {
         lost.take_while(|slot| *slot <= newest).last().unwrap_or_default()
     }
 
-    /// Whether the next entry for the state machine is damaged, so that it waits for the peers' help.
+    /// Whether the next entry for the state machine is damaged or gone with a snapshot, so that it waits for the peers'
+    /// help.
     pub(super) fn waits_for_repair(&self) -> bool {
         let next = self.learner.applied.next();
-        next <= self.chosen && next < self.window.first() && self.damage.has(next)
+        self.lacks_snapshot() || (next <= self.chosen && next < self.window.first() && self.damage.has(next))
+    }
+
+    /// Whether the log is trimmed and no snapshot of this node reaches it: the state below it is lost here.
+    pub(super) fn lacks_snapshot(&self) -> bool {
+        self.snapshots.newest < self.trimmed
     }
 
     /// Whether the membership in force is not known, because its entry is damaged. Until it is repaired nothing more is
@@ -176,17 +185,18 @@ impl Replica {
 
 /// Phase 1.
 impl Replica {
-    /// Whether this node has lost a chosen entry that others may have to learn from it before they can go on: then one of
+    /// Whether this node has lost chosen entries, or the state that they led to, that others may have to learn from it before they can go on: then one of
     /// them shall lead. Nobody else has use for the entries of a node that is alone.
     pub(super) fn lacks_what_others_may_need(&self) -> bool {
-        self.damage.reaches(self.chosen) && !self.other_members().is_empty()
+        (self.damage.reaches(self.chosen) || self.lacks_snapshot()) && !self.other_members().is_empty()
     }
 
     /// The watermark that a promise to a candidate claims, which needs everything from `first` on. What this node knows
     /// chosen but could not teach, it claims to know nothing of, lest the candidate wait for it in vain: the other voters
     /// may hold it as accepted, and not know that it is chosen.
     pub(super) fn claimed_watermark(&self, first: Slot) -> Slot {
-        match self.damage.first_from(first) {
+        let gone = Some(first).filter(|first| self.lacks_snapshot() && *first <= self.trimmed);
+        match gone.or_else(|| self.damage.first_from(first)) {
             Some(lost) if lost <= self.chosen && self.chosen.since(lost) < MAX_UNTOLD_SLOTS => {
                 lost.previous()
             }

@@ -506,6 +506,9 @@ pub struct Status {
     pub stranded: Option<Slot>,
     /// All slots up to this one are trimmed.
     pub trimmed: Slot,
+    /// Whether the log is trimmed and no snapshot of this node reaches it any more, because all are damaged or gone: one is
+    /// sought from the peers. Until then nothing is applied.
+    pub lacks_snapshot: bool,
     /// How many slots of the log are damaged on this node's disk and not repaired yet.
     pub damaged: usize,
     /// The slot for which a leader can propose nothing yet, because too few voters can tell what they have accepted there.

@@ -157,7 +157,7 @@ impl Replica {
         if first < self.window.first() {
             let known = self.learner.serving.iter().any(|(peer, ..)| *peer == from);
             if first <= self.trimmed {
-                self.offer_snapshot(from);
+                self.offer_snapshot(from, first);
             } else if !known && self.learner.serving.len() < MAX_SERVED_PEERS {
                 self.learner.serving.push_back((from, first, upto));
             }
@@ -255,6 +255,7 @@ impl Replica {
         self.window
             .evict(self.gate.durable(), self.config.max_cache_bytes);
         self.ask_peers();
+        self.seek_lost_snapshot();
         self.ask_for_repairs();
         self.load_from_store();
     }
@@ -430,7 +431,7 @@ impl Replica {
         }
         while let Some((peer, from, upto)) = self.learner.serving.pop_front() {
             if from <= self.trimmed {
-                self.offer_snapshot(peer);
+                self.offer_snapshot(peer, from);
                 continue;
             }
             if self.damage.has(from) {
@@ -448,7 +449,7 @@ impl Replica {
     }
 
     /// Tells a peer that asks for entries that it has to ask another one.
-    fn teach_nothing(&mut self, to: NodeId, from: Slot) {
+    pub(super) fn teach_nothing(&mut self, to: NodeId, from: Slot) {
         let message = Message::Learned {
             from,
             entries: Vec::new(),
@@ -468,7 +469,7 @@ impl Replica {
         let run: Vec<(Slot, Accepted)> = run.map(|(_, entry)| entry).collect();
         match purpose {
             Purpose::Nothing => {}
-            Purpose::Serve(peer) if first <= self.trimmed => self.offer_snapshot(peer),
+            Purpose::Serve(peer) if first <= self.trimmed => self.offer_snapshot(peer, first),
             Purpose::Serve(peer) => {
                 let entries = run.into_iter().map(|(_, accepted)| accepted).collect();
                 self.send(

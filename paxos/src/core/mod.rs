@@ -195,8 +195,8 @@ impl Replica {
         let snapshot = snapshot.unwrap_or_default();
         let upto = snapshot.upto;
         assert!(
-            trimmed <= upto,
-            "the log is trimmed up to slot {trimmed}, but the newest snapshot is of slot {upto}"
+            trimmed <= upto || config.snapshots,
+            "the log is trimmed up to slot {trimmed}, but the newest snapshot is of slot {upto}, and none can be fetched"
         );
         let chosen = stored.max(upto);
         let mut memberships = Memberships::new(membership);
@@ -629,6 +629,7 @@ impl Replica {
             fetch: self.fetch_status(),
             stranded: self.stranded(),
             trimmed: self.trimmed,
+            lacks_snapshot: self.lacks_snapshot(),
             damaged: self.damage.count(),
             undecided: self.undecided(),
             repaired: self.damage.repaired,

@@ -50,6 +50,8 @@ pub(super) struct Snapshots {
     /// Peers that have trimmed what is missing here, and as of which slot they have a snapshot.
     offers: BTreeMap<NodeId, Slot>,
     fetch: Option<Fetch>,
+    /// Who was asked last for a snapshot in the place of the own ones that are lost.
+    sought: Option<NodeId>,
     /// Whose snapshot failed last.
     failed: Option<NodeId>,
     partial: Partial,
@@ -368,14 +370,21 @@ impl Replica {
         reader.fetches = fetches;
     }
 
-    /// A peer asks for entries that are trimmed here.
-    pub(super) fn offer_snapshot(&mut self, to: NodeId) {
+    /// A peer asks for entries from `first` on, which are trimmed here.
+    pub(super) fn offer_snapshot(&mut self, to: NodeId, first: Slot) {
+        if self.lacks_snapshot() {
+            return self.teach_nothing(to, first);
+        }
         let snapshot = self.snapshots.newest;
         self.send(to, Message::Trimmed { snapshot });
     }
 
     pub(super) fn on_fetch_snapshot(&mut self, from: NodeId, upto: Slot, offset: u64) {
         let newest = self.snapshots.newest;
+        if newest < upto && upto <= self.learner.applied && self.snapshots.saving.is_none() {
+            // The peer has lost all that would do. It asks again, and then there is one.
+            return self.on_take_snapshot();
+        }
         if newest == Slot::ZERO {
             return;
         }
@@ -487,9 +496,27 @@ impl Replica {
         self.begin_fetch()
     }
 
+    /// Asks the peers, one after the other, for a snapshot that reaches the log, if none of the own ones does any more.
+    pub(super) fn seek_lost_snapshot(&mut self) {
+        if !self.lacks_snapshot() || self.snapshots.is_fetching() || self.now < self.snapshots.fetch_after {
+            return;
+        }
+        let teachers = self.teachers(None);
+        let later = teachers.iter().find(|peer| Some(**peer) > self.snapshots.sought);
+        let Some(peer) = later.or(teachers.first()).copied() else {
+            return;
+        };
+        self.snapshots.sought = Some(peer);
+        self.snapshots.offers.clear();
+        // A peer with a newer one answers that it does not have this one, and is then asked for its newest.
+        self.snapshots.fetch = Some(Fetch::new(peer, self.trimmed, 0));
+        self.ask_for_chunk();
+    }
+
     /// Whether a peer's snapshot brings this replica on.
     fn is_wanted(&self, upto: Slot) -> bool {
-        upto > self.chosen || self.is_repaired_by(upto)
+        let in_place_of_lost = self.lacks_snapshot() && upto >= self.trimmed;
+        upto > self.chosen || in_place_of_lost || self.is_repaired_by(upto)
     }
 
     fn ask_for_chunk(&mut self) {
@@ -630,10 +657,11 @@ impl Replica {
 
     pub(super) fn fetch_deadline(&self) -> Option<Time> {
         let snapshots = &self.snapshots;
-        match &snapshots.fetch {
-            Some(fetch) => fetch.asked.then_some(fetch.again_at),
-            None => Some(snapshots.fetch_after).filter(|at| !snapshots.offers.is_empty() && *at > self.now),
+        if let Some(fetch) = &snapshots.fetch {
+            return fetch.asked.then_some(fetch.again_at);
         }
+        let wanted = !snapshots.offers.is_empty() || self.lacks_snapshot();
+        Some(snapshots.fetch_after).filter(|at| wanted && *at > self.now)
     }
 
     pub(super) fn fetch_status(&self) -> Option<FetchStatus> {

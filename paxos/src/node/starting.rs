@@ -142,10 +142,11 @@ impl Node {
     /// # Errors
     ///
     /// The group is not added, and nothing has changed (but that snapshots which were found damaged are set aside), if it
-    /// exists already, if `membership` has no voter, or if the log
-    /// no longer reaches back to the newest whole snapshot. What a machine that keeps its state itself holds beyond that is
-    /// no help: which commands have been applied, and who the members are, is in the snapshot and the log only. Damaged
-    /// entries of the log are no hindrance: they are repaired from the peers while the group takes part as far as it can.
+    /// exists already, if `membership` has no voter, or if the log no longer reaches back to the newest whole snapshot and
+    /// there is nobody else, or no snapshot store, to get one. What a machine that keeps its state itself holds beyond that
+    /// is no help: which commands have been applied, and who the members are, is in the snapshot and the log only. Damaged
+    /// entries of the log are no hindrance, nor are snapshots that are lost while others have theirs: both are repaired from
+    /// the peers while the group takes part as far as it can.
     pub async fn add_group<M: StateMachine>(
         &self,
         group: GroupId,
@@ -191,12 +192,15 @@ impl Node {
         }
         // Put back unless the group is started.
         let recovered = Taken::of(&self.recovered, group);
-        let restored = self.restore_group(group, &recovered, Box::new(machine)).await?;
+        let (restored, no_way) = self.restore_group(group, &recovered, Box::new(machine)).await?;
         let newest = restored.snapshot.as_ref();
         let mut damaged = recovered.damaged.iter().copied().collect();
         let in_force = self
             .load_membership(group, &membership, &recovered, newest, &mut damaged)
             .await?;
+        if let Some(error) = no_way {
+            self.may_fetch_a_snapshot(group, &in_force, error)?;
+        }
         let newest = newest.map_or(Slot::ZERO, |header| header.upto);
         let tail = self
             .load_tail(
@@ -253,13 +257,30 @@ impl Node {
         }
     }
 
-    /// Brings a machine that is behind the newest whole snapshot up to it.
+    /// No snapshot of this node reaches the log any more: that is an error, unless others may have one.
+    fn may_fetch_a_snapshot(
+        &self,
+        group: GroupId,
+        in_force: &ChosenMembership,
+        error: NodeError,
+    ) -> Result<(), NodeError> {
+        let node = self.environment.identity.node;
+        let members = &in_force.membership.members;
+        let is_alone = !members.is_empty() && members.iter().all(|member| member.node == node);
+        if self.environment.snapshots.is_none() || is_alone {
+            return Err(error);
+        }
+        tracing::error!(%group, %node, %error, "the state is lost; the other nodes are asked for a snapshot");
+        Ok(())
+    }
+
+    /// Brings a machine that is behind the newest whole snapshot up to it. Also says why, if no snapshot reaches the log.
     async fn restore_group(
         &self,
         group: GroupId,
         recovered: &RecoveredGroup,
         mut machine: Box<dyn StateMachine>,
-    ) -> Result<Restored, NodeError> {
+    ) -> Result<(Restored, Option<NodeError>), NodeError> {
         let node = self.environment.identity.node;
         let found = match &self.environment.snapshots {
             Some(snapshots) => snapshots.newest(group).await?,
@@ -269,9 +290,8 @@ impl Node {
             tracing::error!(%group, %node, %upto, detail, "a snapshot is damaged and was set aside");
         }
         let newest = found.newest.as_ref().map_or(Slot::ZERO, |header| header.upto);
-        if newest < recovered.trimmed {
-            return Err(self.no_way_to_the_log(group, recovered.trimmed, newest, &found));
-        }
+        let no_way = (newest < recovered.trimmed)
+            .then(|| self.no_way_to_the_log(group, recovered.trimmed, newest, &found));
         if let Some(snapshots) = &self.environment.snapshots
             && machine.applied() < newest
         {
@@ -286,11 +306,12 @@ impl Node {
                 "the state machine is restored from a snapshot"
             );
         }
-        Ok(Restored {
+        let restored = Restored {
             machine,
             snapshot: found.newest,
             damaged: found.damaged.len(),
-        })
+        };
+        Ok((restored, no_way))
     }
 
     fn no_way_to_the_log(&self, group: GroupId, trimmed: Slot, newest: Slot, found: &Found) -> NodeError {
@@ -324,7 +345,7 @@ impl Node {
     }
 
     /// The membership in force at the stored watermark: `first` if the log has had none, that of the snapshot if that
-    /// reaches as far; an unknown one if the entry is damaged.
+    /// reaches as far; an unknown one if the entry is damaged, or gone with the snapshots.
     async fn load_membership(
         &self,
         group: GroupId,
@@ -340,13 +361,14 @@ impl Node {
         if let Some(header) = snapshot.filter(|header| at <= header.upto) {
             return Ok(header.membership.clone());
         }
-        let loaded = if damaged.contains(&at) {
+        let is_lost = at <= recovered.trimmed || damaged.contains(&at);
+        let loaded = if is_lost {
             Loaded::default()
         } else {
             self.load(group, at, at).await?
         };
         damaged.extend(loaded.damaged);
-        if damaged.contains(&at) {
+        if is_lost || damaged.contains(&at) {
             return Ok(ChosenMembership {
                 at,
                 ballot: Ballot::ZERO,

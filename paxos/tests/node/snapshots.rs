@@ -12,7 +12,7 @@ use paxos::{
 
 use crate::{
     cluster::{Cluster, GROUP, config, members, text},
-    doubles::{Breakage, Disk, Gate, List, Network},
+    doubles::{Breakage, Disk, Gate, List, Network, Snapshots},
 };
 
 /// A snapshot every 20 entries, 5 of them kept behind it, and pieces of 100 bytes.
@@ -762,4 +762,21 @@ async fn a_removed_group_leaves_no_snapshot_behind() {
         .unwrap();
     assert_eq!(group.propose(text("first")).await.unwrap(), "1");
     assert_eq!(group.status().await.replica.snapshot, Slot::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_lost_its_snapshots_gets_one_from_a_peer() {
+    let mut cluster = Cluster::start_with_snapshots(eager()).await;
+    write(&cluster.group(1), 0..100).await;
+    let victim = cluster.follower().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(cluster.group(victim).status().await.replica.trimmed > Slot::ZERO);
+    cluster.crash(victim).await;
+    cluster.snapshots.insert(victim, Snapshots::default());
+    cluster.start_node(victim).await;
+    assert!(cluster.group(victim).status().await.replica.lacks_snapshot);
+    let list = cluster.list(victim).await;
+    assert_eq!(list.split(' ').count(), 100);
+    assert_eq!(list, cluster.list(cluster.leader().await).await);
+    assert!(!cluster.group(victim).status().await.replica.lacks_snapshot);
 }

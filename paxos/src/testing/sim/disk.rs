@@ -94,10 +94,12 @@ impl DiskState {
         found
     }
 
-    /// The membership in force at the watermark: `first` if the log holds none, an unknown one if it is damaged.
+    /// The membership in force at the watermark: `first` if the log has had none, an unknown one if the log
+    /// does not hold it any more.
     pub fn membership(&self, first: &Membership) -> ChosenMembership {
         let at = self.hard.membership;
-        if self.damaged.contains(&at) {
+        let trimmed = at > Slot::ZERO && at <= self.trimmed;
+        if trimmed || self.damaged.contains(&at) {
             return ChosenMembership {
                 at,
                 ballot: Ballot::ZERO,

@@ -102,6 +102,12 @@ impl Files {
         self.partial.is_some()
     }
 
+    /// All but those as of these slots are gone, or damaged, which comes to the same.
+    pub(super) fn lose_above(&mut self, kept: Slot) {
+        self.whole.retain(|upto, _| *upto <= kept);
+        self.partial = None;
+    }
+
     /// What was not whole is gone.
     pub(super) fn crash(&mut self) {
         self.partial = None;

@@ -85,6 +85,8 @@ struct Said {
     held: BTreeMap<Ballot, BTreeMap<Slot, Option<Ballot>>>,
     /// The newest snapshot that it said to have.
     snapshot: Slot,
+    /// It has lost its newest snapshots, and said of none since that reaches its log.
+    lost_snapshots: bool,
 }
 
 /// Checks I1 to I6 on every durable write, every message and every restart.
@@ -674,13 +676,14 @@ impl Oracle {
     /// A node comes back. I5: its disk holds at least all that it ever said. I7: what it trimmed is in its newest snapshot, which is at least as new as any that it said to have.
     pub(super) fn restarted(&self, acceptor: Acceptor, disk: &DiskState, snapshot: Slot) -> Check {
         let node = acceptor.0;
+        let said = self.said.get(&acceptor);
         ensure!(
-            disk.trimmed <= snapshot,
+            disk.trimmed <= snapshot || said.is_some_and(|said| said.lost_snapshots),
             "I7",
             "{node} came back with a log trimmed up to {} and a snapshot of {snapshot}",
             disk.trimmed
         );
-        let Some(said) = self.said.get(&acceptor) else {
+        let Some(said) = said else {
             return Ok(());
         };
         ensure!(
@@ -723,6 +726,13 @@ impl Oracle {
         Ok(())
     }
 
+    /// A node that is down has lost its newer snapshots.
+    pub(super) fn lost_snapshots(&mut self, acceptor: Acceptor, newest: Slot) {
+        let said = self.said.entry(acceptor).or_default();
+        said.snapshot = said.snapshot.min(newest);
+        said.lost_snapshots = true;
+    }
+
     /// What a replica says of itself after a round, against what it said after the round before.
     pub(super) fn status(&self, node: NodeId, now: &Status, before: Option<&Status>) -> Check {
         self.learned(node, now.chosen)?;
@@ -757,15 +767,17 @@ impl Oracle {
     /// I7: trimmed <= durable snapshot <= applied <= chosen, as a replica says with this newest snapshot on its disk.
     pub(super) fn snapshots(&mut self, acceptor: Acceptor, now: &Status, newest: Slot) -> Check {
         let node = acceptor.0;
+        let said = self.said.entry(acceptor).or_default();
+        let reaches = now.trimmed <= now.snapshot;
+        said.lost_snapshots &= !reaches;
         ensure!(
-            now.trimmed <= now.snapshot && now.snapshot <= newest && now.snapshot <= now.applied,
+            (reaches || said.lost_snapshots) && now.snapshot <= newest && now.snapshot <= now.applied,
             "I7",
             "{node} says: trimmed {}, snapshot {}, applied {}; its newest snapshot is of {newest}",
             now.trimmed,
             now.snapshot,
             now.applied
         );
-        let said = self.said.entry(acceptor).or_default();
         said.snapshot = said.snapshot.max(now.snapshot);
         Ok(())
     }

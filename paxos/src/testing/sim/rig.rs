@@ -424,6 +424,17 @@ impl Rig {
         self.seat(node).disk.recover(GROUP, Slot(slot), &from.contents);
     }
 
+    /// A node that is down loses its snapshots but for those as of `kept` and before.
+    pub fn lose_snapshots(&mut self, node: u64, kept: Slot) {
+        self.say(&format!("n{node} loses its snapshots above {kept}"));
+        let acceptor = self.acceptor(node);
+        let seat = self.seat(node);
+        assert!(seat.replica.is_none(), "a living node has read it");
+        seat.files.lose_above(kept);
+        let newest = seat.files.newest();
+        self.oracle.lost_snapshots(acceptor, newest);
+    }
+
     /// The slot of the last alarm that nobody can tell what was chosen there.
     pub const fn undecidable(&self) -> Option<Slot> {
         self.undecidable
