@@ -1,12 +1,6 @@
 //! Connections that others dialled: frames come in.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::BytesMut;
 use paxos::transport::{Inbox, Incoming};
@@ -17,7 +11,7 @@ use tokio::{
         tcp::{ReadHalf, WriteHalf},
     },
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    time::{MissedTickBehavior, interval, timeout},
+    time::timeout,
 };
 use tokio_util::codec::Decoder;
 use tracing::debug;
@@ -25,7 +19,8 @@ use tracing::debug;
 use super::{
     codec::{BUFFER_BYTES, FrameCodec, Item, ReadError, SIGN_OF_LIFE},
     handshake::{self, Caller, HandshakeError},
-    shared::{PeerState, SIGNS_PER_TIMEOUT, Shared},
+    shared::{PeerState, Shared},
+    silence::{Listening, signs_of_life},
 };
 
 /// A buffer with less room than this, in bytes, is exchanged before the next read.
@@ -117,18 +112,11 @@ async fn carry(
     tokio::select! {
         biased;
         end = read_frames(shared, reader, caller, inbox, peer, &listening) => end,
-        end = stay_alive(shared, writer, &listening) => end,
+        end = give_signs(shared, writer) => end,
+        () = listening.until_silent(shared.config.silence_timeout) => End::Broken("no sign of life".into()),
         // The sender was dropped: a newer connection took its place.
         _ = superseded => End::Broken("the peer has made a new connection".into()),
     }
-}
-
-/// What the reader tells the one who watches for silence.
-#[derive(Default)]
-struct Listening {
-    heard: AtomicBool,
-    /// The node is busy with a frame: silence means nothing, since nothing is read.
-    paused: AtomicBool,
 }
 
 async fn read_frames(
@@ -159,39 +147,28 @@ async fn read_frames(
                 ));
             }
             shared.count(peer, |counters| &counters.received_bytes, frame.len() as u64);
-            listening.paused.store(true, Ordering::Relaxed);
+            listening.pause(true);
             if inbox.deliver(Incoming::Frame(frame)).await.is_err() {
                 return End::InboxClosed;
             }
-            listening.paused.store(false, Ordering::Relaxed);
+            listening.pause(false);
         }
         if buffer.capacity() - buffer.len() < MIN_READ_BYTES {
             buffer.reserve(BUFFER_BYTES);
         }
         match reader.read_buf(&mut buffer).await {
             Ok(0) => return End::Broken("the peer closed it".into()),
-            Ok(_) => listening.heard.store(true, Ordering::Relaxed),
+            Ok(_) => listening.hear(),
             Err(error) => return End::Broken(error.to_string()),
         }
     }
 }
 
-/// Sends signs of life, and ends when the other side gives none.
-async fn stay_alive(shared: &Shared, mut writer: WriteHalf<'_>, listening: &Listening) -> End {
-    let mut tick = interval(shared.config.silence_timeout / SIGNS_PER_TIMEOUT);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut silent_ticks = 0;
+/// Sends signs of life until the connection breaks.
+async fn give_signs(shared: &Shared, mut writer: WriteHalf<'_>) -> End {
+    let mut tick = signs_of_life(shared.config.silence_timeout);
     loop {
         tick.tick().await;
-        let heard = listening.heard.swap(false, Ordering::Relaxed);
-        if heard || listening.paused.load(Ordering::Relaxed) {
-            silent_ticks = 0;
-        } else {
-            silent_ticks += 1;
-        }
-        if silent_ticks > SIGNS_PER_TIMEOUT {
-            return End::Broken("no sign of life".into());
-        }
         if let Err(error) = writer.write_all(SIGN_OF_LIFE).await {
             return End::Broken(error.to_string());
         }

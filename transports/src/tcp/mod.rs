@@ -22,6 +22,7 @@ mod inbound;
 mod outbound;
 mod queue;
 mod shared;
+mod silence;
 
 use std::{
     net::{SocketAddr, TcpListener},

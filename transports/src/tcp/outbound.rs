@@ -20,7 +20,7 @@ use tokio::{
     },
     sync::watch,
     task::yield_now,
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -28,7 +28,8 @@ use super::{
     TcpConfig,
     codec::SIGN_OF_LIFE,
     handshake::{self, HandshakeError},
-    shared::{PeerState, SIGNS_PER_TIMEOUT, Shared},
+    shared::{PeerState, Shared},
+    silence::{Listening, signs_of_life},
 };
 
 /// How many pieces one system call writes at most.
@@ -185,49 +186,30 @@ async fn use_connection(
 /// Writes what is queued for a lane until the connection breaks; says why.
 async fn carry(shared: &Shared, peer: &PeerState, lane: Lane, stream: &mut TcpStream) -> String {
     let (reader, writer) = stream.split();
-    let heard = AtomicBool::new(false);
+    let listening = Listening::default();
     tokio::select! {
         biased;
-        why = hear_signs(reader, &heard) => why,
+        why = hear_signs(reader, &listening) => why,
         error = write_frames(shared, peer, lane, writer) => error.to_string(),
-        () = watch_silence(shared, &heard) => "no sign of life".into(),
+        () = listening.until_silent(shared.config.silence_timeout) => "no sign of life".into(),
     }
 }
 
-fn signs_of_life(shared: &Shared) -> Interval {
-    let mut tick = interval(shared.config.silence_timeout / SIGNS_PER_TIMEOUT);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tick
-}
-
 /// The other side only gives signs of life here; the end of the stream is the end of the peer.
-async fn hear_signs(mut reader: ReadHalf<'_>, heard: &AtomicBool) -> String {
+async fn hear_signs(mut reader: ReadHalf<'_>, listening: &Listening) -> String {
     let mut signs = [0; 64];
     loop {
         match reader.read(&mut signs).await {
             Ok(0) => return "the peer closed the connection".into(),
-            Ok(_) => heard.store(true, Ordering::Relaxed),
+            Ok(_) => listening.hear(),
             Err(error) => return error.to_string(),
         }
     }
 }
 
-async fn watch_silence(shared: &Shared, heard: &AtomicBool) {
-    let mut tick = signs_of_life(shared);
-    let mut silent_ticks = 0;
-    while silent_ticks <= SIGNS_PER_TIMEOUT {
-        tick.tick().await;
-        silent_ticks = if heard.swap(false, Ordering::Relaxed) {
-            0
-        } else {
-            silent_ticks + 1
-        };
-    }
-}
-
 async fn write_frames(shared: &Shared, peer: &PeerState, lane: Lane, mut writer: WriteHalf<'_>) -> io::Error {
     let queue = peer.queue(lane);
-    let mut tick = signs_of_life(shared);
+    let mut tick = signs_of_life(shared.config.silence_timeout);
     let mut quiet = false;
     let mut parts = VecDeque::new();
     loop {

@@ -25,9 +25,6 @@ use tracing::warn;
 
 use super::{TcpConfig, inbound, outbound, queue::LaneQueue};
 
-/// How many signs of life fit into the time after which silence ends a connection.
-pub(super) const SIGNS_PER_TIMEOUT: u32 = 4;
-
 /// A peer, once known, is remembered for ever, without an address when it is none any more: so there is one task per
 /// peer at any time, and its events come in order.
 #[derive(Debug)]
