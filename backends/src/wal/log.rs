@@ -157,9 +157,13 @@ impl Log {
         }
     }
 
-    fn segment(&mut self, number: u64) -> Option<&mut Segment> {
+    fn place_of_segment(&self, number: u64) -> Option<usize> {
         let first = self.segments.front()?.number;
-        let at = usize::try_from(number.checked_sub(first)?).ok()?;
+        usize::try_from(number.checked_sub(first)?).ok()
+    }
+
+    fn segment(&mut self, number: u64) -> Option<&mut Segment> {
+        let at = self.place_of_segment(number)?;
         self.segments.get_mut(at)
     }
 
@@ -174,7 +178,10 @@ impl Log {
         if !self.segments.back().is_some_and(fits) {
             self.begin_segment(&mut changes)?;
         }
-        let last = self.segments.back_mut().expect("there is one that fits");
+        let last = self
+            .segments
+            .back_mut()
+            .expect("`begin_segment` makes one of at least twice the frame");
         let position = Position {
             segment: last.number,
             sequence: self.sequence + 1,
@@ -288,7 +295,7 @@ impl Log {
             && oldest.live_records == 0
         {
             let wanted = self.wanted_bytes();
-            let oldest = self.segments.pop_front().expect("there is one");
+            let oldest = self.segments.pop_front().expect("the loop has just looked at it");
             self.spares
                 .recycle(&mut self.disk, &oldest.file.path, oldest.capacity, wanted)?;
         }
@@ -305,8 +312,8 @@ impl Log {
         let Some(place) = self.slots.get(&group).and_then(|slots| slots.get(&slot)).copied() else {
             return Ok(None);
         };
-        let first = self.segments.front().map_or(0, |first| first.number);
-        let segment = self.segments.get((place.segment - first) as usize);
+        let at = self.place_of_segment(place.segment);
+        let segment = at.and_then(|at| self.segments.get(at));
         let segment = segment.expect("a segment stays as long as a slot's record is in it");
         self.disk.read(&segment.file, place.at, place.bytes).map(Some)
     }

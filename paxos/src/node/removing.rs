@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// Groups to which something is being done, or was done by half.
-pub(super) type Changes = Arc<Mutex<BTreeMap<GroupId, Change>>>;
+pub(super) type Changes = Arc<Mutex<BTreeMap<GroupId, Unfinished>>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum Unfinished {
     /// It is being added or removed.
     UnderWay,
     /// Its removal failed on the way. What this node has read of it is gone, but the store may still hold it: a replica
@@ -38,7 +38,7 @@ pub(super) struct Changing {
     changes: Changes,
     group: GroupId,
     /// How the group is left if nothing more is heard of this call.
-    leaves: Option<Change>,
+    leaves: Option<Unfinished>,
 }
 
 impl Changing {
@@ -47,21 +47,21 @@ impl Changing {
     }
 
     pub(super) fn to_remove(changes: &Changes, group: GroupId) -> Result<Self, NodeError> {
-        Self::begin(changes, group, Some(Change::HalfRemoved))
+        Self::begin(changes, group, Some(Unfinished::HalfRemoved))
     }
 
-    fn begin(changes: &Changes, group: GroupId, leaves: Option<Change>) -> Result<Self, NodeError> {
+    fn begin(changes: &Changes, group: GroupId, leaves: Option<Unfinished>) -> Result<Self, NodeError> {
         let mut all = lock(changes);
         match all.get(&group) {
-            Some(Change::UnderWay) => Err(NodeError::Configuration(format!(
+            Some(Unfinished::UnderWay) => Err(NodeError::Configuration(format!(
                 "group {group} is being added or removed right now; wait for that call to end"
             ))),
-            Some(Change::HalfRemoved) if leaves.is_none() => Err(NodeError::Configuration(format!(
+            Some(Unfinished::HalfRemoved) if leaves.is_none() => Err(NodeError::Configuration(format!(
                 "an earlier removal of group {group} failed on the way, so the store may still hold a part of it; call \
                  Node::remove_group once more and add the group when that has succeeded"
             ))),
             _ => {
-                all.insert(group, Change::UnderWay);
+                all.insert(group, Unfinished::UnderWay);
                 Ok(Self {
                     changes: changes.clone(),
                     group,
@@ -81,7 +81,7 @@ impl Drop for Changing {
     fn drop(&mut self) {
         let mut changes = lock(&self.changes);
         match self.leaves {
-            Some(change) => changes.insert(self.group, change),
+            Some(unfinished) => changes.insert(self.group, unfinished),
             None => changes.remove(&self.group),
         };
     }
