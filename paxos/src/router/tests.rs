@@ -1,6 +1,10 @@
-use std::{string::ToString, vec};
+use std::{
+    io::{self, Write},
+    string::ToString,
+    vec,
+};
 
-use super::*;
+use super::{snapshot::CHUNK_BYTES, *};
 use crate::{
     testing::state_machine::check,
     types::{Ballot, ProposalId},
