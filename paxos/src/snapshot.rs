@@ -7,6 +7,8 @@ mod format;
 #[cfg(feature = "std")]
 mod memory;
 #[cfg(feature = "std")]
+mod progress;
+#[cfg(feature = "std")]
 mod store;
 
 use alloc::{collections::BTreeMap, vec::Vec};

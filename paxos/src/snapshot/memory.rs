@@ -3,10 +3,10 @@
 use alloc::{
     boxed::Box,
     collections::{BTreeMap, BTreeSet},
-    format,
     sync::Arc,
     vec::Vec,
 };
+use core::mem;
 use std::{
     io::{self, Cursor},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -18,6 +18,7 @@ use super::{
     Chunk, Found, Received, SnapshotError, SnapshotHeader, SnapshotStore,
     files::KEEP,
     format::{self as encoding, Decoder},
+    progress::Progress,
 };
 use crate::{
     state_machine::SnapshotSource,
@@ -42,8 +43,7 @@ struct Held {
 
 #[derive(Debug)]
 struct Partial {
-    upto: Slot,
-    total: u64,
+    progress: Progress,
     bytes: Vec<u8>,
 }
 
@@ -85,7 +85,7 @@ impl Held {
         self.whole.insert(upto, bytes);
         let old = self.whole.len().saturating_sub(keep);
         let old: Vec<Slot> = self.whole.keys().take(old).copied().collect();
-        let read = core::mem::take(&mut self.read);
+        let read = mem::take(&mut self.read);
         for upto in old {
             if !read.contains(&upto) {
                 self.whole.remove(&upto);
@@ -99,33 +99,32 @@ impl Held {
         upto: Slot,
         offset: u64,
         chunk: &Chunk,
-    ) -> Result<Option<SnapshotHeader>, SnapshotError> {
-        let is_of = |partial: &Partial| (partial.upto, partial.total) == (upto, chunk.total);
+        keep: usize,
+    ) -> Result<Received, SnapshotError> {
+        let is_of = |partial: &Partial| partial.progress.is_of(upto, chunk);
         if !self.partial.as_ref().is_some_and(is_of) && offset == 0 {
+            let (total, bytes) = (chunk.total, 0);
             self.partial = Some(Partial {
-                upto,
-                total: chunk.total,
+                progress: Progress { upto, total, bytes },
                 bytes: Vec::new(),
             });
         }
-        let Some(partial) = self.partial.as_mut().filter(|partial| is_of(partial)) else {
-            return Ok(None);
+        let Some(Partial { progress, bytes }) = self.partial.as_mut().filter(|partial| is_of(partial)) else {
+            return Ok(Received::UpTo(0));
         };
-        if offset == partial.bytes.len() as u64 {
-            if offset + chunk.data.len() as u64 > chunk.total {
-                return Err(SnapshotError::Damaged {
-                    group,
-                    upto,
-                    detail: format!("a peer sent more than its {} bytes", chunk.total),
-                });
-            }
-            partial.bytes.extend_from_slice(&chunk.data);
+        if progress.continues(group, offset, chunk)? {
+            bytes.extend_from_slice(&chunk.data);
+            progress.bytes = bytes.len() as u64;
         }
-        if (partial.bytes.len() as u64) < partial.total {
-            return Ok(None);
+        if let Some(unfinished) = progress.unfinished() {
+            return Ok(unfinished);
         }
-        let header = encoding::verify(&*partial.bytes, group, upto);
-        header.map(Some).map_err(|error| unreadable(group, upto, error))
+        let header =
+            encoding::verify(&**bytes, group, upto).map_err(|error| unreadable(group, upto, error))?;
+        let whole = mem::take(bytes);
+        self.partial = None;
+        self.add(upto, whole.into(), keep);
+        Ok(Received::Whole(Box::new(header)))
     }
 }
 
@@ -157,6 +156,8 @@ impl SnapshotStore for MemorySnapshots {
         let mut groups = self.groups();
         let held = groups.entry(header.group).or_default();
         held.add(header.upto, bytes.into(), self.keep);
+        held.partial
+            .take_if(|partial| partial.progress.upto <= header.upto);
         Ok(())
     }
 
@@ -195,28 +196,11 @@ impl SnapshotStore for MemorySnapshots {
     ) -> Result<Received, SnapshotError> {
         let mut groups = self.groups();
         let held = groups.entry(group).or_default();
-        match held.store(group, upto, offset, &chunk) {
-            Ok(Some(header)) => {
-                let bytes = held
-                    .partial
-                    .take()
-                    .map(|partial| partial.bytes)
-                    .unwrap_or_default();
-                held.add(upto, bytes.into(), self.keep);
-                Ok(Received::Whole(Box::new(header)))
-            }
-            Ok(None) => {
-                let partial = held.partial.as_ref();
-                let partial = partial.filter(|partial| (partial.upto, partial.total) == (upto, chunk.total));
-                Ok(Received::UpTo(
-                    partial.map_or(0, |partial| partial.bytes.len() as u64),
-                ))
-            }
-            Err(error) => {
-                held.partial = None;
-                Err(error)
-            }
+        let stored = held.store(group, upto, offset, &chunk, self.keep);
+        if stored.is_err() {
+            held.partial = None;
         }
+        stored
     }
 
     fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {

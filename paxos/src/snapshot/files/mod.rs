@@ -28,6 +28,7 @@ use self::{
 use super::{
     Chunk, Found, Received, SnapshotError, SnapshotHeader, SnapshotStore,
     format::{self as encoding, Decoder},
+    progress::Progress,
 };
 use crate::{
     state_machine::SnapshotSource,
@@ -81,10 +82,8 @@ struct Shelf {
 /// A snapshot on its way from a peer.
 #[derive(Debug)]
 struct Partial {
-    upto: Slot,
-    total: u64,
+    progress: Progress,
     file: File,
-    bytes: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -245,7 +244,7 @@ impl FileSnapshots {
         // Not under somebody who stores a piece, or completes the whole.
         let mut partial = lock(&shelf.partial);
         // The space is free when the file is closed, too.
-        partial.take_if(|partial| partial.upto <= saved);
+        partial.take_if(|partial| partial.progress.upto <= saved);
         let Ok(names) = shelf.names() else { return };
         for name in names {
             if matches!(name.kind, Kind::Partial { .. }) && name.upto <= saved {
@@ -270,29 +269,12 @@ impl FileSnapshots {
         self.disk.sync(&file).map_err(failed("syncing", path))
     }
 
-    fn append(&self, shelf: &Shelf, partial: &mut Partial, data: &[u8]) -> Result<(), SnapshotError> {
-        let path = shelf.path(partial.name());
-        let end = partial.bytes.saturating_add(data.len() as u64);
-        if end > partial.total {
-            return Err(SnapshotError::Damaged {
-                group: shelf.group,
-                upto: partial.upto,
-                detail: format!("a peer sent more than its {} bytes", partial.total),
-            });
-        }
-        self.disk
-            .write(&mut partial.file, data)
-            .map_err(failed("writing", &path))?;
-        partial.bytes = end;
-        Ok(())
-    }
-
     /// All pieces are there.
     fn complete(&self, shelf: &Shelf, partial: &Partial) -> Result<SnapshotHeader, SnapshotError> {
-        let path = shelf.path(partial.name());
+        let (path, upto) = (shelf.path(partial.name()), partial.progress.upto);
         self.disk.sync(&partial.file).map_err(failed("syncing", &path))?;
-        let header = shelf.verify(&path, partial.upto)?;
-        self.publish(shelf, &path, partial.upto)?;
+        let header = shelf.verify(&path, upto)?;
+        self.publish(shelf, &path, upto)?;
         Ok(header)
     }
 
@@ -301,11 +283,10 @@ impl FileSnapshots {
         self.drop_partials(shelf)?;
         let path = shelf.path(Name::partial(upto, total));
         let file = self.disk.create(&path).map_err(failed("creating", &path))?;
+        let bytes = 0;
         Ok(Partial {
-            upto,
-            total,
+            progress: Progress { upto, total, bytes },
             file,
-            bytes: 0,
         })
     }
 
@@ -327,7 +308,7 @@ impl FileSnapshots {
         offset: u64,
         chunk: &Chunk,
     ) -> Result<Received, SnapshotError> {
-        let is_of = |partial: &Partial| (partial.upto, partial.total) == (upto, chunk.total);
+        let is_of = |partial: &Partial| partial.progress.is_of(upto, chunk);
         if !stored.as_ref().is_some_and(is_of) {
             match shelf.find_partial(upto, chunk.total)? {
                 Some(partial) => *stored = Some(partial),
@@ -338,11 +319,13 @@ impl FileSnapshots {
         let Some(partial) = stored.as_mut() else {
             return Ok(Received::UpTo(0));
         };
-        if offset == partial.bytes {
-            self.append(shelf, partial, &chunk.data)?;
+        if partial.progress.continues(shelf.group, offset, chunk)? {
+            let written = self.disk.write(&mut partial.file, &chunk.data);
+            written.map_err(failed("writing", &shelf.path(partial.name())))?;
+            partial.progress.bytes += chunk.data.len() as u64;
         }
-        if partial.bytes < partial.total {
-            return Ok(Received::UpTo(partial.bytes));
+        if let Some(unfinished) = partial.progress.unfinished() {
+            return Ok(unfinished);
         }
         let header = self.complete(shelf, partial)?;
         *stored = None;
@@ -507,10 +490,8 @@ impl Shelf {
         };
         let (file, bytes) = open().map_err(reading)?;
         Ok(Some(Partial {
-            upto,
-            total,
+            progress: Progress { upto, total, bytes },
             file,
-            bytes,
         }))
     }
 
@@ -522,7 +503,7 @@ impl Shelf {
 
 impl Partial {
     fn name(&self) -> Name {
-        Name::partial(self.upto, self.total)
+        Name::partial(self.progress.upto, self.progress.total)
     }
 }
 
