@@ -1,7 +1,7 @@
 //! Storage in memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use paxos::{
     Accepted, Ballot, Entry, GroupId, HardState, Identity, Incarnation, Slot, StorageId, WriteOp,
     storage::{
-        IndexEntry, Owner, Recovered, RecoveredGroup, Storage, StorageError, WriteBatch, next_incarnation,
+        Finding, IndexEntry, Owner, Recovered, RecoveredGroup, Storage, StorageError, WriteBatch,
+        next_incarnation,
     },
 };
 
@@ -66,6 +67,8 @@ struct Group {
     hard_state: HardState,
     trimmed: Slot,
     slots: BTreeMap<Slot, Accepted>,
+    /// Slots that hold an entry no more, but damage.
+    damaged: BTreeSet<Slot>,
 }
 
 impl MemoryDisk {
@@ -81,6 +84,17 @@ impl MemoryDisk {
         disk.groups.clone_from(&disk.synced);
     }
 
+    /// Damages the record of a slot: what it held is gone, until it is written again. False if nothing durable is there.
+    pub fn damage(&self, group: GroupId, slot: Slot) -> bool {
+        let mut disk = self.lock();
+        let Disk { groups, synced, .. } = &mut *disk;
+        let held = synced.get_mut(&group).is_some_and(|group| group.damage(slot));
+        if held && let Some(group) = groups.get_mut(&group) {
+            group.damage(slot);
+        }
+        held
+    }
+
     /// How many batches have been written but not synced.
     pub fn unsynced_batches(&self) -> usize {
         self.lock().unsynced.len()
@@ -88,6 +102,16 @@ impl MemoryDisk {
 
     fn lock(&self) -> MutexGuard<'_, Disk> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Group {
+    fn damage(&mut self, slot: Slot) -> bool {
+        let held = self.slots.remove(&slot).is_some();
+        if held {
+            self.damaged.insert(slot);
+        }
+        held
     }
 }
 
@@ -196,6 +220,7 @@ fn apply(groups: &mut Groups, ops: &[WriteOp]) {
                         entry: entry.clone(),
                     };
                     group.slots.insert(*slot, accepted);
+                    group.damaged.remove(slot);
                 }
             }
             WriteOp::Trim { group, upto } => {
@@ -206,6 +231,7 @@ fn apply(groups: &mut Groups, ops: &[WriteOp]) {
                 {
                     first.remove();
                 }
+                group.damaged.retain(|slot| slot > upto);
             }
             WriteOp::RemoveGroup { group } => {
                 groups.remove(group);
@@ -224,8 +250,13 @@ fn recovered(group: &Group) -> RecoveredGroup {
         hard_state: group.hard_state,
         trimmed: group.trimmed,
         index: group.slots.iter().map(index).collect(),
-        damaged: Vec::new(),
+        damaged: group.damaged.iter().copied().collect(),
     }
+}
+
+fn finding((id, group): (&GroupId, &Group)) -> Option<Finding> {
+    let detail = format!("{} slots are lost", group.damaged.len());
+    (!group.damaged.is_empty()).then_some(Finding::Damaged { group: *id, detail })
 }
 
 #[async_trait]
@@ -244,7 +275,7 @@ impl Storage for Memory {
                 .iter()
                 .map(|(id, group)| (*id, recovered(group)))
                 .collect(),
-            findings: Vec::new(),
+            findings: disk.groups.iter().filter_map(finding).collect(),
         })
     }
 
@@ -273,13 +304,20 @@ impl Storage for Memory {
         let Some(group) = disk.groups.get(&group).filter(|_| !slots.is_empty()) else {
             return Ok(entries);
         };
+        let damaged = group.damaged.range(slots.clone()).next();
         let mut bytes = 0_usize;
         for (slot, accepted) in group.slots.range(slots) {
-            bytes = bytes.saturating_add(Entry::size(&accepted.entry));
-            if bytes > max_bytes && !entries.is_empty() {
+            if damaged.is_some_and(|damaged| damaged < slot) {
                 break;
             }
+            bytes = bytes.saturating_add(Entry::size(&accepted.entry));
+            if bytes > max_bytes && !entries.is_empty() {
+                return Ok(entries);
+            }
             entries.push((*slot, accepted.clone()));
+        }
+        if let Some(slot) = damaged {
+            return Err(StorageError::Corrupt(format!("slot {slot} is damaged")));
         }
         Ok(entries)
     }

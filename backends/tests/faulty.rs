@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use paxos::{
     GroupId, Slot, Storage, StorageError,
-    storage::WriteBatch,
-    testing::storage::{Fault, FaultyStorage, run_all},
+    storage::{Owner, WriteBatch},
+    testing::storage::{Fault, FaultyStorage, Place, run_all},
 };
 use paxos_backends::{Memory, MemoryDisk};
 use support::{OWNER, accept, block_on, write};
@@ -55,6 +55,50 @@ fn lies_and_flips_are_caught_by_the_suite() {
         assert!(
             report.has_failed("thousands_of_entries_come_back"),
             "{fault:?} is not caught: {report}"
+        );
+    }
+}
+
+/// Memory that damage does nothing to, or that writes nothing any more once it is damaged.
+#[derive(Default)]
+struct Careless {
+    disk: MemoryDisk,
+    loses_repairs: bool,
+    is_damaged: bool,
+}
+
+impl Place for Careless {
+    fn open(&mut self, owner: Owner) -> Result<Box<dyn Storage>, StorageError> {
+        let storage = FaultyStorage::new(Memory::open(&self.disk, owner)?);
+        Ok(Box::new(if self.is_damaged {
+            storage.at_random(1, 1, &[Fault::Lie])
+        } else {
+            storage
+        }))
+    }
+
+    fn damage(&mut self, group: GroupId, slot: Slot, _: &[u8]) -> bool {
+        self.is_damaged = self.loses_repairs && self.disk.damage(group, slot);
+        true
+    }
+}
+
+#[test]
+fn unnoticed_damage_and_lost_repairs_are_caught_by_the_suite() {
+    for loses_repairs in [false, true] {
+        let report = block_on(run_all(|| Careless {
+            loses_repairs,
+            ..Careless::default()
+        }));
+        assert_eq!(
+            report.has_failed("a_damaged_slot_is_reported_and_never_read"),
+            !loses_repairs,
+            "{report}"
+        );
+        assert!(
+            report.has_failed("a_damaged_slot_that_is_written_again_is_whole")
+                && report.has_failed("a_damaged_slot_that_is_trimmed_is_forgotten"),
+            "{report}"
         );
     }
 }

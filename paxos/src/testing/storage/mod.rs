@@ -13,7 +13,8 @@
 //! ```
 //!
 //! [`run_all`] does the same at run time and returns a [`Report`]. Stores whose disk can be made to fail implement
-//! [`Place`] themselves instead of passing a closure, and are then tested for an error at every single call.
+//! [`Place`] themselves instead of passing a closure, and are then tested for an error at every single call; those whose
+//! records can be damaged, for damage.
 
 #![allow(
     clippy::wildcard_imports,
@@ -23,6 +24,7 @@
 #[macro_use]
 mod support;
 mod batches;
+mod damage;
 mod entries;
 mod faults;
 mod faulty;
@@ -35,12 +37,13 @@ mod reading;
 use std::{boxed::Box, fmt, format, future::Future, pin::Pin, string::String, vec::Vec};
 
 pub use self::{
+    damage::flip_in_files,
     faulty::{Fault, FaultyStorage},
     model::{Model, ModelGroup},
 };
 use crate::{
     storage::{Owner, Recovered, RecoveredGroup, Storage, StorageError, WriteBatch},
-    types::{ClusterId, GroupId, NodeId, WriteOp},
+    types::{ClusterId, GroupId, NodeId, Slot, WriteOp},
 };
 
 /// Who opens the stores of the suite.
@@ -60,6 +63,14 @@ pub trait Place {
     fn open_failing(&mut self, owner: Owner, call: u64) -> Option<Result<Box<dyn Storage>, StorageError>> {
         let _ = (owner, call);
         None
+    }
+
+    /// Damages the record of a slot where it is kept; the entry's payload is `payload`, and it is in no other record. The
+    /// store is not open. False if this cannot be arranged, and the checks that need it pass. Stores in files may use
+    /// [`flip_in_files`].
+    fn damage(&mut self, group: GroupId, slot: Slot, payload: &[u8]) -> bool {
+        let _ = (group, slot, payload);
+        false
     }
 }
 
@@ -256,7 +267,6 @@ impl Opened {
     }
 
     async fn reads_like(&mut self, model: &Model) -> Outcome {
-        use crate::types::Slot;
         for group in model.groups.keys() {
             let expected = model.read(*group, Slot(1)..Slot::MAX, usize::MAX);
             let found = self.storage.read(*group, Slot(1)..Slot::MAX, usize::MAX).await?;
@@ -384,6 +394,11 @@ suite! { ($)
         a_group_may_be_removed_right_after_a_large_trim,
         removing_an_unknown_group_is_fine,
         hundreds_of_groups_share_a_store,
+    }
+    damage {
+        a_damaged_slot_is_reported_and_never_read,
+        a_damaged_slot_that_is_written_again_is_whole,
+        a_damaged_slot_that_is_trimmed_is_forgotten,
     }
     histories {
         random_histories_match_the_model,
