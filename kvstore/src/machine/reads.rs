@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     command::codec::Operands,
-    resp::{parse, parse::is, write},
+    resp::{is, number, write},
     shards::HASH_SLOTS,
 };
 
@@ -114,7 +114,7 @@ impl Cursor {
 
     /// As clients see it; `None` if it makes no sense.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let number = u64::try_from(parse::integer(text)?).ok()?;
+        let number = u64::try_from(number::integer(text)?).ok()?;
         let slot = u16::try_from(number >> PLACE_BITS).ok()?;
         let place = number & ((1 << PLACE_BITS) - 1);
         let cursor = Self { slot, place };
@@ -140,7 +140,7 @@ impl Cursor {
 pub(super) fn scan(state: &State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
     let bad = || Refused::new("ERR invalid cursor");
     let mut next = Cursor::parse(operands.required()?).ok_or_else(bad)?;
-    let end = parse::integer(operands.required()?)
+    let end = number::integer(operands.required()?)
         .and_then(|slot| u16::try_from(slot).ok())
         .filter(|slot| *slot <= HASH_SLOTS)
         .ok_or_else(bad)?;
@@ -150,7 +150,7 @@ pub(super) fn scan(state: &State, mut operands: Operands<'_>, reply: &mut BytesM
         if is(option, "MATCH") {
             pattern = Some(argument);
         } else if is(option, "COUNT") {
-            let given = parse::integer(argument).ok_or_else(not_an_integer)?;
+            let given = number::integer(argument).ok_or_else(not_an_integer)?;
             count = u64::try_from(given)
                 .ok()
                 .filter(|count| *count > 0)

@@ -7,7 +7,7 @@ use bytes::{BufMut, BytesMut};
 use super::{NodeAddresses, Refused, State, reads};
 use crate::{
     command::codec::Operands,
-    resp::{parse, parse::is, write},
+    resp::{is, number, write},
 };
 
 /// The largest value, in bytes; a single command carries a little less, with all its arguments. It bounds the cost of every operation on one key, the
@@ -125,13 +125,13 @@ pub(super) fn decr(state: &mut State, mut operands: Operands<'_>, reply: &mut By
 
 pub(super) fn incrby(state: &mut State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
     let key = operands.required()?;
-    let amount = parse::integer(operands.required()?).ok_or_else(not_an_integer)?;
+    let amount = number::integer(operands.required()?).ok_or_else(not_an_integer)?;
     add(state, key, amount, reply)
 }
 
 pub(super) fn decrby(state: &mut State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
     let key = operands.required()?;
-    let amount = parse::integer(operands.required()?).ok_or_else(not_an_integer)?;
+    let amount = number::integer(operands.required()?).ok_or_else(not_an_integer)?;
     let amount = amount
         .checked_neg()
         .ok_or_else(|| Refused::new("ERR decrement would overflow"))?;
@@ -140,13 +140,13 @@ pub(super) fn decrby(state: &mut State, mut operands: Operands<'_>, reply: &mut 
 
 fn add(state: &mut State, key: &[u8], amount: i64, reply: &mut BytesMut) -> Outcome {
     let present = match state.space.get(key) {
-        Some(record) => parse::integer(record.value()).ok_or_else(not_an_integer)?,
+        Some(record) => number::integer(record.value()).ok_or_else(not_an_integer)?,
         None => 0,
     };
     let sum = present
         .checked_add(amount)
         .ok_or_else(|| Refused::new("ERR increment or decrement would overflow"))?;
-    write::digits(sum, |text| state.space.set(key, text));
+    number::digits(sum, |text| state.space.set(key, text));
     write::integer(reply, sum);
     Ok(())
 }
@@ -173,7 +173,7 @@ pub(super) fn flush(state: &mut State, _: Operands<'_>, reply: &mut BytesMut) ->
 }
 
 pub(super) fn announce(state: &mut State, mut operands: Operands<'_>, reply: &mut BytesMut) -> Outcome {
-    let node = parse::integer(operands.required()?)
+    let node = number::integer(operands.required()?)
         .and_then(|node| u64::try_from(node).ok())
         .ok_or_else(not_an_integer)?;
     let mut text = || {

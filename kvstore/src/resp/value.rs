@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::parse::{ProtocolError, integer};
+use super::{number::integer, parse::ProtocolError};
 
 /// A reply of a server, of either protocol version.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::number;
+
 /// `+OK`.
 pub const OK: &[u8] = b"+OK\r\n";
 
@@ -58,28 +60,8 @@ pub fn map(out: &mut BytesMut, len: usize) {
 
 fn header(out: &mut BytesMut, kind: u8, value: i64) {
     out.put_u8(kind);
-    digits(value, |text| out.put_slice(text));
+    number::digits(value, |text| out.put_slice(text));
     out.put_slice(b"\r\n");
-}
-
-/// Hands the decimal digits of `value` to `use_text`, without allocating.
-pub fn digits<R>(value: i64, use_text: impl FnOnce(&[u8]) -> R) -> R {
-    let mut text = [0_u8; 20];
-    let mut at = text.len();
-    let mut rest = value.unsigned_abs();
-    loop {
-        at -= 1;
-        text[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    if value < 0 {
-        at -= 1;
-        text[at] = b'-';
-    }
-    use_text(&text[at..])
 }
 
 /// Appends the version 3 reply (or replies) `from` to `out` in version 2: a null becomes the null string, maps, sets
@@ -101,7 +83,7 @@ pub fn downgrade(out: &mut BytesMut, from: &[u8]) {
         match line[0] {
             b'_' => out.put_slice(b"$-1\r\n"),
             b'%' => {
-                let pairs = super::parse::integer(text).unwrap_or(0);
+                let pairs = number::integer(text).unwrap_or(0);
                 header(out, b'*', pairs.saturating_mul(2));
             }
             b'~' | b'>' => {
@@ -111,7 +93,7 @@ pub fn downgrade(out: &mut BytesMut, from: &[u8]) {
             b'#' => integer(out, i64::from(text == b"t")),
             b',' => bulk(out, text),
             b'$' => {
-                let bytes = super::parse::integer(text).and_then(|bytes| usize::try_from(bytes).ok());
+                let bytes = number::integer(text).and_then(|bytes| usize::try_from(bytes).ok());
                 let (value, after) = rest.split_at(bytes.map_or(0, |bytes| bytes + 2).min(rest.len()));
                 out.put_slice(line);
                 out.put_slice(value);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Shared, status::MemberReport};
 use crate::{
-    resp::{Args, parse, parse::is},
+    resp::{Args, is, number},
     together::all,
 };
 
@@ -86,7 +86,7 @@ impl Outcome {
 }
 
 pub(super) fn node_id(arg: &[u8]) -> Result<NodeId, String> {
-    let id = parse::integer(arg).and_then(|id| u64::try_from(id).ok());
+    let id = number::integer(arg).and_then(|id| u64::try_from(id).ok());
     id.filter(|id| *id > 0)
         .map(NodeId)
         .ok_or_else(|| "ERR a node's id is a number above 0".to_owned())
@@ -105,7 +105,7 @@ impl Options {
         let mut rest = args.from(first);
         while let Some(option) = rest.next() {
             if is(option, "GROUP") {
-                let group = rest.next().and_then(parse::integer);
+                let group = rest.next().and_then(number::integer);
                 let group = group.and_then(|group| u32::try_from(group).ok());
                 options.group = Some(group.ok_or("ERR GROUP needs a group's number, from 0")?);
             } else if is(option, "FORCE") {

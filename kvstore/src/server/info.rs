@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Route, Session, Shared, metrics::process_usage};
-use crate::resp::{Args, parse::is};
+use crate::resp::{Args, is};
 
 /// The version of Redis whose commands' behaviour is followed.
 pub(super) const REDIS_VERSION: &str = "7.4.0";

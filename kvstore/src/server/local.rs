@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     command::{Command, Keys, table},
-    resp::{Args, parse, parse::is, write},
+    resp::{Args, is, number, write},
     shards::hash_slot,
 };
 
@@ -102,7 +102,7 @@ pub(crate) fn reset(shared: &Shared, session: &mut Session, _: Args<'_>, reply: 
 }
 
 pub(crate) fn select(_: &Shared, _: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
-    match parse::integer(args.get(1)) {
+    match number::integer(args.get(1)) {
         Some(0) => ok(reply),
         Some(_) => write::error(reply, "ERR DB index is out of range"),
         None => write::error(reply, "ERR value is not an integer or out of range"),
@@ -162,7 +162,7 @@ pub(crate) fn hello(shared: &Shared, session: &mut Session, args: Args<'_>, repl
         None => session.resp3,
         Some(b"2") => false,
         Some(b"3") => true,
-        Some(version) if parse::integer(version).is_none() => {
+        Some(version) if number::integer(version).is_none() => {
             return write::error(reply, "ERR Protocol version is not an integer or out of range");
         }
         Some(_) => return write::error(reply, "NOPROTO unsupported protocol version"),

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     is_address,
     machine::operations as op,
-    resp::{Args, parse::is},
+    resp::{Args, is},
     together::all,
 };
 

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     command::{Command, Run, codec, table},
     machine::operations::Action,
-    resp::{Args, parse::is, write},
+    resp::{Args, is, write},
     together::all,
 };
 

@@ -13,7 +13,7 @@ use crate::{
         Cursor, MAX_REPLY_BYTES,
         operations::{self as op, Operation},
     },
-    resp::{Args, Value, parse, parse::is, write},
+    resp::{Args, Value, is, number, write},
     shards::HASH_SLOTS,
     together::all,
 };
@@ -185,7 +185,7 @@ impl<'a> Page<'a> {
         let (count, keys) = line(b"*", rest)?;
         Some(Self {
             next: Cursor::parse(next)?,
-            count: usize::try_from(parse::integer(count)?).ok()?,
+            count: usize::try_from(number::integer(count)?).ok()?,
             keys,
         })
     }
