@@ -120,6 +120,17 @@ impl Cluster {
     }
 }
 
+/// A node that is the only voter of its group.
+pub(crate) async fn alone(config: Config, disk: &Disk) -> (Node, Group) {
+    let network = Network::default();
+    let node = Node::spawn(config, disk.clone(), network.transport())
+        .await
+        .unwrap();
+    let group = node.add_group(GROUP, members([1]), List::default());
+    let group = group.await.unwrap();
+    (node, group)
+}
+
 pub(crate) fn text(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }

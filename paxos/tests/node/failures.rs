@@ -9,7 +9,7 @@ use paxos::{
 };
 
 use crate::{
-    cluster::{Cluster, GROUP, config, members, text},
+    cluster::{Cluster, GROUP, alone, config, members, text},
     doubles::{Disk, Fault, List, Network},
 };
 
@@ -80,13 +80,7 @@ async fn a_machine_that_kept_its_state_is_given_only_what_it_lacks() {
     }
 
     let disk = Disk::new(1);
-    let node = Node::spawn(config(), disk.clone(), Network::default().transport())
-        .await
-        .unwrap();
-    let group = node
-        .add_group(GROUP, members([1]), List::default())
-        .await
-        .unwrap();
+    let (node, group) = alone(config(), &disk).await;
     for index in 0..5 {
         group.propose(text(&index.to_string())).await.unwrap();
     }
@@ -148,13 +142,7 @@ async fn a_storage_that_panics_halts_its_node() {
         storage_thread: true,
         ..config()
     };
-    let node = Node::spawn(config, disk.clone(), Network::default().transport())
-        .await
-        .unwrap();
-    let group = node
-        .add_group(GROUP, members([1]), List::default())
-        .await
-        .unwrap();
+    let (node, group) = alone(config, &disk).await;
     group.propose(text("fine")).await.unwrap();
     disk.fail(Fault::Panic);
     assert!(group.propose(text("lost")).await.is_err());
@@ -219,13 +207,7 @@ async fn a_group_that_has_halted_says_why_however_often_it_is_asked() {
     let mut config = config();
     config.replica.max_pending_commands = 20;
     config.replica.max_pending_reads = 20;
-    let node = Node::spawn(config, Disk::new(1), Network::default().transport())
-        .await
-        .unwrap();
-    let group = node
-        .add_group(GROUP, members([1]), List::default())
-        .await
-        .unwrap();
+    let (_node, group) = alone(config, &Disk::new(1)).await;
     group.propose(text("fail")).await.unwrap_err();
     let why = group.status().await.halted.unwrap();
     for _ in 0..1_100 {
@@ -387,13 +369,7 @@ async fn the_scrub_reads_no_faster_than_it_may() {
 async fn a_group_whose_damage_nobody_can_repair_waits_and_hinders_no_other() {
     let disk = Disk::new(1);
     disk.damage(GROUP, Slot(3));
-    let node = Node::spawn(config(), disk, Network::default().transport())
-        .await
-        .unwrap();
-    let damaged = node
-        .add_group(GROUP, members([1]), List::default())
-        .await
-        .unwrap();
+    let (node, damaged) = alone(config(), &disk).await;
     node.add_group(GroupId(2), members([1]), List::default())
         .await
         .unwrap()

@@ -10,7 +10,7 @@ use paxos::{
 use tokio::time::sleep;
 
 use crate::{
-    cluster::{Cluster, GROUP, config, members, text},
+    cluster::{Cluster, GROUP, alone, config, members, text},
     doubles::{Disk, List, Network},
 };
 
@@ -110,13 +110,7 @@ async fn beats_of_strangers_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_removed_group_is_gone_for_good_and_may_be_added_afresh() {
     let disk = Disk::new(1);
-    let node = Node::spawn(config(), disk.clone(), Network::default().transport())
-        .await
-        .unwrap();
-    let removed = node
-        .add_group(GROUP, members([1]), List::default())
-        .await
-        .unwrap();
+    let (node, removed) = alone(config(), &disk).await;
     let kept = node
         .add_group(OTHER, members([1]), List::default())
         .await
@@ -132,13 +126,7 @@ async fn a_removed_group_is_gone_for_good_and_may_be_added_afresh() {
     assert_eq!(kept.propose(text("c")).await.unwrap(), "2");
     node.shutdown().await.unwrap();
 
-    let node = Node::spawn(config(), disk, Network::default().transport())
-        .await
-        .unwrap();
-    let fresh = node
-        .add_group(GROUP, members([1]), List::default())
-        .await
-        .unwrap();
+    let (node, fresh) = alone(config(), &disk).await;
     assert_eq!(fresh.propose(text("first")).await.unwrap(), "1");
     assert_eq!(fresh.status().await.replica.trimmed, Slot::ZERO);
     node.remove_group(GROUP).await.unwrap();
@@ -204,13 +192,7 @@ async fn removing_answers_what_is_open_and_needs_no_group_that_was_added() {
 #[tokio::test(start_paused = true)]
 async fn a_group_that_could_not_be_added_can_be_added_later() {
     let disk = Disk::new(1);
-    let node = Node::spawn(config(), disk.clone(), Network::default().transport())
-        .await
-        .unwrap();
-    let group = node
-        .add_group(GROUP, members([1]), List::default())
-        .await
-        .unwrap();
+    let (node, group) = alone(config(), &disk).await;
     group.propose(text("a")).await.unwrap();
     node.shutdown().await.unwrap();
     let node = Node::spawn(config(), disk, Network::default().transport())
