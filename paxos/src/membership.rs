@@ -119,23 +119,31 @@ impl Membership {
             .is_some_and(|member| member.role == Role::Voter && member.admits(storage))
     }
 
+    /// The members that vote.
+    pub fn voting(&self) -> impl Iterator<Item = &Member> + Clone + '_ {
+        self.members.iter().filter(|member| member.role == Role::Voter)
+    }
+
     /// The ids of all voters.
     pub fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.members
-            .iter()
-            .filter(|member| member.role == Role::Voter)
-            .map(|member| member.node)
+        self.voting().map(|member| member.node)
     }
 
     /// How many voters make a quorum: more than half of them.
     pub fn quorum(&self) -> usize {
-        self.voters().count() / 2 + 1
+        self.voting().count() / 2 + 1
     }
 
     /// Whether the voters of whom `has` holds are a quorum; it is asked once for each. Without voters there is none.
     pub fn is_quorum(&self, mut has: impl FnMut(&Member) -> bool) -> bool {
-        let voters = self.members.iter().filter(|member| member.role == Role::Voter);
-        voters.filter(|member| has(member)).count() >= self.quorum()
+        self.voting().filter(|member| has(member)).count() >= self.quorum()
+    }
+
+    /// The highest value that a quorum of the voters has reached, of what `reached` says of each.
+    pub(crate) fn reached_by_quorum<T: Ord>(&self, reached: impl Fn(&Member) -> T) -> Option<T> {
+        let mut values: Vec<T> = self.voting().map(reached).collect();
+        values.sort_unstable();
+        values.into_iter().nth_back(self.quorum() - 1)
     }
 
     /// This membership after some changes, in order; each must be valid after those before it. The rounds of nodes that

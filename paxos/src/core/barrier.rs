@@ -23,9 +23,7 @@ use super::{
     rollback::Testimony,
 };
 use crate::planted;
-use crate::types::{
-    Accepted, Ballot, ChosenMembership, Entry, Member, Membership, NodeId, Role as MemberRole, Slot, Time,
-};
+use crate::types::{Accepted, Ballot, ChosenMembership, Entry, Member, Membership, NodeId, Slot, Time};
 
 /// Why a leader proposes nothing at present.
 #[derive(Clone, Debug, Hash)]
@@ -163,11 +161,7 @@ impl Promises {
                 Some(_) => None,
             }
         };
-        let voters = membership
-            .members
-            .iter()
-            .filter(|member| member.role == MemberRole::Voter);
-        voters.filter_map(ask).collect()
+        membership.voting().filter_map(ask).collect()
     }
 
     /// Whose records of `slot` are damaged, as they have told: they may have them back.

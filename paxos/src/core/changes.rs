@@ -249,12 +249,9 @@ impl Replica {
         current: &Membership,
         next: &Membership,
     ) -> Result<(), ChangeRejection> {
-        let voters = next
-            .members
-            .iter()
-            .filter(|member| member.role == MemberRole::Voter);
-        let (reached, unreached): (Vec<&Member>, Vec<&Member>) =
-            voters.partition(|voter| leadership.is_reached(self, voter));
+        let (reached, unreached): (Vec<&Member>, Vec<&Member>) = next
+            .voting()
+            .partition(|voter| leadership.is_reached(self, voter));
         let (ready, behind): (Vec<&Member>, Vec<&Member>) = reached
             .into_iter()
             .partition(|voter| leadership.has_caught_up(self, voter.node));

@@ -16,12 +16,11 @@
 //!   again. Only the `Prepare` that names that ballot as released is promised during the grant.
 //! - Whoever reads looks at the clock after the query has run: see [`Replica::lease`].
 
-use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{Output, Replica, Sender, Token, election::Role as Part, proposer::Leadership};
+use super::{Output, Replica, Sender, Token, election::Role, proposer::Leadership};
 use crate::planted;
-use crate::types::{Ballot, Member, Membership, Role, Time};
+use crate::types::{Ballot, Member, Membership, Time};
 
 /// How leases are granted and counted. The same on all nodes of a group; to shorten or switch off what has been in use,
 /// keep each node down for the old duration.
@@ -75,15 +74,9 @@ impl Leadership {
             }
             let peer = self.peers.get(&voter.node)?;
             let admitted = peer.storage.is_some_and(|storage| voter.admits(storage));
-            peer.granted.filter(|_| admitted)
+            peer.granted.filter(|_| admitted && peer.counts())
         };
-        let voters = membership
-            .members
-            .iter()
-            .filter(|member| member.role == Role::Voter);
-        let mut grants: Vec<Option<Time>> = voters.map(granted).collect();
-        grants.sort_unstable_by(|a, b| b.cmp(a));
-        grants.get(membership.quorum() - 1).copied().flatten()
+        membership.reached_by_quorum(granted).flatten()
     }
 }
 
@@ -96,7 +89,7 @@ impl Replica {
     /// To be called from the thread that steps the replica.
     pub fn lease(&self) -> Option<(Ballot, Time)> {
         let lease = self.config.lease?;
-        let Part::Leader(leadership) = &self.role else {
+        let Role::Leader(leadership) = &self.role else {
             return None;
         };
         let given_away = leadership.released && !planted::is("take_over_keeps_lease");

@@ -7,8 +7,8 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
-use super::{Replica, election::Role as Part};
-use crate::types::{Member, Membership, NodeId, Role, Time};
+use super::{Replica, election::Role};
+use crate::types::{Member, Membership, NodeId, Time};
 
 /// For how many election timeouts another node has to be the better one before it is made leader.
 const PATIENCE: u32 = 4;
@@ -51,8 +51,9 @@ impl Preference {
 impl Membership {
     /// The voters, each with its priority.
     fn priorities(&self) -> Vec<(NodeId, u8)> {
-        let voters = self.members.iter().filter(|member| member.role == Role::Voter);
-        voters.map(|member| (member.node, member.priority)).collect()
+        self.voting()
+            .map(|member| (member.node, member.priority))
+            .collect()
     }
 }
 
@@ -87,14 +88,14 @@ impl Replica {
     /// A user wants this node to lead, which does.
     pub(super) fn keep_leading(&mut self) {
         let voters = self.memberships.current().priorities();
-        if let Part::Leader(leadership) = &mut self.role {
+        if let Role::Leader(leadership) = &mut self.role {
             leadership.kept_among = Some(voters);
         }
     }
 
     /// Whether a user wants this node to lead, as far as it matters still.
     fn is_kept(&self) -> bool {
-        let Part::Leader(leadership) = &self.role else {
+        let Role::Leader(leadership) = &self.role else {
             return false;
         };
         let kept_among = leadership.kept_among.as_ref();
@@ -109,8 +110,7 @@ impl Replica {
         if self.is_kept() {
             return Some(own);
         }
-        let voters = self.memberships.current().members.iter();
-        let voters = voters.filter(|member| member.role == Role::Voter);
+        let voters = self.memberships.current().voting();
         let fit = |member: &&Member| member.node == own || self.is_in_step(member.node);
         let highest = voters.clone().filter(fit).map(|member| member.priority).max()?;
         let mut drawn: Vec<&Member> = voters.filter(|member| member.priority == highest).collect();

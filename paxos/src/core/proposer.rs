@@ -23,9 +23,7 @@ use super::{
 };
 use crate::planted;
 use crate::snapshot::Origins;
-use crate::types::{
-    Ballot, Entry, Incarnation, Member, Membership, NodeId, ProposalId, Role as MemberRole, Slot, Time,
-};
+use crate::types::{Ballot, Entry, Incarnation, Member, Membership, NodeId, ProposalId, Slot, Time};
 
 /// Phase 2: what a leader holds beside what every replica holds.
 #[derive(Clone, Debug, Hash)]
@@ -97,17 +95,12 @@ impl Leadership {
                 return if voter.admits(own.1) { now } else { Time::default() };
             }
             // A peer that has not been heard has the time until then.
-            let peer = self.peers.get(&voter.node);
-            peer.filter(|peer| peer.storage.is_none_or(|storage| voter.admits(storage)))
-                .map_or(Time::default(), |peer| peer.contact)
+            let may_count =
+                |peer: &&Progress| peer.storage.is_none_or(|storage| voter.admits(storage)) && peer.counts();
+            let peer = self.peers.get(&voter.node).filter(may_count);
+            peer.map_or(Time::default(), |peer| peer.contact)
         };
-        let voters = membership
-            .members
-            .iter()
-            .filter(|member| member.role == MemberRole::Voter);
-        let mut contacts: Vec<Time> = voters.map(contact).collect();
-        contacts.sort_unstable_by(|a, b| b.cmp(a));
-        contacts.get(membership.quorum() - 1).copied().unwrap_or_default()
+        membership.reached_by_quorum(contact).unwrap_or_default()
     }
 
     /// Forgets when heartbeats were sent: a model checker's clock stands still.

@@ -11,9 +11,7 @@ use std::{
 use super::disk::DiskState;
 use crate::{
     core::{Checkpoint, Message, Phase, Status},
-    types::{
-        Ballot, Entry, HardState, Incarnation, Member, Membership, NodeId, Role, Slot, StorageId, WriteOp,
-    },
+    types::{Ballot, Entry, HardState, Incarnation, Member, Membership, NodeId, Slot, StorageId, WriteOp},
 };
 
 /// A broken invariant.
@@ -339,17 +337,13 @@ impl Oracle {
     /// I11: only voters of the slot's membership count, each with the disk that it was admitted with.
     fn is_quorum(&self, slot: Slot, acceptors: &BTreeSet<Acceptor>) -> bool {
         let membership = &self.in_force(slot).membership;
-        let voters = membership
-            .members
-            .iter()
-            .filter(|member| member.role == Role::Voter);
         let voted = |member: &&Member| {
             let admitted = |(node, storage): &Acceptor| {
                 *node == member.node && member.storage.is_none_or(|admitted| admitted == *storage)
             };
             acceptors.iter().any(admitted)
         };
-        2 * voters.clone().filter(voted).count() > voters.count()
+        2 * membership.voting().filter(voted).count() > membership.voting().count()
     }
 
     /// The lowest ballot at which `slot` is chosen, if it is and all below are, and its entry.
