@@ -204,6 +204,11 @@ impl<W: Workload> Cluster<'_, W> {
         Err(Violation::new("quarantine", detail))
     }
 
+    /// What an oracle finds at a node counts unless its disk was altered.
+    pub(super) fn demand_of(&self, node: usize, check: Check) -> Check {
+        if self.nodes[node].altered { Ok(()) } else { check }
+    }
+
     /// What a replica raises is right if a disk was altered, and the replica says just that.
     pub(super) fn is_expected(&self, node: usize, alarm: &Alarm) -> bool {
         let finds_out = matches!(alarm, Alarm::HashesDiffer { .. } | Alarm::RolledBack { .. });

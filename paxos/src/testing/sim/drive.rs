@@ -113,9 +113,7 @@ impl<W: Workload> Cluster<'_, W> {
         let disk = self.nodes[node].disk.durable.group(group_id(group));
         let acceptor = self.nodes[node].acceptor();
         let sent = self.groups[group].oracle.sent(acceptor, life, message, disk);
-        if !self.nodes[node].altered {
-            sent?;
-        }
+        self.demand_of(node, sent)?;
         self.observe_send(node, group, message);
         for receiver in to {
             let index = usize::try_from(receiver.0)
@@ -238,9 +236,7 @@ impl<W: Workload> Cluster<'_, W> {
         let mut after = view.hard;
         for op in &ops {
             let submitted = self.groups[group].oracle.submitted(acceptor, view, op);
-            if !self.nodes[node].altered {
-                submitted?;
-            }
+            self.demand_of(node, submitted)?;
             match op {
                 WriteOp::HardState { state, .. } => {
                     ensure!(
@@ -368,16 +364,13 @@ impl<W: Workload> Cluster<'_, W> {
             let ops = writes.iter().flat_map(|write| &write.ops);
             for op in ops.filter(|op| op.group() == group_id(group)) {
                 let disk = self.nodes[node].disk.durable.group(group_id(group));
-                let oracle = &mut self.groups[group].oracle;
-                let durable = oracle.durable(acceptor, op, disk, hard);
-                if !self.nodes[node].altered {
-                    durable?;
-                }
+                let durable = self.groups[group].oracle.durable(acceptor, op, disk, hard);
+                self.demand_of(node, durable)?;
                 if let WriteOp::HardState { state, .. } = op {
                     hard = *state;
                 }
                 if let WriteOp::Accept { slot, .. } = op {
-                    let (ballots, values) = oracle.contention(*slot);
+                    let (ballots, values) = self.groups[group].oracle.contention(*slot);
                     self.coverage.meet_if(ballots > 1, Sometimes::TwoBallots);
                     self.coverage.meet_if(values > 1, Sometimes::TwoValues);
                 }

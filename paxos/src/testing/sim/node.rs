@@ -236,9 +236,7 @@ impl<W: Workload> Cluster<'_, W> {
         let now = self.nodes[node].clock(self.now);
         let oracle = &self.groups[group].oracle;
         let state = disk.durable.group(group_id(group));
-        if !self.nodes[node].altered {
-            oracle.restarted((*id, *storage), state, upto)?;
-        }
+        self.demand_of(node, oracle.restarted((*id, *storage), state, upto))?;
         let tail = state.tail();
         let nobody = Membership::default();
         let first = if self.nodes[node].joins {
@@ -270,9 +268,7 @@ impl<W: Workload> Cluster<'_, W> {
         };
         let replica = Replica::new(self.plan.config.clone(), start, now);
         let status = replica.status(now);
-        if !self.nodes[node].altered {
-            oracle.status(*id, &status, None)?;
-        }
+        self.demand_of(node, oracle.status(*id, &status, None))?;
         ensure!(
             status.promised >= state.hard.promised,
             "I6",
