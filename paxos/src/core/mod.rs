@@ -47,6 +47,7 @@ mod election;
 mod exploration;
 mod gate;
 mod hash;
+mod heartbeat;
 mod io;
 mod learner;
 mod lease;
@@ -80,11 +81,11 @@ use self::{
     damage::Damage,
     election::Role,
     gate::{After, Gate},
+    heartbeat::Pulse,
     learner::Learner,
     membership::Memberships,
     preference::Preference,
     proposals::Proposals,
-    proposer::Pulse,
     quiet::Nodes,
     reads::Reads,
     rng::Rng,

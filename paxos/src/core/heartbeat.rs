@@ -1,0 +1,230 @@
+//! Heartbeats: how a leader shows that it lives and hears who follows it, with all that an answer tells.
+
+use core::time::Duration;
+
+use super::{
+    Checkpoint, Life, Message, Replica, Sender, acceptor::Following, election::Role, progress::Progress,
+    proposer::Leadership,
+};
+use crate::planted;
+use crate::types::{Ballot, Member, Membership, NodeId, Slot, Time};
+
+/// How many heartbeats are remembered by their time.
+const MAX_SENT_HEARTBEATS: usize = 64;
+
+/// What a peer says of itself when it answers a heartbeat: see [`Message::HeartbeatReply`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pulse {
+    pub(super) round: u64,
+    pub(super) received: Slot,
+    pub(super) accepted: Slot,
+    pub(super) chosen: Slot,
+    pub(super) ready: bool,
+    pub(super) leased: bool,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) life: Life,
+}
+
+impl Leadership {
+    /// The latest time of which it is known that a quorum still followed this leader.
+    pub(super) fn quorum_contact(&self, membership: &Membership, own: Sender, now: Time) -> Time {
+        let contact = |voter: &Member| {
+            if voter.node == own.0 {
+                return if voter.admits(own.1) { now } else { Time::default() };
+            }
+            // A peer that has not been heard has the time until then.
+            let may_count =
+                |peer: &&Progress| peer.storage.is_none_or(|storage| voter.admits(storage)) && peer.counts();
+            let peer = self.peers.get(&voter.node).filter(may_count);
+            peer.map_or(Time::default(), |peer| peer.contact)
+        };
+        membership.reached_by_quorum(contact).unwrap_or_default()
+    }
+
+    /// Forgets when heartbeats were sent: a model checker's clock stands still.
+    #[cfg(feature = "testing")]
+    pub(super) fn forget_times(&mut self) {
+        self.sent.clear();
+    }
+}
+
+impl Replica {
+    pub(super) fn heartbeat(&mut self) {
+        let lease = self.config.lease.map_or(Duration::ZERO, |lease| lease.duration);
+        let checkpoint = self.checkpoint_to_compare();
+        self.beat(|ballot, start, chosen, round| Message::Heartbeat {
+            ballot,
+            start,
+            chosen,
+            round,
+            lease,
+            checkpoint,
+        });
+    }
+
+    /// A heartbeat that asks the peers to rest.
+    pub(super) fn ask_to_rest(&mut self) {
+        let checkpoint = self.checkpoint_to_compare();
+        self.beat(|ballot, start, chosen, round| Message::Rest {
+            ballot,
+            start,
+            chosen,
+            round,
+            checkpoint,
+        });
+    }
+
+    fn beat(&mut self, message: impl FnOnce(Ballot, Slot, Slot, u64) -> Message) {
+        let (now, chosen) = (self.now, self.chosen);
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        self.snapshots.trim_due = true;
+        leadership.round += 1;
+        leadership.heartbeat_at = now.plus(self.config.heartbeat_interval);
+        if leadership.sent.len() == MAX_SENT_HEARTBEATS {
+            leadership.sent.pop_front();
+        }
+        leadership.sent.push_back((leadership.round, now));
+        for peer in leadership.peers.values_mut() {
+            peer.probe(leadership.round);
+            peer.told = chosen;
+        }
+        let message = message(leadership.ballot, leadership.start, chosen, leadership.round);
+        let to = leadership.peers.keys().copied().collect();
+        let timeout = self.config.election_timeout;
+        let once = planted::is("members_told_once");
+        let is_silent = |peer: &Progress| !peer.heard || (now.since(peer.contact) >= timeout && !once);
+        let silent = leadership.peers.iter().filter(|(_, peer)| is_silent(peer));
+        let silent = silent.map(|(node, _)| *node).collect();
+        self.send_all(to, message);
+        // They may not know yet who the members are, or have forgotten it with their disk, or where they are now.
+        let latest = self.memberships.latest();
+        if latest.at > Slot::ZERO {
+            let (at, membership) = (latest.at, latest.membership.clone());
+            self.send_all(silent, Message::Members { at, membership });
+        }
+    }
+
+    pub(super) fn on_heartbeat(&mut self, from: NodeId, ballot: Ballot, start: Slot, chosen: Slot) {
+        if ballot.node != from {
+            return;
+        }
+        if ballot < self.floor() {
+            return self.refuse(from, ballot);
+        }
+        self.follow(ballot, start);
+        self.note_leader_watermark(from, ballot, chosen);
+        if self.following.received > self.following.durable {
+            // Entries of this ballot that a restart found on the disk, or that were learned, are nowhere else
+            // acknowledged.
+            self.acknowledge();
+        }
+    }
+
+    /// Says to the leader, if this node follows it, what it wants to hear.
+    pub(super) fn answer_heartbeat(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        round: u64,
+        lease: Duration,
+        checkpoint: Checkpoint,
+    ) {
+        if ballot.node != from {
+            return;
+        }
+        if self.leader != Some(ballot) {
+            if !self.memberships.current().voters().any(|voter| voter == from) {
+                // It leads until it hears that the voters know that it is none.
+                self.tell_membership(from);
+            }
+            return;
+        }
+        let checkpoint = self.compare_with_leader(ballot, checkpoint);
+        let leased = self.grant(ballot, lease);
+        let Following {
+            received,
+            durable: accepted,
+            ..
+        } = self.following;
+        let message = Message::HeartbeatReply {
+            ballot,
+            round,
+            received,
+            accepted,
+            chosen: self.chosen,
+            ready: self.could_lead(),
+            leased,
+            checkpoint,
+            life: self.life(),
+        };
+        self.send(from, message);
+    }
+
+    pub(super) fn on_heartbeat_reply(
+        &mut self,
+        (from, storage): Sender,
+        ballot: Ballot,
+        Pulse {
+            round,
+            received,
+            accepted,
+            chosen,
+            ready,
+            leased,
+            checkpoint,
+            life,
+        }: Pulse,
+    ) {
+        let Role::Leader(leadership) = &mut self.role else {
+            return;
+        };
+        if leadership.ballot != ballot {
+            return;
+        }
+        let start = leadership.start;
+        // A heartbeat that is not remembered was sent too long ago to grant anything.
+        let sent = leadership.sent.iter().find(|(sent, _)| leased && *sent == round);
+        let granted = sent.map(|(_, at)| *at);
+        let Some(peer) = leadership.peers.get_mut(&from) else {
+            return;
+        };
+        // Only answers to new heartbeats tell which disk a node has now: others may be late.
+        if *peer.storage.get_or_insert(storage) != storage {
+            if round <= peer.answered {
+                return;
+            }
+            *peer = Progress::of_disk(storage, start, self.now);
+        }
+        if !self.disk_is_sound(from, round, life) {
+            return;
+        }
+        let now = self.now;
+        let Some(peer) = self.progress_of(from) else {
+            return;
+        };
+        if leased && planted::is("lease_from_arrival") {
+            peer.granted = Some(now);
+        }
+        peer.granted = peer.granted.max(granted);
+        peer.acknowledged(accepted, chosen);
+        peer.heartbeat_answered(round, received);
+        peer.heard_at(now);
+        if round >= peer.answered {
+            peer.answered = round;
+            peer.ready = ready;
+        }
+        self.count_votes();
+        self.note_watermark(from, chosen);
+        self.confirm_reads();
+        self.compare_with_peer(from, checkpoint);
+    }
+
+    fn progress_of(&mut self, peer: NodeId) -> Option<&mut Progress> {
+        let Role::Leader(leadership) = &mut self.role else {
+            return None;
+        };
+        leadership.peers.get_mut(&peer)
+    }
+}
