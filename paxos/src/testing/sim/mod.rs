@@ -113,7 +113,7 @@ pub use self::{
     machine::{Auditor, Checking, Ledger, OnStorage, Script, Workload},
     oracle::{Oracle, Violation},
     random::Random,
-    rig::{DiskCopy, Ending, Letter, Rig},
+    rig::{DiskCopy, Ending, Letter, NodeCopy, Rig},
     sessions::Retrying,
     shrink::{Shrunk, shrink},
 };

@@ -1,6 +1,10 @@
 //! A cluster driven by hand, for scenarios that a person writes and reads.
 
-use core::{fmt::Write, time::Duration};
+mod disks;
+mod network;
+mod snapshots;
+
+use core::fmt::Write;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     format,
@@ -8,11 +12,11 @@ use std::{
     vec::Vec,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use super::{
-    disk::{Contents, Disk, DiskState},
-    files::{Files, Stored},
+    disk::{Disk, DiskState},
+    files::Files,
     oracle::Oracle,
     oracle::Violation,
     trace,
@@ -25,9 +29,12 @@ use crate::{
     snapshot::SnapshotHeader,
     types::{
         Change, ChangeRejection, ClusterId, GroupId, Identity, Incarnation, Member, Membership, NodeId, Slot,
-        StorageId, Time, WriteOp,
+        StorageId, Time,
     },
 };
+
+pub use self::disks::{DiskCopy, NodeCopy};
+use self::snapshots::thaw;
 
 /// A message on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,41 +97,6 @@ struct Seat {
 }
 
 const GROUP: GroupId = GroupId(1);
-
-/// How many snapshots a node keeps.
-const KEPT_SNAPSHOTS: usize = 2;
-
-/// The state of the machine, which is all commands that it has applied.
-fn freeze(applied: &[Bytes]) -> Vec<u8> {
-    let sized = |command: &Bytes| [&(command.len() as u32).to_le_bytes()[..], command].concat();
-    applied.iter().flat_map(sized).collect()
-}
-
-fn thaw(mut state: Bytes) -> Vec<Bytes> {
-    let mut applied = Vec::new();
-    while !state.is_empty() {
-        let length = state.get_u32_le() as usize;
-        applied.push(state.split_to(length));
-    }
-    applied
-}
-
-/// What a node's disk held once.
-#[derive(Clone, Debug)]
-pub struct DiskCopy {
-    contents: Contents,
-    files: Files,
-    incarnation: u64,
-}
-
-/// What a living node's memory and disk held once.
-#[derive(Clone, Debug)]
-pub struct NodeCopy {
-    disk: DiskCopy,
-    replica: Replica,
-    applied_upto: Slot,
-    applied: Vec<Bytes>,
-}
 
 impl Seat {
     fn durable(&self) -> &DiskState {
@@ -287,86 +259,6 @@ impl Rig {
         self.seat(node).address = Some(address.into());
     }
 
-    /// Kills a node and gives it an empty disk.
-    pub fn lose_disk(&mut self, node: u64) {
-        self.crash(node);
-        let seat = self.seat(node);
-        seat.disks_lost += 1;
-        seat.altered = false;
-        seat.disk.replace();
-        seat.files = Files::default();
-    }
-
-    /// A node that is down: the last byte of what its disk holds in this slot changes, with a checksum to match. From now
-    /// on the oracles do not look at it, and alarms are [noted](Self::alarms).
-    pub fn alter(&mut self, node: u64, slot: Slot) {
-        let seat = self.seat(node);
-        assert!(seat.replica.is_none(), "a living node does not read it again");
-        seat.altered = true;
-        let altered = seat.disk.alter(GROUP, slot);
-        assert!(altered, "the slot holds bytes");
-    }
-
-    /// What is durable on a node's disk.
-    pub fn copy_disk(&mut self, node: u64) -> DiskCopy {
-        let seat = self.seat(node);
-        DiskCopy {
-            contents: seat.disk.durable.clone(),
-            files: seat.files.clone(),
-            incarnation: seat.disk.incarnation,
-        }
-    }
-
-    /// What a living node holds in memory and on its disk.
-    pub fn copy_node(&mut self, node: u64) -> NodeCopy {
-        let disk = self.copy_disk(node);
-        let seat = self.seat(node);
-        NodeCopy {
-            disk,
-            replica: seat.replica.clone().expect("only a living node is copied"),
-            applied_upto: seat.applied_upto,
-            applied: seat.applied.clone(),
-        }
-    }
-
-    /// A node that is down: its disk goes back to what it held once, but for the number of its lives, which follows the
-    /// clock. From now on as after [`Self::alter`].
-    pub fn set_disk_back(&mut self, node: u64, to: &DiskCopy) {
-        let seat = self.seat(node);
-        assert!(seat.replica.is_none(), "a living node does not read it again");
-        seat.altered = true;
-        seat.disk.set_back(&to.contents);
-        seat.files = to.files.clone();
-    }
-
-    /// As [`Self::set_disk_back`] with a clock that stands behind the number of its lives, so that this goes back, too.
-    pub fn set_disk_and_clock_back(&mut self, node: u64, to: &DiskCopy) {
-        self.set_disk_back(node, to);
-        self.seat(node).disk.incarnation = to.incarnation;
-    }
-
-    /// A node goes back to what its memory and its disk held once, and lives on from there: a virtual machine that is
-    /// set back. From now on as after [`Self::alter`].
-    pub fn set_node_back(&mut self, node: u64, to: &NodeCopy) {
-        self.crash(node);
-        self.set_disk_and_clock_back(node, &to.disk);
-        let seat = self.seat(node);
-        seat.replica = Some(to.replica.clone());
-        seat.applied_upto = to.applied_upto;
-        seat.applied.clone_from(&to.applied);
-    }
-
-    /// A node that is down has its group removed: its disk forgets it, and it begins anew as one that joins. From now on
-    /// as after [`Self::alter`].
-    pub fn remove_group(&mut self, node: u64) {
-        let seat = self.seat(node);
-        assert!(seat.replica.is_none(), "a living node does not read it again");
-        seat.altered = true;
-        seat.joins = true;
-        seat.disk.replace();
-        seat.files = Files::default();
-    }
-
     fn is_altered(&self, node: u64) -> bool {
         self.seats[&node].altered
     }
@@ -405,34 +297,6 @@ impl Rig {
         seat.saving = None;
         seat.received = None;
         seat.answers.clear();
-    }
-
-    /// The record of a slot on a node's disk goes bad.
-    pub fn damage(&mut self, node: u64, slot: u64) {
-        self.say(&format!("the disk of n{node} is damaged at slot {slot}"));
-        let seat = self.seat(node);
-        assert!(
-            seat.durable().entries.contains_key(&Slot(slot)),
-            "there is a record"
-        );
-        seat.disk.damage(GROUP, Slot(slot));
-    }
-
-    /// The record of a slot that went bad on a node's disk can be read again, as it was once.
-    pub fn recover(&mut self, node: u64, slot: u64, from: &DiskCopy) {
-        self.say(&format!("the disk of n{node} gives slot {slot} back"));
-        self.seat(node).disk.recover(GROUP, Slot(slot), &from.contents);
-    }
-
-    /// A node that is down loses its snapshots but for those as of `kept` and before.
-    pub fn lose_snapshots(&mut self, node: u64, kept: Slot) {
-        self.say(&format!("n{node} loses its snapshots above {kept}"));
-        let acceptor = self.acceptor(node);
-        let seat = self.seat(node);
-        assert!(seat.replica.is_none(), "a living node has read it");
-        seat.files.lose_above(kept);
-        let newest = seat.files.newest();
-        self.oracle.lost_snapshots(acceptor, newest);
     }
 
     /// The slot of the last alarm that nobody can tell what was chosen there.
@@ -580,119 +444,6 @@ impl Rig {
         }
     }
 
-    /// Sends a letter, unless the sender does not know where the receiver is.
-    fn post(&mut self, from: u64, to: u64, message: Message) {
-        let known = self.seats[&from].book.reached();
-        let known = known.get(&NodeId(to));
-        let is_there = |address: &String| {
-            let place = self.seats.get(&to).and_then(|seat| seat.address.as_ref());
-            place.is_none_or(|place| place == address)
-        };
-        if known.is_some_and(is_there) {
-            self.letters.push(Letter { from, to, message });
-        } else {
-            self.say(&format!("n{from}   does not know where n{to} is"));
-        }
-    }
-
-    fn carry_out_snapshot(&mut self, node: u64, output: Output) {
-        let seat = self.seat(node);
-        match output {
-            Output::TakeSnapshot(header) => {
-                assert_eq!(header.upto, seat.applied_upto, "it is the state of now");
-                seat.saving = Some((header, freeze(&seat.applied)));
-                self.save(node);
-            }
-            Output::InstallSnapshot { upto } => {
-                assert!(upto > seat.applied_upto, "never backwards");
-                let state = seat
-                    .files
-                    .open(upto)
-                    .expect("a snapshot is kept from its receipt until it is installed");
-                seat.applied = thaw(state);
-                seat.applied_upto = upto;
-                self.answer_reads(node);
-            }
-            Output::LoadChunk {
-                to,
-                upto,
-                offset,
-                max_bytes,
-            } => {
-                let (total, data) = if seat.snapshots_unreadable {
-                    (0, Bytes::new())
-                } else {
-                    seat.files.read(upto, offset, max_bytes)
-                };
-                let input = Input::ChunkLoaded {
-                    to,
-                    upto,
-                    total,
-                    offset,
-                    data,
-                };
-                seat.answers.push_back(input);
-            }
-            Output::StoreChunk {
-                upto,
-                total,
-                offset,
-                data,
-            } => {
-                let input = match seat.files.store(upto, total, offset, &data, KEPT_SNAPSHOTS) {
-                    Stored::Whole(header) if seat.snapshots_held => {
-                        seat.received = Some(header);
-                        return;
-                    }
-                    Stored::Upto(next_offset) => Input::ChunkStored { upto, next_offset },
-                    Stored::Whole(header) => Input::SnapshotReceived(header),
-                    Stored::Damaged => Input::SnapshotFailed { upto },
-                };
-                seat.answers.push_back(input);
-            }
-            other => unreachable!("{other:?} is no output of snapshots"),
-        }
-    }
-
-    /// Writes the frozen state, unless snapshots are held.
-    fn save(&mut self, node: u64) {
-        let seat = self.seat(node);
-        if !seat.snapshots_held
-            && let Some((header, state)) = seat.saving.take()
-        {
-            seat.files.save(&header, &state, KEPT_SNAPSHOTS);
-            let upto = header.upto;
-            seat.answers.push_back(Input::SnapshotTaken { upto });
-        }
-    }
-
-    /// From now on no snapshot that this node takes becomes durable, and none that it receives is reported whole, until
-    /// [`Self::release_snapshots`].
-    pub fn hold_snapshots(&mut self, node: u64) {
-        self.seat(node).snapshots_held = true;
-    }
-
-    /// The snapshot that this node has taken becomes durable, the one that it has received is whole, and all later ones
-    /// are at once.
-    pub fn release_snapshots(&mut self, node: u64) {
-        self.seat(node).snapshots_held = false;
-        self.save(node);
-        let seat = self.seat(node);
-        let received = seat.received.take().map(Input::SnapshotReceived);
-        seat.answers.extend(received);
-        self.take_answers(node);
-    }
-
-    /// From now on this node cannot read its snapshots when a peer asks for them.
-    pub fn spoil_snapshots(&mut self, node: u64) {
-        self.seat(node).snapshots_unreadable = true;
-    }
-
-    /// As of which slot the newest snapshot on this node's disk is.
-    pub fn snapshot(&self, node: u64) -> Slot {
-        self.seats[&node].files.newest()
-    }
-
     fn answer_reads(&mut self, node: u64) {
         let seat = self.seat(node);
         let upto = seat.applied_upto;
@@ -710,149 +461,6 @@ impl Rig {
         let Some(token) = token else { return };
         let before = self.endings.insert(token, ending);
         assert!(before.is_none(), "{token:?} ended twice\n{}", self.transcript);
-    }
-
-    fn sync(&mut self, node: u64) {
-        if self.seat(node).disk_held || !self.seat(node).disk.begin_sync() {
-            return;
-        }
-        let mut before = self.seat(node).durable().hard;
-        let writes = self.seat(node).disk.finish_sync();
-        let disk = self.seat(node).durable().clone();
-        for op in writes.iter().flat_map(|write| &write.ops) {
-            let check = self.oracle.durable(self.acceptor(node), op, &disk, before);
-            self.demand_of(node, check);
-            if let WriteOp::HardState { state, .. } = op {
-                before = *state;
-            }
-        }
-        if let Some(last) = writes.last() {
-            self.step(node, Input::Persisted(last.ids[0].1));
-        }
-    }
-
-    /// From now on nothing that this node writes becomes durable, until [`Self::release_disk`].
-    pub fn hold_disk(&mut self, node: u64) {
-        self.seat(node).disk_held = true;
-    }
-
-    /// What this node has written so far becomes durable, whether anything waits for it or not.
-    pub fn flush(&mut self, node: u64) {
-        self.seat(node).disk.want_sync();
-        self.sync(node);
-    }
-
-    /// Everything that this node has written becomes durable, at once and from now on.
-    pub fn release_disk(&mut self, node: u64) {
-        self.seat(node).disk_held = false;
-        self.sync(node);
-    }
-
-    /// Two nodes cannot reach each other any more.
-    pub fn cut(&mut self, a: u64, b: u64) {
-        self.cut_one_way(a, b);
-        self.cut_one_way(b, a);
-    }
-
-    /// What one node sends does not reach the other any more.
-    pub fn cut_one_way(&mut self, from: u64, to: u64) {
-        self.cuts.insert((from, to));
-    }
-
-    /// Cuts a node off from all others.
-    pub fn isolate(&mut self, node: u64) {
-        let others: Vec<u64> = self
-            .seats
-            .keys()
-            .copied()
-            .filter(|other| *other != node)
-            .collect();
-        for other in others {
-            self.cut(node, other);
-        }
-    }
-
-    /// Undoes all cuts.
-    pub fn heal(&mut self) {
-        self.cuts.clear();
-    }
-
-    /// Takes letters off the network, in the order of sending.
-    pub fn take(&mut self, which: impl Fn(&Letter) -> bool) -> Vec<Letter> {
-        self.letters.extract_if(.., |letter| which(letter)).collect()
-    }
-
-    /// Delivers one letter now, whether it was ever sent or not.
-    pub fn deliver(&mut self, letter: Letter) {
-        let Letter { from, to, message } = letter;
-        if !self.cuts.contains(&(from, to)) {
-            let input = Input::Message {
-                from: NodeId(from),
-                storage: self.acceptor(from).1,
-                message,
-            };
-            self.step(to, input);
-        }
-    }
-
-    /// Delivers everything, and everything that comes of it, until the network is silent.
-    pub fn settle(&mut self) {
-        self.settle_where(|_| true);
-    }
-
-    /// Delivers these letters and those of the kind that come of them; others stay on the network.
-    pub fn settle_where(&mut self, which: impl Fn(&Letter) -> bool) {
-        for _ in 0..100_000 {
-            let Some(place) = self.letters.iter().position(&which) else {
-                return;
-            };
-            let letter = self.letters.remove(place);
-            self.deliver(letter);
-        }
-        panic!("the network does not fall silent\n{}", self.transcript);
-    }
-
-    /// Lets time pass for all nodes, with everything delivered.
-    pub fn pass(&mut self, millis: u64) {
-        let nodes: Vec<u64> = self.seats.keys().copied().collect();
-        self.pass_for(&nodes, millis);
-    }
-
-    /// Lets time pass, with everything delivered; only these nodes are ticked when they are due.
-    pub fn pass_for(&mut self, nodes: &[u64], millis: u64) {
-        self.pass_for_where(nodes, millis, |_| true);
-    }
-
-    /// As [`Self::pass_for`], but only these letters are delivered; others stay on the network.
-    pub fn pass_for_where(&mut self, nodes: &[u64], millis: u64, which: impl Fn(&Letter) -> bool) {
-        self.settle_where(&which);
-        for _ in 0..millis {
-            self.now = self.now.plus(Duration::from_millis(1));
-            for node in nodes {
-                let deadline = self.seats[node].replica.as_ref().and_then(Replica::deadline);
-                if deadline.is_some_and(|deadline| deadline <= self.now) {
-                    self.step(*node, Input::Tick);
-                }
-            }
-            self.settle_where(&which);
-        }
-    }
-
-    /// Lets time pass until this node leads; nobody else stands for election meanwhile.
-    pub fn elect(&mut self, node: u64) {
-        for _ in 0..10_000 {
-            if self.status(node).phase == Phase::Leader {
-                return self.settle();
-            }
-            self.now = self.now.plus(Duration::from_millis(1));
-            self.step(node, Input::Tick);
-            let stands =
-                |message: &Message| matches!(message, Message::Canvass { .. } | Message::Prepare { .. });
-            let rival = |letter: &Letter| letter.from != node && stands(&letter.message);
-            self.settle_where(|letter| !rival(letter));
-            self.take(rival);
-        }
-        panic!("n{node} cannot be elected\n{}", self.transcript);
     }
 
     /// A user of this node proposes a command.
@@ -914,11 +522,6 @@ impl Rig {
             .iter()
             .map(|command| text(command))
             .collect()
-    }
-
-    /// What is durable on a node's disk.
-    pub fn disk(&mut self, node: u64) -> &DiskState {
-        self.seat(node).durable()
     }
 
     /// What is truly chosen: the last slot that a quorum has durably accepted, like all below it.
