@@ -76,6 +76,7 @@
 //! of its node.
 
 mod alteration;
+mod apply;
 mod clients;
 mod cluster;
 mod coverage;
@@ -90,6 +91,7 @@ mod machine;
 mod nemesis;
 mod network;
 mod node;
+mod observe;
 mod oracle;
 pub(in crate::testing) mod random;
 mod reconfigure;

@@ -5,9 +5,9 @@ use std::{format, vec::Vec};
 use bytes::Bytes;
 
 use super::{
+    apply::failed,
     cluster::{Cluster, Event},
     coverage::Event as Sometimes,
-    drive::failed,
     faults::{Fault, MS, SECOND},
     files::Stored,
     machine::Workload,
