@@ -16,7 +16,7 @@ use crate::resp::{Parser, write};
 /// What a connection reads at once at first, and at the most, in bytes.
 const READ_BYTES: std::ops::RangeInclusive<usize> = (8 << 10)..=(64 << 10);
 /// So many commands of one connection are read before the other connections have a turn.
-const COMMANDS_PER_TURN: usize = 64;
+const COMMANDS_PER_TAKE: usize = 64;
 
 /// Serves one client until it leaves or breaks the protocol, or this is dropped.
 pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
@@ -63,9 +63,9 @@ async fn converse(stream: &mut TcpStream, shared: &Shared, session: &mut Session
         let parsed = parser.parse(&mut buffer);
         pipeline.begin();
         for index in 0..parser.len() {
-            if index.is_multiple_of(COMMANDS_PER_TURN) {
+            if index.is_multiple_of(COMMANDS_PER_TAKE) {
                 let rest = parser.len() - index;
-                shared.turns.take(rest.min(COMMANDS_PER_TURN)).await;
+                shared.turns.take(rest.min(COMMANDS_PER_TAKE)).await;
             }
             pipeline
                 .take(parser.command(index, &buffer), shared, session, &mut out)

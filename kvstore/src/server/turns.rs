@@ -11,7 +11,7 @@ use tokio::{
 };
 
 /// How many commands all connections together read before everything else has its turn: some milliseconds of work.
-const COMMANDS_PER_TURN: usize = 512;
+const BUDGET_COMMANDS: usize = 512;
 
 /// The budget of all connections of a server.
 #[derive(Debug)]
@@ -23,14 +23,14 @@ pub(super) struct Turns {
 impl Turns {
     pub(super) fn new() -> Self {
         Self {
-            commands: Semaphore::new(COMMANDS_PER_TURN),
+            commands: Semaphore::new(BUDGET_COMMANDS),
             used_up: Notify::new(),
         }
     }
 
     /// Returns when these commands, at most a budget's worth, may be carried out.
     pub(super) async fn take(&self, commands: usize) {
-        let wanted = commands.min(COMMANDS_PER_TURN) as u32;
+        let wanted = commands.min(BUDGET_COMMANDS) as u32;
         if let Ok(permits) = self.commands.try_acquire_many(wanted) {
             return permits.forget();
         }
@@ -50,7 +50,7 @@ impl Turns {
             }
             yield_now().await;
             let left = self.commands.available_permits();
-            self.commands.add_permits(COMMANDS_PER_TURN.saturating_sub(left));
+            self.commands.add_permits(BUDGET_COMMANDS.saturating_sub(left));
         }
     }
 }
@@ -95,7 +95,7 @@ mod tests {
         let seen = seen.borrow();
         let most = seen.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
         assert!(
-            seen.len() > 100 && most <= 2 * COMMANDS_PER_TURN,
+            seen.len() > 100 && most <= 2 * BUDGET_COMMANDS,
             "{most}: {seen:?}"
         );
     }
