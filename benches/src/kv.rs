@@ -2,6 +2,7 @@
 //! [`serve_if_asked`].
 
 use std::{
+    cell::Cell,
     env, fmt, io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
@@ -91,6 +92,8 @@ pub struct Servers {
     processes: Vec<Child>,
     /// Where the leader serves clients.
     leader: SocketAddr,
+    /// Each load goes on at the keys behind those of the one before.
+    next_key: Cell<u64>,
     runtime: Runtime,
     _directories: Directories,
 }
@@ -139,6 +142,7 @@ impl Servers {
         let mut servers = Self {
             processes: processes.expect("this program can be started again"),
             leader: clients[0],
+            next_key: Cell::new(0),
             runtime,
             _directories: directories,
         };
@@ -154,6 +158,8 @@ impl Servers {
     ///
     /// If a reply is not what it must be.
     pub fn load(&self, load: Load, clients: u64, pipeline: u64, bursts: u64) -> Duration {
+        let first_key = self.next_key.get();
+        self.next_key.set((first_key + pipeline * bursts) % KEYS);
         self.runtime.block_on(async {
             let mut streams = Vec::new();
             for _ in 0..clients {
@@ -169,7 +175,7 @@ impl Servers {
                 running.spawn(converse(
                     stream,
                     load,
-                    client as u64 * (KEYS / clients),
+                    first_key + client as u64 * (KEYS / clients),
                     pipeline,
                     bursts,
                 ));

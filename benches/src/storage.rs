@@ -31,6 +31,8 @@ use crate::Directories;
 pub const GROUPS: u64 = 16;
 /// How large an entry's payload is, in bytes.
 pub const PAYLOAD_BYTES: usize = 256;
+/// So many entries in a row differ: more than any engine compresses together.
+const PAYLOADS: usize = 4_099;
 /// How many entries share a durable write.
 pub const BATCHES: [u64; 3] = [1, 10, 100];
 /// Every group keeps this many entries when it is trimmed.
@@ -46,7 +48,8 @@ pub const TRIMMED_SLOTS: u64 = 10_000;
 /// and a trim.
 pub struct Writer {
     storage: Box<dyn Storage>,
-    payload: Bytes,
+    /// What the entries hold, one behind the other.
+    payloads: Bytes,
     runtime: Runtime,
     /// Entries written so far.
     written: u64,
@@ -65,6 +68,10 @@ impl fmt::Debug for Writer {
 impl Writer {
     /// Recovers an empty store, which will be written inside a tokio runtime of one thread. Each group keeps so many
     /// entries when it is trimmed now and then; `None`: it is not.
+    ///
+    /// # Panics
+    ///
+    /// If the store fails, here and below: there is nothing to measure then.
     pub fn new(mut storage: Box<dyn Storage>, kept_slots: Option<u64>) -> Self {
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -76,7 +83,9 @@ impl Writer {
         Self {
             storage,
             // Like compressed data: no engine shall profit from its being regular.
-            payload: std::iter::repeat_with(rand_byte()).take(PAYLOAD_BYTES).collect(),
+            payloads: std::iter::repeat_with(rand_byte())
+                .take(PAYLOADS * PAYLOAD_BYTES)
+                .collect(),
             runtime,
             written: 0,
             kept_slots,
@@ -114,6 +123,7 @@ impl Writer {
     fn next_ops(&mut self) -> impl Iterator<Item = WriteOp> + use<> {
         let group = GroupId((self.written % GROUPS) as u32);
         let slot = self.written / GROUPS + 1;
+        let payload = (self.written % PAYLOADS as u64) as usize * PAYLOAD_BYTES;
         self.written += 1;
         let ballot = Ballot {
             round: 1,
@@ -125,7 +135,7 @@ impl Writer {
             ballot,
             entry: Entry {
                 kind: EntryKind::Commands,
-                payload: self.payload.clone(),
+                payload: self.payloads.slice(payload..payload + PAYLOAD_BYTES),
             },
         };
         let kept_slots = self
