@@ -55,8 +55,10 @@ impl<W: Workload> Cluster<'_, W> {
                 self.run_for(100 * MS)?;
             }
         }
-        self.probe("L1")?;
+        // It may have led other groups.
         let election = self.plan.config.election_timeout.as_micros() as u64;
+        self.run_for(4 * election)?;
+        self.probe("L1")?;
         self.run_for(2 * election)?;
         self.align()
     }

@@ -5,18 +5,21 @@ use std::{format, vec::Vec};
 use super::{
     cluster::Cluster,
     coverage::Event as Sometimes,
+    faults::Fault,
     machine::Workload,
-    node::group_id,
+    node::{Node, group_id},
     oracle::{Violation, ensure},
 };
-use crate::{core::Input, types::Slot};
+use crate::{
+    core::Input,
+    types::{Member, Slot},
+};
 
 type Check = Result<(), Violation>;
 
 impl<W: Workload> Cluster<'_, W> {
     /// Records of a node's logs go bad: of a node that is down any, of one that lives only such as it knows to be chosen,
-    /// which it may have to read again. Of each slot a minority of the nodes has a damaged record at the most, so
-    /// that nothing is lost for good.
+    /// which it may have to read again. Nothing is lost for good.
     pub(super) fn damage(&mut self, victim: usize) -> Check {
         if self.nodes.len() < 3 || self.nodes[victim].store.is_some() {
             return Ok(());
@@ -25,6 +28,9 @@ impl<W: Workload> Cluster<'_, W> {
         if goes_down {
             self.crash_for_a_while(victim)?;
         }
+        if self.plan.faults.has(Fault::LostDisk) && self.random.chance(700) {
+            self.lose_snapshots(victim);
+        }
         for group in 0..self.groups.len() {
             for slot in self.slots_to_damage(victim, group) {
                 self.say(|| format!("-- the disk of n{} is damaged at slot {slot}", victim + 1));
@@ -32,6 +38,25 @@ impl<W: Workload> Cluster<'_, W> {
             }
         }
         Ok(())
+    }
+
+    /// A node that is down loses all of its snapshots, unless something would be lost for good.
+    fn lose_snapshots(&mut self, victim: usize) {
+        if self.nodes[victim].life.is_some() {
+            return;
+        }
+        for group in 0..self.groups.len() {
+            let trimmed = self.nodes[victim].disk.durable.group(group_id(group)).trimmed;
+            let mut slots = (1..=trimmed.0).map(Slot);
+            if trimmed == Slot::ZERO || !slots.all(|slot| self.can_spare(victim, group, slot)) {
+                continue;
+            }
+            self.say(|| format!("-- n{} loses its snapshots of group {}", victim + 1, group + 1));
+            self.coverage.meet(Sometimes::SnapshotsLost);
+            self.nodes[victim].files[group].lose_above(Slot::ZERO);
+            let acceptor = self.nodes[victim].acceptor();
+            self.groups[group].oracle.lost_snapshots(acceptor, Slot::ZERO);
+        }
     }
 
     fn slots_to_damage(&mut self, victim: usize, group: usize) -> Vec<Slot> {
@@ -65,13 +90,45 @@ impl<W: Workload> Cluster<'_, W> {
         if self.random.chance(200) && membership > Slot::ZERO {
             slots.push(membership);
         }
-        let copies = |slot: &Slot| {
-            let damaged =
-                |node: &&super::node::Node<W::Machine>| node.disk.durable.group(id).damaged.contains(slot);
-            self.nodes.iter().filter(damaged).count()
-        };
-        slots.retain(|slot| copies(slot) < self.minority());
+        slots.retain(|slot| self.can_spare(victim, group, *slot));
         slots
+    }
+
+    /// Whether nothing is lost for good if this node does not have its record of a slot any more: the voters whose record
+    /// is whole are a quorum, so that they find whatever was chosen there; and where that was chosen by earlier voters, a
+    /// quorum of the present ones holds it. Those of a membership that may be the next one must be as good.
+    fn can_spare(&self, victim: usize, group: usize, slot: Slot) -> bool {
+        let oracle = &self.groups[group].oracle;
+        let is_later = oracle.memberships().all(|(at, _)| at < slot);
+        let is_whole = |voter: &Member| {
+            let node = self.nodes.iter().find(|node| node.id == voter.node);
+            node.filter(|node| node.id != self.nodes[victim].id && voter.admits(node.storage))
+                .is_some_and(|node| {
+                    let disk = node.disk.durable.group(group_id(group));
+                    let covered = slot <= disk.trimmed && node.files[group].newest() >= disk.trimmed;
+                    let held = covered || disk.entries.contains_key(&slot);
+                    !disk.damaged.contains(&slot) && (held || is_later)
+                })
+        };
+        let next = oracle.proposed_memberships();
+        oracle.membership().is_quorum(is_whole) && next.into_iter().all(|next| next.is_quorum(is_whole))
+    }
+
+    /// Whether a disk holds a damaged record of the group.
+    pub(super) fn has_damage(&self, group: usize) -> bool {
+        let damaged = |node: &Node<W::Machine>| !node.disk.durable.group(group_id(group)).damaged.is_empty();
+        self.nodes.iter().any(damaged)
+    }
+
+    /// Whether the others make up for everything of a group that is damaged anywhere, if this node loses its disk.
+    pub(super) fn makes_up_for_damage(&self, victim: usize, group: usize) -> bool {
+        let damaged = self
+            .nodes
+            .iter()
+            .flat_map(|node| &node.disk.durable.group(group_id(group)).damaged);
+        damaged
+            .into_iter()
+            .all(|slot| self.can_spare(victim, group, *slot))
     }
 
     pub(super) fn observe_damage_at_start(&mut self, node: usize, group: usize) {
@@ -99,10 +156,18 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
-    /// At the end no disk has a damaged record of a chosen entry.
+    /// At the end no member's disk has a damaged record of a chosen entry, or a log without the snapshot before it.
     pub(super) fn all_repaired(&self) -> Check {
-        for node in &self.nodes {
-            for group in 0..self.groups.len() {
+        for (index, node) in self.nodes.iter().enumerate() {
+            for group in (0..self.groups.len()).filter(|group| self.is_member(index, *group)) {
+                let lacking = node.seat(group).is_some_and(|seat| seat.status.lacks_snapshot);
+                ensure!(
+                    !lacking,
+                    "repair",
+                    "{} has got no snapshot of group {}",
+                    node.id,
+                    group + 1
+                );
                 let chosen = node.seat(group).map_or(Slot::ZERO, |seat| seat.status.chosen);
                 let state = node.disk.view.group(group_id(group));
                 let damaged = state.damaged.first().filter(|slot| **slot <= chosen);

@@ -46,7 +46,7 @@ faults! {
     SlowDisk = "A disk takes long for a while.",
     FailedSync = "A sync fails, which stops its node.",
     FullDisk = "A disk is full for a while: syncs fail, and its node cannot start again.",
-    Damage = "Records of the log are damaged, while their node lives or is down; of each slot a minority at the most.",
+    Damage = "Records of the log are damaged, while their node lives or is down; each slot stays whole at a quorum.",
     Drift = "Clocks run up to 5 % fast or slow.",
     Refusal = "The transport refuses messages to nodes that it cannot reach.",
     Hangup = "Broken connections are noticed.",
@@ -169,11 +169,11 @@ impl Plan {
         }
         let takes_nodes = faults.has(Fault::Reconfiguration) || faults.has(Fault::LostDisk);
         if faults.has(Fault::Damage) && takes_nodes {
-            // Together they could take the last copy of something away.
-            faults = if absent.is_multiple_of(3) {
-                faults.without(Fault::Reconfiguration).without(Fault::LostDisk)
-            } else {
-                faults.without(Fault::Damage)
+            // Together each of them is rarer: what would take the last copy of something away does not happen.
+            faults = match absent % 3 {
+                0 => faults.without(Fault::Reconfiguration).without(Fault::LostDisk),
+                1 => faults.without(Fault::Damage),
+                _ => faults,
             };
         }
         let rate = |random: &mut Random, fault, most: u64| {

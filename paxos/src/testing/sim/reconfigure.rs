@@ -188,11 +188,13 @@ impl<W: Workload> Cluster<'_, W> {
             let later = oracle.memberships().skip(seen - 1);
             later.map(|(_, membership)| membership.clone()).collect()
         };
+        let damaged = known.len() > 1 && self.has_damage(group);
         for pair in known.windows(2) {
             self.groups[group].memberships_seen += 1;
             let [before, after] = pair else { continue };
             let coverage = &mut self.coverage;
             coverage.meet(Sometimes::MembershipChosen);
+            coverage.meet_if(damaged, Sometimes::MembershipBesideDamage);
             coverage.meet_if(self.network.has_cuts(), Sometimes::ChangeAcrossCut);
             let disk =
                 |membership: &Membership, node| membership.member(node).and_then(|member| member.storage);
@@ -235,11 +237,18 @@ impl<W: Workload> Cluster<'_, W> {
     /// A node loses its disk, if that is survivable: the others have recorded the disk, know that, and are a quorum
     /// without it.
     pub(super) fn lose_disk(&mut self, victim: usize) -> Check {
-        let survivable = (0..self.groups.len()).all(|group| self.can_lose(victim, group));
+        if self.plan.faults.has(Fault::Damage) && self.nodes.len() > 3 && self.random.chance(700) {
+            let other = self.random.index(self.nodes.len());
+            self.damage(other)?;
+        }
+        let survivable = (0..self.groups.len())
+            .all(|group| self.can_lose(victim, group) && self.makes_up_for_damage(victim, group));
         if !survivable || self.nodes[victim].store.is_some() {
             return Ok(());
         }
         self.coverage.meet(Sometimes::DiskLost);
+        let damaged = (0..self.groups.len()).any(|group| self.has_damage(group));
+        self.coverage.meet_if(damaged, Sometimes::DiskLostBesideDamage);
         let id = self.nodes[victim].id;
         self.say(|| std::format!("-- n{id} loses its disk"));
         self.replace_disk(victim)?;
