@@ -1,53 +1,22 @@
 //! The client of sessions, at nodes that fail in every way that a node can.
 #![cfg(feature = "testing")]
 
+#[path = "common/list.rs"]
+mod list;
+
 use std::{
     collections::VecDeque,
-    io,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
 use paxos::{
-    ApplyCommand, Ballot, Chosen, MachineError, NodeId, ProposalId, ProposeError, Slot, SnapshotSource,
-    StateMachine,
+    ApplyCommand, Ballot, Chosen, NodeId, ProposalId, ProposeError, StateMachine,
     sessions::{ClientOptions, Command, Limits, Proposer, SessionClient, SessionError, Sessions},
 };
 
-/// Keeps what it is told; the reply is how much that is.
-#[derive(Default)]
-struct List {
-    applied: Slot,
-    commands: Vec<Bytes>,
-}
-
-impl StateMachine for List {
-    fn applied(&self) -> Slot {
-        self.applied
-    }
-
-    fn apply(&mut self, chosen: Chosen<'_>, replies: &mut Vec<Bytes>) -> Result<(), MachineError> {
-        for command in chosen.commands {
-            self.commands.push(command.payload.clone());
-            replies.push(self.commands.len().to_string().into());
-        }
-        self.applied = chosen.upto;
-        Ok(())
-    }
-
-    fn query(&self, _: Bytes) -> Bytes {
-        Bytes::new()
-    }
-
-    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
-        Err(MachineError::new("none"))
-    }
-
-    fn restore(&mut self, _: Slot, _: &mut dyn io::Read) -> Result<(), MachineError> {
-        Err(MachineError::new("none"))
-    }
-}
+use list::List;
 
 /// What a node does with the next burst.
 #[derive(Clone, Copy, Debug)]

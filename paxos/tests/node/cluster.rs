@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use paxos::{Group, GroupId, Member, Membership, Node, NodeError, NodeId, Read, node::Config};
 
-use crate::doubles::{Disk, List, Network, Snapshots};
+use crate::{
+    doubles::{Disk, Network, Snapshots},
+    list::List,
+};
 
 pub(crate) const GROUP: GroupId = GroupId(1);
 

@@ -12,7 +12,7 @@ use paxos::{Node, NodeId, transport::Peer};
 
 use crate::{
     cluster::{Cluster, GROUP, members, text},
-    doubles::List,
+    list::List,
 };
 
 /// Starts node 3 again, with this to find the others by; tells how often it was asked.

@@ -10,7 +10,8 @@ use paxos::{
 
 use crate::{
     cluster::{Cluster, GROUP, alone, config, members, text},
-    doubles::{Disk, Fault, List, Network},
+    doubles::{Disk, Fault, Network},
+    list::List,
 };
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,8 @@ use tokio::time::sleep;
 
 use crate::{
     cluster::{Cluster, GROUP, alone, config, members, text},
-    doubles::{Disk, List, Network},
+    doubles::{Disk, Network},
+    list::List,
 };
 
 const OTHER: GroupId = GroupId(2);

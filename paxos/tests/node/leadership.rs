@@ -165,7 +165,7 @@ mod balance {
     use paxos::{Ballot, GroupId};
 
     use super::*;
-    use crate::{cluster::members, doubles::List};
+    use crate::{cluster::members, list::List};
 
     const GROUPS: u32 = 64;
 

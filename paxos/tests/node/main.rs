@@ -9,6 +9,8 @@ mod doubles;
 mod failures;
 mod groups;
 mod leadership;
+#[path = "../common/list.rs"]
+mod list;
 mod membership;
 mod overload;
 mod proposals;

@@ -6,7 +6,8 @@ use paxos::{Change, ChangeError, ChangeRejection, Membership, NodeId, Role, core
 
 use crate::{
     cluster::{Cluster, GROUP, text},
-    doubles::{Disk, List},
+    doubles::Disk,
+    list::List,
 };
 
 impl Cluster {

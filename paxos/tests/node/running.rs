@@ -10,7 +10,8 @@ use paxos::{
 
 use crate::{
     cluster::{Cluster, GROUP, config, members, text},
-    doubles::{Disk, List, Network},
+    doubles::{Disk, Network},
+    list::List,
 };
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,8 @@ use paxos::{
 use super::{catches_up, eager, leave_behind, write};
 use crate::{
     cluster::{Cluster, GROUP, config, members},
-    doubles::{Breakage, Disk, List, Network},
+    doubles::{Breakage, Disk, Network},
+    list::List,
 };
 
 #[tokio::test(start_paused = true)]

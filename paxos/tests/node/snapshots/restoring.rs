@@ -10,7 +10,8 @@ use paxos::{
 use super::{catches_up, eager, leave_behind, local_list, write};
 use crate::{
     cluster::{Cluster, GROUP, members, text},
-    doubles::{Gate, List},
+    doubles::Gate,
+    list::List,
 };
 
 /// A list that is restored slowly: when the gate is opened.

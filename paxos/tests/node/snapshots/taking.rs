@@ -8,7 +8,8 @@ use paxos::{FileSnapshots, MemorySnapshots, Node, NodeError, Read, Slot, Snapsho
 use super::{eager, local_list, write};
 use crate::{
     cluster::{Cluster, GROUP, members, text},
-    doubles::{Disk, List, Network},
+    doubles::{Disk, Network},
+    list::List,
 };
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,8 @@ use paxos::{
 use super::{catches_up, eager, leave_behind, local_list, write};
 use crate::{
     cluster::{Cluster, members, text},
-    doubles::{List, Snapshots},
+    doubles::Snapshots,
+    list::List,
 };
 
 #[tokio::test(start_paused = true)]
