@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{MachineId, RouterError, Routes};
 use crate::node::{self, Group};
 
-/// A handle of one machine in a group that runs a [`Router`].
+/// A handle of one machine in a group that runs a [`Router`](super::Router).
 #[derive(Clone, Debug)]
 pub struct RoutedGroup {
     group: Group,
