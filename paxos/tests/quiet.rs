@@ -172,6 +172,33 @@ fn a_member_that_starts_for_the_first_time_while_the_group_rests_is_told_who_the
     assert_eq!(rig.status(4).standing, Standing::Learner);
 }
 
+/// It was back, without a disk, before anybody missed it: its node is reached, but knows nobody to answer.
+#[test]
+fn a_member_that_came_back_before_it_was_missed_and_cannot_answer_is_told_who_the_others_are() {
+    let mut rig = watched(4);
+    let (node, address) = (NodeId(2), String::from("elsewhere"));
+    rig.change(1, &[Change::SetAddress { node, address }], false);
+    rig.pass(500);
+    rig.isolate(4);
+    rig.step(1, Input::Connected(NodeId(4)));
+    fall_silent(&mut rig, 4, &[1, 2, 3]);
+    rig.pass_for_where(&[1, 2, 3], 3_000, |letter| letter.to != 4);
+    assert!(!rig.status(1).resting, "4 may know nobody");
+    rig.step(1, Input::Disconnected(NodeId(4)));
+    rig.pass_for(&[1, 2, 3], 3_000);
+    assert!(rig.status(1).resting, "4 is gone");
+}
+
+#[test]
+fn while_a_group_rests_a_member_that_is_reached_and_falls_silent_wakes_it() {
+    let mut rig = resting(3);
+    rig.isolate(3);
+    rig.step(1, Input::Connected(NodeId(3)));
+    assert!(rig.status(1).resting, "3 is heard");
+    fall_silent(&mut rig, 3, &[1, 2]);
+    assert!(!rig.status(1).resting, "3 may know nobody");
+}
+
 #[test]
 fn a_leader_without_a_quorum_of_living_nodes_does_not_go_on_resting() {
     let mut rig = resting(3);

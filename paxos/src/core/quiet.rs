@@ -132,11 +132,12 @@ impl Replica {
     /// This node can reach the peer. If it does not hear it, that may be because the peer does not know of this node: a
     /// leader has to tell it.
     pub(super) fn on_connected(&mut self, peer: NodeId) {
-        if self.nodes.alive.contains(&peer) || planted::is("unheard_peer_is_excused") {
+        if planted::is("unheard_peer_is_excused") {
             return;
         }
+        // Also of a peer that counts as alive: perhaps it was back before it was missed, and falls silent yet.
         self.nodes.unheard.insert(peer);
-        if self.is_leader() {
+        if self.is_leader() && !self.nodes.alive.contains(&peer) {
             self.wake();
         }
     }
@@ -156,7 +157,7 @@ impl Replica {
             return;
         }
         if self.is_leader() {
-            if !self.hears_quorum() {
+            if !self.hears_quorum() || self.nodes.unheard.contains(&peer) {
                 self.wake();
             }
         } else if self.leader.is_some_and(|ballot| ballot.node == peer) {
