@@ -225,12 +225,6 @@ fn leveldb_entries() {
     a_damaged_log_is_repaired("leveldb", |_, at| at + 5);
 }
 
-#[cfg(feature = "sqlite")]
-#[test]
-fn sqlite_entries() {
-    a_damaged_log_is_repaired("sqlite", |_, at| at + 5);
-}
-
 /// A running node notices by itself: nobody reads what is damaged.
 #[cfg(feature = "wal")]
 #[test]
