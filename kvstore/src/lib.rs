@@ -8,6 +8,7 @@
 //! | [`machine`] | the replicated state and the operations on it |
 //! | [`resp`] | the Redis protocol |
 //! | [`shards`] | which group serves which key |
+//! | [`performance`] | where the time of one command goes; no code |
 //! | [`http`], [`client`], [`bench`](mod@bench) | the operators' HTTP, a client, a load generator |
 
 #![forbid(unsafe_code)]
@@ -19,6 +20,8 @@ pub mod client;
 pub mod command;
 pub mod http;
 pub mod machine;
+#[doc = include_str!("performance.md")]
+pub mod performance {}
 pub mod resp;
 pub mod server;
 pub mod shards;
