@@ -1,5 +1,6 @@
 //! Heartbeats: how a leader shows that it lives and hears who follows it, with all that an answer tells.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{
@@ -49,10 +50,17 @@ impl Leadership {
 }
 
 impl Replica {
+    /// Says to every peer that this node leads.
     pub(super) fn heartbeat(&mut self) {
+        self.heartbeat_to(|_| true);
+        self.beat_later();
+    }
+
+    /// As [`heartbeat`](Self::heartbeat), to some only: it takes no regular one's place.
+    pub(super) fn heartbeat_to(&mut self, to: impl Fn(NodeId) -> bool) {
         let lease = self.config.lease.map_or(Duration::ZERO, |lease| lease.duration);
         let checkpoint = self.checkpoint_to_compare();
-        self.beat(|ballot, start, chosen, round| Message::Heartbeat {
+        self.beat(to, |ballot, start, chosen, round| Message::Heartbeat {
             ballot,
             start,
             chosen,
@@ -65,39 +73,55 @@ impl Replica {
     /// A heartbeat that asks the peers to rest.
     pub(super) fn ask_to_rest(&mut self) {
         let checkpoint = self.checkpoint_to_compare();
-        self.beat(|ballot, start, chosen, round| Message::Rest {
-            ballot,
-            start,
-            chosen,
-            round,
-            checkpoint,
-        });
+        self.beat(
+            |_| true,
+            |ballot, start, chosen, round| Message::Rest {
+                ballot,
+                start,
+                chosen,
+                round,
+                checkpoint,
+            },
+        );
+        self.beat_later();
     }
 
-    fn beat(&mut self, message: impl FnOnce(Ballot, Slot, Slot, u64) -> Message) {
+    /// Every peer has been told just now.
+    fn beat_later(&mut self) {
+        if let Role::Leader(leadership) = &mut self.role {
+            leadership.heartbeat_at = self.now.plus(self.config.heartbeat_interval);
+        }
+    }
+
+    fn beat(
+        &mut self,
+        to: impl Fn(NodeId) -> bool,
+        message: impl FnOnce(Ballot, Slot, Slot, u64) -> Message,
+    ) {
         let (now, chosen) = (self.now, self.chosen);
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
         self.snapshots.trim_due = true;
         leadership.round += 1;
-        leadership.heartbeat_at = now.plus(self.config.heartbeat_interval);
         if leadership.sent.len() == MAX_SENT_HEARTBEATS {
             leadership.sent.pop_front();
         }
         leadership.sent.push_back((leadership.round, now));
-        for peer in leadership.peers.values_mut() {
-            peer.probe(leadership.round);
-            peer.told = chosen;
-        }
-        let message = message(leadership.ballot, leadership.start, chosen, leadership.round);
-        let to = leadership.peers.keys().copied().collect();
+        let mut receivers = Vec::new();
+        let mut silent = Vec::new();
         let timeout = self.config.election_timeout;
         let once = planted::is("members_told_once");
-        let is_silent = |peer: &Progress| !peer.heard || (now.since(peer.contact) >= timeout && !once);
-        let silent = leadership.peers.iter().filter(|(_, peer)| is_silent(peer));
-        let silent = silent.map(|(node, _)| *node).collect();
-        self.send_all(to, message);
+        for (node, peer) in leadership.peers.iter_mut().filter(|(node, _)| to(**node)) {
+            peer.probe(leadership.round, now);
+            peer.told = chosen;
+            receivers.push(*node);
+            if !peer.heard || (now.since(peer.contact) >= timeout && !once) {
+                silent.push(*node);
+            }
+        }
+        let message = message(leadership.ballot, leadership.start, chosen, leadership.round);
+        self.send_all(receivers, message);
         // They may not know yet who the members are, or have forgotten it with their disk, or where they are now.
         let latest = self.memberships.latest();
         if latest.at > Slot::ZERO {
@@ -209,7 +233,7 @@ impl Replica {
         }
         peer.granted = peer.granted.max(granted);
         peer.acknowledged(accepted, chosen);
-        peer.heartbeat_answered(round, received);
+        peer.heartbeat_answered(round, received, now);
         peer.heard_at(now);
         if round >= peer.answered {
             peer.answered = round;

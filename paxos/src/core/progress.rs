@@ -1,6 +1,7 @@
 //! What a leader knows of each peer, and how much it sends to it: flow control.
 
 use alloc::collections::VecDeque;
+use core::time::Duration;
 
 use super::{Checkpoint, rollback::Testimony};
 use crate::planted;
@@ -28,6 +29,10 @@ pub(super) struct Progress {
     in_flight_bytes: usize,
     /// The oldest heartbeats that were sent and not answered, each with `next` at that time.
     probes: VecDeque<(u64, Slot)>,
+    /// The oldest heartbeat that was sent and not answered, and when.
+    asked: Option<(u64, Time)>,
+    /// How long the last heartbeat that was answered took.
+    answered_after: Duration,
     /// The highest heartbeat round answered.
     pub(super) answered: u64,
     /// When it was last heard, or when this leadership began.
@@ -61,6 +66,8 @@ impl Progress {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             probes: VecDeque::new(),
+            asked: None,
+            answered_after: Duration::MAX,
             answered: 0,
             contact: now,
             heard: false,
@@ -100,6 +107,11 @@ impl Progress {
         self.unclaimed >= chosen && self.paused.is_none() && !self.differs
     }
 
+    /// Whether the transport takes messages to it, as far as is known.
+    pub(super) const fn is_sent_things(&self) -> bool {
+        self.paused.is_none()
+    }
+
     /// Whether more may be sent.
     pub(super) const fn may_send(&self, max_in_flight_bytes: usize) -> bool {
         self.paused.is_none() && self.in_flight_bytes < max_in_flight_bytes
@@ -112,10 +124,18 @@ impl Progress {
         self.in_flight_bytes += bytes;
     }
 
-    pub(super) fn probe(&mut self, round: u64) {
+    /// A heartbeat is sent.
+    pub(super) fn probe(&mut self, round: u64, now: Time) {
+        self.asked.get_or_insert((round, now));
         if self.probes.len() < MAX_PROBES {
             self.probes.push_back((round, self.next));
         }
+    }
+
+    /// How long an answer takes: as long as the last one, or as the one that is missing.
+    pub(super) fn answers_after(&self, now: Time) -> Duration {
+        let missing = self.asked.map_or(Duration::ZERO, |(_, at)| now.since(at));
+        self.answered_after.max(missing)
     }
 
     /// The peer has said something to this leader.
@@ -145,7 +165,13 @@ impl Progress {
 
     /// The peer answered a heartbeat: everything up to `received` has arrived there; what was sent before that
     /// heartbeat and has not arrived is lost, and is sent again.
-    pub(super) fn heartbeat_answered(&mut self, round: u64, received: Slot) {
+    pub(super) fn heartbeat_answered(&mut self, round: u64, received: Slot, now: Time) {
+        if let Some((asked, at)) = self.asked
+            && asked <= round
+        {
+            self.asked = None;
+            self.answered_after = now.since(at);
+        }
         let mut sent_before = None;
         while let Some((probe, next)) = self.probes.front().copied()
             && probe <= round
@@ -173,12 +199,12 @@ mod tests {
     fn only_what_was_sent_before_the_heartbeat_counts_as_lost() {
         let mut peer = Progress::new(Slot(1), Time::default());
         peer.sent(Slot(3), 10);
-        peer.probe(1);
+        peer.probe(1, Time::default());
         peer.sent(Slot(5), 10);
-        peer.heartbeat_answered(1, Slot(3));
+        peer.heartbeat_answered(1, Slot(3), Time::default());
         assert_eq!(peer.next, Slot(6), "4 and 5 may still be on the way");
-        peer.probe(2);
-        peer.heartbeat_answered(2, Slot(4));
+        peer.probe(2, Time::default());
+        peer.heartbeat_answered(2, Slot(4), Time::default());
         assert_eq!(
             peer.next,
             Slot(5),
@@ -192,10 +218,10 @@ mod tests {
         peer.sent(Slot(9), 10);
         peer.pause(6);
         assert!(!peer.may_send(100));
-        peer.heartbeat_answered(6, Slot(0));
+        peer.heartbeat_answered(6, Slot(0), Time::default());
         assert!(!peer.may_send(100), "that heartbeat was sent before the refusal");
-        peer.probe(7);
-        peer.heartbeat_answered(7, Slot(2));
+        peer.probe(7, Time::default());
+        peer.heartbeat_answered(7, Slot(2), Time::default());
         assert!(peer.may_send(1));
         assert_eq!(peer.next, Slot(3));
     }
@@ -205,5 +231,27 @@ mod tests {
         let mut peer = Progress::new(Slot(1), Time::default());
         peer.acknowledged(Slot(9), Slot(4));
         assert!(!peer.voted(Slot(4)) && peer.voted(Slot(5)) && peer.voted(Slot(9)) && !peer.voted(Slot(10)));
+    }
+
+    #[test]
+    fn a_peer_is_as_quick_as_its_last_answer_and_slower_while_one_is_missing() {
+        let at = |millis| Time(Duration::from_millis(millis));
+        let mut peer = Progress::new(Slot(1), at(0));
+        assert_eq!(
+            peer.answers_after(at(0)),
+            Duration::MAX,
+            "it has not answered yet"
+        );
+        peer.probe(1, at(10));
+        peer.probe(2, at(20));
+        peer.heartbeat_answered(1, Slot(0), at(30));
+        assert_eq!(peer.answers_after(at(90)), Duration::from_millis(20));
+        peer.probe(3, at(100));
+        assert_eq!(peer.answers_after(at(105)), Duration::from_millis(20));
+        assert_eq!(peer.answers_after(at(150)), Duration::from_millis(50));
+        peer.heartbeat_answered(3, Slot(0), at(150));
+        peer.probe(4, at(200));
+        peer.heartbeat_answered(4, Slot(0), at(201));
+        assert_eq!(peer.answers_after(at(300)), Duration::from_millis(1));
     }
 }

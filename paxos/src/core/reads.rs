@@ -1,15 +1,19 @@
 //! Linearizable reads by read index (Ongaro: *Consensus: Bridging Theory and Practice*, section 6.4): the leader takes
 //! its watermark, proves by a heartbeat round that it still was leader then, and the read waits until the reading node
-//! has applied that far. One round is shared by all reads that wait.
+//! has applied that far. One round is shared by all reads that wait, and asks as many voters as are needed: those that
+//! answered fastest of late, and all of them if that takes long.
 
 use alloc::{
     collections::{BTreeSet, VecDeque},
     vec::Vec,
 };
 
-use super::{Message, Output, Rejection, Replica, Token, election::Role, proposer::Leadership};
+use super::{
+    Message, Output, Rejection, Replica, Sender, Token, election::Role, progress::Progress,
+    proposer::Leadership,
+};
 use crate::planted;
-use crate::types::{Incarnation, NodeId, Slot, Time};
+use crate::types::{Incarnation, Member, Membership, NodeId, Slot, Time};
 
 /// How many questions to the leader may be open; further reads share the next one.
 const MAX_OPEN_QUESTIONS: usize = 8;
@@ -59,6 +63,27 @@ struct Round {
     heartbeat: u64,
     index: Slot,
     askers: Vec<Asker>,
+    /// When everybody is asked, if only some were.
+    widen_at: Option<Time>,
+}
+
+impl Leadership {
+    /// So many voters that their answers prove that this node leads, the quickest ones; `None` if there are not so many, or
+    /// if the voters are about to change.
+    fn quickest_quorum(&self, membership: &Membership, own: Sender, now: Time) -> Option<Vec<NodeId>> {
+        if self.barrier.is_some() {
+            return None;
+        }
+        let votes = |voter: &Member| self.of(voter, own, |_| false, || true);
+        let needed = membership.quorum() - usize::from(membership.voting().any(votes));
+        let mut voters: Vec<_> = membership
+            .voting()
+            .filter(|voter| self.of(voter, own, Progress::is_sent_things, || false))
+            .filter_map(|voter| Some((self.peers.get(&voter.node)?.answers_after(now), voter.node)))
+            .collect();
+        voters.sort_unstable();
+        (voters.len() >= needed).then(|| voters.into_iter().take(needed).map(|(_, node)| node).collect())
+    }
 }
 
 impl Reads {
@@ -123,6 +148,7 @@ impl Replica {
     /// Begins rounds and asks questions for the reads that wait.
     pub(super) fn serve_reads(&mut self) {
         if self.is_leader() {
+            self.widen_read_round();
             self.begin_read_round();
         } else {
             self.ask_leader();
@@ -130,7 +156,7 @@ impl Replica {
     }
 
     fn begin_read_round(&mut self) {
-        let index = self.chosen;
+        let (index, own) = (self.chosen, self.own());
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
@@ -143,15 +169,38 @@ impl Replica {
             return;
         }
         let mut askers = core::mem::take(&mut leadership.reads.waiting);
-        let own = self.reads.waiting.drain(..);
-        askers.extend(own.filter(|read| self.reads.open.contains(read)).map(Asker::Own));
+        let waiting = self.reads.waiting.drain(..);
+        askers.extend(
+            waiting
+                .filter(|read| self.reads.open.contains(read))
+                .map(Asker::Own),
+        );
+        let enough = leadership.quickest_quorum(self.memberships.current(), own, self.now);
+        let widen_at = enough
+            .as_ref()
+            .map(|_| self.now.plus(self.config.heartbeat_interval / 10));
         leadership.reads.round = Some(Round {
             heartbeat: leadership.round + 1,
             index,
             askers,
+            widen_at,
         });
-        self.heartbeat();
+        match enough {
+            Some(voters) => self.heartbeat_to(|node| voters.contains(&node)),
+            None => self.heartbeat(),
+        }
         self.confirm_reads();
+    }
+
+    /// The voters that were asked have not answered in time: perhaps others do.
+    fn widen_read_round(&mut self) {
+        if let Role::Leader(leadership) = &mut self.role
+            && let Some(round) = &mut leadership.reads.round
+            && round.widen_at.is_some_and(|at| at <= self.now)
+        {
+            round.widen_at = None;
+            self.heartbeat();
+        }
     }
 
     /// Answers the reads of the open round if a quorum has answered its heartbeat.
@@ -281,6 +330,9 @@ impl Replica {
     }
 
     pub(super) fn reads_deadline(&self) -> Option<Time> {
+        if let Role::Leader(leadership) = &self.role {
+            return leadership.reads.round.as_ref()?.widen_at;
+        }
         self.leader.filter(|ballot| ballot.node != self.identity.node)?;
         self.reads
             .questions
@@ -297,7 +349,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        core::{Config, Input, Start},
+        core::{Checkpoint, Config, Input, Life, Start},
         types::{
             Ballot, ChosenMembership, ClusterId, GroupId, HardState, Identity, Member, Membership, StorageId,
         },
@@ -375,5 +427,91 @@ mod tests {
             panic!("it leads");
         };
         assert!(replica.reads.waiting.len() + leadership.reads.waiting.len() < 10);
+    }
+
+    /// What the replica sends to whom, when this comes in at this time.
+    fn sent(replica: &mut Replica, millis: u64, input: Input) -> Vec<(Vec<NodeId>, Message)> {
+        replica.step(Time(Duration::from_millis(60_000 + millis)), input);
+        core::iter::from_fn(|| replica.poll())
+            .filter_map(|output| match output {
+                Output::Send { to, message } => Some((to, message)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Who is asked by the one round of heartbeats among these messages.
+    fn asked(sent: &[(Vec<NodeId>, Message)]) -> Option<(u64, Vec<NodeId>)> {
+        sent.iter().find_map(|(to, message)| match message {
+            Message::Heartbeat { round, .. } => Some((*round, to.clone())),
+            _ => None,
+        })
+    }
+
+    /// The node answers the heartbeats up to this one, and has every entry.
+    fn answers(replica: &mut Replica, millis: u64, node: u64, round: u64) -> Vec<(Vec<NodeId>, Message)> {
+        let message = Message::HeartbeatReply {
+            ballot: Ballot {
+                round: 1,
+                node: NodeId(1),
+            },
+            round,
+            received: Slot(1),
+            accepted: Slot(1),
+            chosen: Slot(1),
+            ready: true,
+            leased: false,
+            checkpoint: Checkpoint::default(),
+            life: Life::default(),
+        };
+        let (from, storage) = (NodeId(node), StorageId(node));
+        let input = Input::Message {
+            from,
+            storage,
+            message,
+        };
+        sent(replica, millis, input)
+    }
+
+    #[test]
+    fn a_read_asks_the_voter_that_answers_fastest_and_the_others_when_that_takes_long() {
+        let mut replica = leader();
+        let (round, everybody) = asked(&sent(&mut replica, 100, Input::Tick)).expect("a heartbeat was due");
+        assert_eq!(everybody, [NodeId(2), NodeId(3)]);
+        answers(&mut replica, 103, 3, round);
+        answers(&mut replica, 107, 2, round);
+
+        let read = Input::Read { token: Token(1) };
+        let (round, quickest) = asked(&sent(&mut replica, 110, read)).expect("a round for the read");
+        assert_eq!(quickest, [NodeId(3)], "it took 3 ms, node 2 took 7");
+        assert_eq!(replica.deadline(), Some(Time(Duration::from_millis(60_120))));
+        let (_, everybody) = asked(&sent(&mut replica, 120, Input::Tick)).expect("no answer has come");
+        assert_eq!(everybody, [NodeId(2), NodeId(3)]);
+        answers(&mut replica, 121, 2, round + 1);
+        assert!(replica.reads.open.is_empty(), "the read is answered");
+
+        let read = Input::Read { token: Token(2) };
+        let (_, quickest) = asked(&sent(&mut replica, 122, read)).expect("a round for the read");
+        assert_eq!(quickest, [NodeId(2)], "node 3 has not answered for 12 ms");
+    }
+
+    #[test]
+    fn reads_do_not_take_the_place_of_the_heartbeats_that_keep_the_others_from_an_election() {
+        let mut replica = leader();
+        let (round, _) = asked(&sent(&mut replica, 100, Input::Tick)).expect("a heartbeat was due");
+        for node in [2, 3] {
+            answers(&mut replica, 101, node, round);
+        }
+        for millis in 102..200 {
+            let read = Input::Read { token: Token(millis) };
+            let (round, quickest) = asked(&sent(&mut replica, millis, read)).expect("a round for the read");
+            let [NodeId(node)] = quickest[..] else {
+                panic!("one voter is enough beside the leader, not {quickest:?}")
+            };
+            answers(&mut replica, millis, node, round);
+        }
+        let (_, everybody) =
+            asked(&sent(&mut replica, 200, Input::Tick)).expect("100 ms after the last regular one");
+        assert_eq!(everybody, [NodeId(2), NodeId(3)]);
     }
 }
