@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::mem;
 
-use super::{Alarm, Message, Output, Replica, barrier::Chunk, gate::After};
+use super::{Alarm, Message, Output, Replica, barrier::Reported, gate::After};
 use crate::planted;
 use crate::types::{Accepted, Ballot, Entry, HardState, NodeId, Slot, WriteOp};
 
@@ -108,7 +108,7 @@ impl Replica {
             let damaged = untold.chain(self.damage.lost_from(self.chosen.next()));
             slots.extend(damaged.map(|slot| (slot, None)));
         }
-        let empty = |first| Chunk {
+        let empty = |first| Reported {
             first,
             last: Slot::MAX,
             entries: vec![],
@@ -131,20 +131,11 @@ impl Replica {
             }
         }
         chunks.push(chunk);
-        for chunk in chunks {
-            let Chunk {
-                first,
-                last,
-                entries,
-                damaged,
-            } = chunk;
+        for reported in chunks {
             let message = Message::Promise {
                 ballot,
                 chosen,
-                from: first,
-                to: last,
-                entries,
-                damaged,
+                reported,
             };
             if planted::is("promise_before_sync") {
                 self.send(to, message);

@@ -49,17 +49,23 @@ pub(super) struct Promises {
     pub(super) found: BTreeMap<Slot, Accepted>,
 }
 
-/// What a promise reports of the slots from `first` to `last`.
-#[derive(Clone, Debug)]
-pub(super) struct Chunk {
-    pub(super) first: Slot,
-    pub(super) last: Slot,
-    pub(super) entries: Vec<(Slot, Accepted)>,
-    pub(super) damaged: Vec<Slot>,
+/// What one chunk of a promise reports of a run of slots: see [`Message::Promise`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Reported {
+    /// The first slot that it tells about.
+    pub first: Slot,
+    /// The last slot that it tells about; [`Slot::MAX`] in the last chunk.
+    pub last: Slot,
+    /// All that the sender has accepted in these slots.
+    pub entries: Vec<(Slot, Accepted)>,
+    /// Those of these slots of which the sender cannot tell what it has accepted, because its record of that is
+    /// damaged: for them, the promise does not count.
+    pub damaged: Vec<Slot>,
 }
 
-impl Chunk {
-    pub(super) fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+impl Reported {
+    /// The slots that something was accepted at, or may have been.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
         let held = self.entries.iter().map(|(slot, _)| *slot);
         held.chain(self.damaged.iter().copied())
     }
@@ -67,13 +73,19 @@ impl Chunk {
 
 impl Promises {
     /// Takes in a part of what somebody reports; `known` is where reports begin. Whether it told anything new.
-    pub(super) fn take(&mut self, (from, storage): Sender, chosen: Slot, known: Slot, chunk: Chunk) -> bool {
-        let Chunk {
+    pub(super) fn take(
+        &mut self,
+        (from, storage): Sender,
+        chosen: Slot,
+        known: Slot,
+        reported: Reported,
+    ) -> bool {
+        let Reported {
             first,
             last,
             entries,
             damaged,
-        } = chunk;
+        } = reported;
         let new = || Report {
             storage,
             covered: known,
@@ -403,7 +415,7 @@ impl Replica {
         from: Sender,
         ballot: Ballot,
         chosen: Slot,
-        mut chunk: Chunk,
+        mut reported: Reported,
     ) {
         let known = self.chosen;
         let Role::Leader(leadership) = &mut self.role else {
@@ -417,8 +429,8 @@ impl Replica {
         let counts = |peer: &Progress| peer.counts() || peer.storage != Some(from.1);
         let counts = leadership.peers.get(&from.0).is_none_or(counts);
         if leadership.ballot == ballot && collects && counts {
-            chunk.entries.retain(|(slot, _)| *slot > known);
-            leadership.promises.take(from, chosen, known, chunk);
+            reported.entries.retain(|(slot, _)| *slot > known);
+            leadership.promises.take(from, chosen, known, reported);
             self.note_watermark(from.0, chosen);
         }
     }

@@ -8,7 +8,7 @@ use alloc::{
 
 use super::{
     Alarm, Message, Output, Phase, Replica, Sender, Standing,
-    barrier::{Barrier, Chunk, Promises},
+    barrier::{Barrier, Promises, Reported},
     gate::After,
     proposer::Leadership,
 };
@@ -363,10 +363,10 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_promise(&mut self, from: Sender, ballot: Ballot, chosen: Slot, chunk: Chunk) {
+    pub(super) fn on_promise(&mut self, from: Sender, ballot: Ballot, chosen: Slot, reported: Reported) {
         let known = self.chosen;
         let plausible = chosen.plus(MAX_PLAUSIBLE_TAIL + 4 * self.config.max_window_entries as u64);
-        if let Some(slot) = chunk.slots().find(|slot| *slot > plausible) {
+        if let Some(slot) = reported.slots().find(|slot| *slot > plausible) {
             let from = from.0;
             self.outputs
                 .push_back(Output::Alarm(Alarm::Implausible { from, slot }));
@@ -375,12 +375,12 @@ impl Replica {
         let timeout = self.config.election_timeout;
         let patience = self.now.plus(timeout + self.rng.up_to(timeout));
         let Role::Candidate(candidacy) = &mut self.role else {
-            return self.on_promise_to_leader(from, ballot, chosen, chunk);
+            return self.on_promise_to_leader(from, ballot, chosen, reported);
         };
         if candidacy.ballot != ballot {
             return;
         }
-        if candidacy.promises.take(from, chosen, known, chunk) {
+        if candidacy.promises.take(from, chosen, known, reported) {
             candidacy.ask_again_at = self.now.plus(self.config.heartbeat_interval * 2);
             self.election_at = Some(patience);
         }

@@ -4,8 +4,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{
-    Checkpoint, Life, Message, Replica, Sender, acceptor::Following, election::Role, progress::Progress,
-    proposer::Leadership,
+    Checkpoint, Life, Message, Replica, Sender, election::Role, progress::Progress, proposer::Leadership,
 };
 use crate::planted;
 use crate::types::{Ballot, Member, Membership, NodeId, Slot, Time};
@@ -13,17 +12,27 @@ use crate::types::{Ballot, Member, Membership, NodeId, Slot, Time};
 /// How many heartbeats are remembered by their time.
 const MAX_SENT_HEARTBEATS: usize = 64;
 
-/// What a peer says of itself when it answers a heartbeat: see [`Message::HeartbeatReply`].
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pulse {
-    pub(super) round: u64,
-    pub(super) received: Slot,
-    pub(super) accepted: Slot,
-    pub(super) chosen: Slot,
-    pub(super) ready: bool,
-    pub(super) leased: bool,
-    pub(super) checkpoint: Checkpoint,
-    pub(super) life: Life,
+/// What a replica says of itself when it answers a heartbeat: see [`Message::HeartbeatReply`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pulse {
+    /// The heartbeat answered.
+    pub round: u64,
+    /// As [`Message::Accepted::upto`], but of what has been received, durable or not: tells the leader what was
+    /// lost on the way. Votes for nothing.
+    pub received: Slot,
+    /// As [`Message::Accepted::upto`], durable.
+    pub accepted: Slot,
+    /// The sender's chosen watermark.
+    pub chosen: Slot,
+    /// Whether the sender could lead: it votes, and has handed all of its log to its state machine.
+    pub ready: bool,
+    /// Whether the lease is granted: the sender helps nobody else to lead for so long, from when it says so.
+    pub leased: bool,
+    /// What the sender has applied up to the leader's slot; unknown if it does not remember, or the leader asked for
+    /// nothing.
+    pub checkpoint: Checkpoint,
+    /// What the sender's disk holds, and held when this life of the sender began.
+    pub life: Life,
 }
 
 impl Leadership {
@@ -167,40 +176,20 @@ impl Replica {
         }
         let checkpoint = self.compare_with_leader(ballot, checkpoint);
         let leased = self.grant(ballot, lease);
-        let Following {
-            received,
-            durable: accepted,
-            ..
-        } = self.following;
-        let message = Message::HeartbeatReply {
-            ballot,
+        let pulse = Pulse {
             round,
-            received,
-            accepted,
+            received: self.following.received,
+            accepted: self.following.durable,
             chosen: self.chosen,
             ready: self.could_lead(),
             leased,
             checkpoint,
             life: self.life(),
         };
-        self.send(from, message);
+        self.send(from, Message::HeartbeatReply { ballot, pulse });
     }
 
-    pub(super) fn on_heartbeat_reply(
-        &mut self,
-        (from, storage): Sender,
-        ballot: Ballot,
-        Pulse {
-            round,
-            received,
-            accepted,
-            chosen,
-            ready,
-            leased,
-            checkpoint,
-            life,
-        }: Pulse,
-    ) {
+    pub(super) fn on_heartbeat_reply(&mut self, (from, storage): Sender, ballot: Ballot, pulse: Pulse) {
         let Role::Leader(leadership) = &mut self.role else {
             return;
         };
@@ -209,40 +198,43 @@ impl Replica {
         }
         let start = leadership.start;
         // A heartbeat that is not remembered was sent too long ago to grant anything.
-        let sent = leadership.sent.iter().find(|(sent, _)| leased && *sent == round);
+        let sent = leadership
+            .sent
+            .iter()
+            .find(|(round, _)| pulse.leased && *round == pulse.round);
         let granted = sent.map(|(_, at)| *at);
         let Some(peer) = leadership.peers.get_mut(&from) else {
             return;
         };
         // Only answers to new heartbeats tell which disk a node has now: others may be late.
         if *peer.storage.get_or_insert(storage) != storage {
-            if round <= peer.answered {
+            if pulse.round <= peer.answered {
                 return;
             }
             *peer = Progress::of_disk(storage, start, self.now);
         }
-        if !self.disk_is_sound(from, round, life) {
+        if !self.disk_is_sound(from, pulse.round, pulse.life) {
             return;
         }
         let now = self.now;
         let Some(peer) = self.progress_of(from) else {
             return;
         };
-        if leased && planted::is("lease_from_arrival") {
+        if pulse.leased && planted::is("lease_from_arrival") {
             peer.granted = Some(now);
         }
         peer.granted = peer.granted.max(granted);
-        peer.acknowledged(accepted, chosen);
-        peer.heartbeat_answered(round, received, now);
+        peer.acknowledged(pulse.accepted, pulse.chosen);
+        peer.heartbeat_answered(pulse.round, pulse.received, now);
         peer.heard_at(now);
-        if round >= peer.answered {
-            peer.answered = round;
-            peer.ready = ready;
+        if pulse.round >= peer.answered {
+            peer.answered = pulse.round;
+            peer.ready = pulse.ready;
         }
         self.count_votes();
-        self.note_watermark(from, chosen);
+        self.note_watermark(from, pulse.chosen);
         self.confirm_reads();
-        self.compare_with_peer(from, checkpoint);
+        self.compare_with_peer(from, pulse.checkpoint);
     }
 
     fn progress_of(&mut self, peer: NodeId) -> Option<&mut Progress> {

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Checkpoint, Holding, Life, TransferRejection};
+use super::{Checkpoint, Holding, Pulse, Reported, TransferRejection};
 use crate::types::{Accepted, Ballot, Change, ChangeRejection, Entry, Incarnation, Membership, NodeId, Slot};
 
 /// A message of the protocol. The sender (node and disk) and the group travel around it, in
@@ -49,15 +49,8 @@ pub enum Message {
         ballot: Ballot,
         /// The sender's chosen watermark: the candidate must learn up to it before it proposes.
         chosen: Slot,
-        /// The first slot that this chunk tells about.
-        from: Slot,
-        /// The last slot that this chunk tells about; [`Slot::MAX`] in the last chunk.
-        to: Slot,
-        /// All that the sender has accepted in these slots.
-        entries: Vec<(Slot, Accepted)>,
-        /// Those of these slots of which the sender cannot tell what it has accepted, because its record of that is
-        /// damaged: for them, the promise does not count.
-        damaged: Vec<Slot>,
+        /// What this chunk reports.
+        reported: Reported,
     },
     /// "I promised a higher ballot": answers a `Prepare`, `Accept` or `Heartbeat` with a ballot that is too low.
     Refuse {
@@ -109,24 +102,8 @@ pub enum Message {
     HeartbeatReply {
         /// The leader's ballot.
         ballot: Ballot,
-        /// The heartbeat answered.
-        round: u64,
-        /// As [`Message::Accepted::upto`], but of what has been received, durable or not: tells the leader what was
-        /// lost on the way. Votes for nothing.
-        received: Slot,
-        /// As [`Message::Accepted::upto`], durable.
-        accepted: Slot,
-        /// The sender's chosen watermark.
-        chosen: Slot,
-        /// Whether the sender could lead: it votes, and has handed all of its log to its state machine.
-        ready: bool,
-        /// Whether the lease is granted: the sender helps nobody else to lead for so long, from when it says so.
-        leased: bool,
-        /// What the sender has applied up to the leader's slot; unknown if it does not remember, or the leader asked for
-        /// nothing.
-        checkpoint: Checkpoint,
-        /// What the sender's disk holds, and held when this life of the sender began.
-        life: Life,
+        /// What the sender says of itself.
+        pulse: Pulse,
     },
     /// The watermark has advanced and no `Accept` is there to carry it. Not answered.
     Chosen {

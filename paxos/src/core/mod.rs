@@ -76,12 +76,10 @@ pub use self::exploration::Timer;
 use self::{
     acceptor::Following,
     audit::History,
-    barrier::Chunk,
     changes::Changes,
     damage::Damage,
     election::Role,
     gate::{After, Gate},
-    heartbeat::Pulse,
     learner::Learner,
     membership::Memberships,
     preference::Preference,
@@ -94,8 +92,10 @@ use self::{
 };
 pub use self::{
     audit::Checkpoint,
+    barrier::Reported,
     batch::Command,
     config::{Config, ConfigError},
+    heartbeat::Pulse,
     io::{
         Alarm, ChosenCommand, ChosenEntry, FetchStatus, Input, Output, PeerStatus, PersistId, Phase,
         Rejection, Standing, Start, Status, Token, TransferRejection,
@@ -368,19 +368,8 @@ impl Replica {
             Message::Promise {
                 ballot,
                 chosen,
-                from: first,
-                to: last,
-                entries,
-                damaged,
-            } => {
-                let chunk = Chunk {
-                    first,
-                    last,
-                    entries,
-                    damaged,
-                };
-                self.on_promise((from, storage), ballot, chosen, chunk);
-            }
+                reported,
+            } => self.on_promise((from, storage), ballot, chosen, reported),
             Message::Refuse { ballot, promised } => self.on_refuse(ballot, promised),
             Message::Accept {
                 ballot,
@@ -405,27 +394,7 @@ impl Replica {
                 self.on_heartbeat(from, ballot, start, chosen);
                 self.answer_heartbeat(from, ballot, round, lease, checkpoint);
             }
-            Message::HeartbeatReply {
-                ballot,
-                round,
-                received,
-                accepted,
-                chosen,
-                ready,
-                leased,
-                checkpoint,
-                life,
-            } => {
-                let pulse = Pulse {
-                    round,
-                    received,
-                    accepted,
-                    chosen,
-                    ready,
-                    leased,
-                    checkpoint,
-                    life,
-                };
+            Message::HeartbeatReply { ballot, pulse } => {
                 self.on_heartbeat_reply((from, storage), ballot, pulse);
             }
             Message::Chosen {

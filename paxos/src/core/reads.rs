@@ -349,7 +349,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        core::{Checkpoint, Config, Input, Life, Start},
+        core::{Checkpoint, Config, Input, Life, Pulse, Reported, Start},
         types::{
             Ballot, ChosenMembership, ClusterId, GroupId, HardState, Identity, Member, Membership, StorageId,
         },
@@ -399,10 +399,12 @@ mod tests {
         let promise = Message::Promise {
             ballot,
             chosen: Slot::ZERO,
-            from: Slot(1),
-            to: Slot::MAX,
-            entries: vec![],
-            damaged: vec![],
+            reported: Reported {
+                first: Slot(1),
+                last: Slot::MAX,
+                entries: vec![],
+                damaged: vec![],
+            },
         };
         for message in [yes, promise] {
             let (from, storage) = (NodeId(2), StorageId(2));
@@ -450,11 +452,11 @@ mod tests {
 
     /// The node answers the heartbeats up to this one, and has every entry.
     fn answers(replica: &mut Replica, millis: u64, node: u64, round: u64) -> Vec<(Vec<NodeId>, Message)> {
-        let message = Message::HeartbeatReply {
-            ballot: Ballot {
-                round: 1,
-                node: NodeId(1),
-            },
+        let ballot = Ballot {
+            round: 1,
+            node: NodeId(1),
+        };
+        let pulse = Pulse {
             round,
             received: Slot(1),
             accepted: Slot(1),
@@ -464,6 +466,7 @@ mod tests {
             checkpoint: Checkpoint::default(),
             life: Life::default(),
         };
+        let message = Message::HeartbeatReply { ballot, pulse };
         let (from, storage) = (NodeId(node), StorageId(node));
         let input = Input::Message {
             from,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{FrameWriter, INLINE_BYTES, WireError};
 use crate::{
-    core::{Checkpoint, Holding, Life, Message, TransferRejection},
+    core::{Checkpoint, Holding, Life, Message, Pulse, Reported, TransferRejection},
     types::{
         Accepted as AcceptedEntry, Ballot, Change, ChangeRejection, Entry, EntryKind, Incarnation,
         Membership, NodeId, Slot,
@@ -104,6 +104,49 @@ impl From<LifeAndHeld> for Life {
     }
 }
 
+/// What a replica says of itself: a map by name, like the header that it is in.
+#[derive(Serialize, Deserialize)]
+struct PulseFields {
+    round: u64,
+    received: Slot,
+    accepted: Slot,
+    chosen: Slot,
+    ready: bool,
+    leased: bool,
+    checkpoint: SlotAndHash,
+    life: LifeAndHeld,
+}
+
+impl From<Pulse> for PulseFields {
+    fn from(pulse: Pulse) -> Self {
+        Self {
+            round: pulse.round,
+            received: pulse.received,
+            accepted: pulse.accepted,
+            chosen: pulse.chosen,
+            ready: pulse.ready,
+            leased: pulse.leased,
+            checkpoint: pulse.checkpoint.into(),
+            life: pulse.life.into(),
+        }
+    }
+}
+
+impl From<PulseFields> for Pulse {
+    fn from(fields: PulseFields) -> Self {
+        Self {
+            round: fields.round,
+            received: fields.received,
+            accepted: fields.accepted,
+            chosen: fields.chosen,
+            ready: fields.ready,
+            leased: fields.leased,
+            checkpoint: fields.checkpoint.into(),
+            life: fields.life.into(),
+        }
+    }
+}
+
 /// A time in nanoseconds; what does not fit lasts for centuries anyway.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -172,7 +215,7 @@ plain_messages! {
     5 Refuse { ballot: Pair, promised: Pair }
     7 Accepted { ballot: Pair, upto: Slot, chosen: Slot }
     8 Heartbeat { ballot: Pair, start: Slot, chosen: Slot, round: u64, lease: Nanos, checkpoint: SlotAndHash }
-    9 HeartbeatReply { ballot: Pair, round: u64, received: Slot, accepted: Slot, chosen: Slot, ready: bool, leased: bool, checkpoint: SlotAndHash, life: LifeAndHeld }
+    9 HeartbeatReply { ballot: Pair, pulse: PulseFields }
     10 Learn { from: Slot, upto: Slot }
     13 Forwarded { ballot: Pair, incarnation: Incarnation, expected: u64 }
     14 ReadIndex { token: u64 }
@@ -199,8 +242,8 @@ plain_messages! {
 struct Promise {
     ballot: Pair,
     chosen: Slot,
-    from: Slot,
-    to: Slot,
+    first: Slot,
+    last: Slot,
     count: u32,
     damaged: Vec<Slot>,
 }
@@ -255,7 +298,10 @@ pub(super) fn size_hint(message: &Message) -> usize {
     };
     HEADER
         + match message {
-            Message::Promise { entries, damaged, .. } => {
+            Message::Promise {
+                reported: Reported { entries, damaged, .. },
+                ..
+            } => {
                 let values = entries.iter().map(|(_, accepted)| &accepted.entry.payload);
                 damaged.len() * 9 + entries.len() * SLOT_ROW + values.map(inline).sum::<usize>()
             }
@@ -281,24 +327,21 @@ pub(super) fn encode(message: &Message, to: &mut FrameWriter) -> u8 {
         Message::Promise {
             ballot,
             chosen,
-            from,
-            to: last,
-            entries,
-            damaged,
+            reported,
         } => {
             to.header(&Promise {
                 ballot: (*ballot).into(),
                 chosen: *chosen,
-                from: *from,
-                to: *last,
-                count: entries.len() as u32,
-                damaged: damaged.clone(),
+                first: reported.first,
+                last: reported.last,
+                count: reported.entries.len() as u32,
+                damaged: reported.damaged.clone(),
             });
-            for (slot, accepted) in entries {
+            for (slot, accepted) in &reported.entries {
                 to.buffer.extend_from_slice(&slot.0.to_le_bytes());
                 put_accepted(accepted, to);
             }
-            for (_, accepted) in entries {
+            for (_, accepted) in &reported.entries {
                 to.value(&accepted.entry.payload);
             }
             kind::PROMISE
@@ -416,10 +459,12 @@ pub(super) fn decode(kind: u8, header_bytes: usize, rest: Bytes) -> Result<Messa
             Ok(Message::Promise {
                 ballot: header.ballot.into(),
                 chosen: header.chosen,
-                from: header.from,
-                to: header.to,
-                entries,
-                damaged: header.damaged,
+                reported: Reported {
+                    first: header.first,
+                    last: header.last,
+                    entries,
+                    damaged: header.damaged,
+                },
             })
         }
         kind::ACCEPT => {

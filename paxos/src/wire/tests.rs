@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use proptest::{collection::vec as many, prelude::*};
 
 use super::*;
-use crate::core::{Checkpoint, Holding, Life, TransferRejection};
+use crate::core::{Checkpoint, Holding, Life, Pulse, Reported, TransferRejection};
 use crate::types::{Accepted, Ballot, Entry, EntryKind, Incarnation, Slot};
 
 fn envelope(message: Message) -> Envelope {
@@ -355,14 +355,17 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
             slot_entries,
             proptest::collection::vec(any_slot(), 0..4)
         )
-            .prop_map(|(ballot, chosen, from, to, entries, damaged)| {
+            .prop_map(|(ballot, chosen, first, last, entries, damaged)| {
+                let reported = Reported {
+                    first,
+                    last,
+                    entries,
+                    damaged,
+                };
                 Message::Promise {
                     ballot,
                     chosen,
-                    from,
-                    to,
-                    entries,
-                    damaged,
+                    reported,
                 }
             }),
         (any_ballot(), any_ballot()).prop_map(|(ballot, promised)| Message::Refuse { ballot, promised }),
@@ -395,8 +398,7 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
         )
             .prop_map(
                 |(ballot, round, received, accepted, chosen, (ready, leased), (checkpoint, life))| {
-                    Message::HeartbeatReply {
-                        ballot,
+                    let pulse = Pulse {
                         round,
                         received,
                         accepted,
@@ -405,7 +407,8 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
                         leased,
                         checkpoint,
                         life,
-                    }
+                    };
+                    Message::HeartbeatReply { ballot, pulse }
                 }
             ),
         (any_ballot(), any_life()).prop_map(|(ballot, life)| Message::RolledBack {

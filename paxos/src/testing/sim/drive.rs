@@ -199,11 +199,11 @@ impl<W: Workload> Cluster<'_, W> {
                 self.coverage.meet_if(adopted, Sometimes::MembershipAdopted);
             }
             Message::CanvassReply { granted: false, .. } => self.coverage.meet(Sometimes::CanvassDenied),
-            Message::Promise { to, damaged, .. } => {
+            Message::Promise { reported, .. } => {
                 self.coverage
-                    .meet_if(!damaged.is_empty(), Sometimes::DamagePromised);
+                    .meet_if(!reported.damaged.is_empty(), Sometimes::DamagePromised);
                 self.coverage
-                    .meet_if(*to != Slot::MAX, Sometimes::PromiseInChunks);
+                    .meet_if(reported.last != Slot::MAX, Sometimes::PromiseInChunks);
             }
             Message::Forward {
                 incarnation, first, ..

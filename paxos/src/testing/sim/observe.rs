@@ -32,9 +32,9 @@ impl<W: Workload> Cluster<'_, W> {
                     Message::Promise {
                         chosen,
                         ballot,
-                        entries,
-                        ..
+                        reported,
                     } => {
+                        let entries = &reported.entries;
                         let (chosen_here, reports) = (life.status.chosen, &mut self.groups[group].reported);
                         if reports.0 != *ballot {
                             *reports = (*ballot, BTreeMap::new());

@@ -60,25 +60,21 @@ pub fn message(message: &Message) -> String {
         Message::Promise {
             ballot,
             chosen,
-            from,
-            to,
-            entries,
-            damaged,
+            reported,
         } => {
-            let to = if *to == Slot::MAX {
+            let first = reported.first;
+            let last = if reported.last == Slot::MAX {
                 String::from("end")
             } else {
-                format!("{to}")
+                format!("{}", reported.last)
             };
-            let damaged = if damaged.is_empty() {
+            let damaged = if reported.damaged.is_empty() {
                 String::new()
             } else {
-                format!(" damaged {}", numbers(damaged))
+                format!(" damaged {}", numbers(&reported.damaged))
             };
-            format!(
-                "{name} {ballot} slots {from}..{to} {}{damaged} chosen {chosen}",
-                slots(entries)
-            )
+            let entries = slots(&reported.entries);
+            format!("{name} {ballot} slots {first}..{last} {entries}{damaged} chosen {chosen}")
         }
         Message::Refuse { ballot, promised } => format!("{name} {ballot}, promised {promised}"),
         Message::Accept {
@@ -109,21 +105,12 @@ pub fn message(message: &Message) -> String {
         } => format!("{name} {ballot} round {round} (start {start}) chosen {chosen}"),
         Message::RolledBack { ballot, lost, .. } => format!("{name} {ballot}, it held slot {}", lost.slot),
         Message::Diverged { ballot, right } => format!("{name} {ballot} at slot {}", right.slot),
-        Message::HeartbeatReply {
-            ballot,
-            round,
-            received,
-            accepted,
-            chosen,
-            ready,
-            leased,
-            checkpoint: _,
-            life: _,
-        } => {
-            let ready = if *ready { "" } else { ", not ready" };
-            let leased = if *leased { ", leased" } else { "" };
-            let held = format!("received {received} accepted {accepted} chosen {chosen}");
-            format!("{name} {ballot} round {round} {held}{ready}{leased}")
+        Message::HeartbeatReply { ballot, pulse } => {
+            let ready = if pulse.ready { "" } else { ", not ready" };
+            let leased = if pulse.leased { ", leased" } else { "" };
+            let held = format!("received {} accepted {}", pulse.received, pulse.accepted);
+            let (round, chosen) = (pulse.round, pulse.chosen);
+            format!("{name} {ballot} round {round} {held} chosen {chosen}{ready}{leased}")
         }
         Message::Chosen {
             ballot,

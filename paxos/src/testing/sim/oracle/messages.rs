@@ -7,7 +7,7 @@ use std::{
 
 use super::{super::disk::DiskState, Acceptor, Check, Oracle, ensure};
 use crate::{
-    core::Message,
+    core::{Message, Reported},
     types::{Ballot, Entry, Incarnation, Membership, NodeId, Slot},
 };
 
@@ -67,23 +67,14 @@ impl Oracle {
             Message::Promise {
                 ballot,
                 chosen,
-                from,
-                to,
-                entries,
-                damaged,
+                reported,
             } => {
                 self.promised(acceptor, *ballot, disk)?;
                 self.learned(node, *chosen)?;
-                for (slot, accepted) in entries {
+                for (slot, accepted) in &reported.entries {
                     self.one_value(*slot, accepted.ballot, &accepted.entry)?;
                 }
-                let told = entries
-                    .iter()
-                    .map(|(slot, _)| slot)
-                    .chain(damaged)
-                    .copied()
-                    .collect();
-                self.complete(acceptor, *ballot, (*from).max(chosen.next()), *to, &told)
+                self.complete(acceptor, *ballot, *chosen, reported)
             }
             Message::Accept {
                 ballot,
@@ -132,12 +123,9 @@ impl Oracle {
             Message::Accepted { ballot, upto, chosen } => {
                 self.accepted(acceptor, *ballot, *upto, *chosen, disk)
             }
-            Message::HeartbeatReply {
-                ballot,
-                accepted,
-                chosen,
-                ..
-            } => self.accepted(acceptor, *ballot, *accepted, *chosen, disk),
+            Message::HeartbeatReply { ballot, pulse } => {
+                self.accepted(acceptor, *ballot, pulse.accepted, pulse.chosen, disk)
+            }
             Message::Learned {
                 from,
                 entries,
@@ -170,18 +158,13 @@ impl Oracle {
     }
 
     /// A promise leaves nothing out of what its sender held, in the slots that it tells about, when it was made.
-    fn complete(
-        &self,
-        acceptor: Acceptor,
-        ballot: Ballot,
-        from: Slot,
-        to: Slot,
-        told: &BTreeSet<Slot>,
-    ) -> Check {
+    fn complete(&self, acceptor: Acceptor, ballot: Ballot, chosen: Slot, reported: &Reported) -> Check {
+        let told: BTreeSet<Slot> = reported.slots().collect();
+        let asked = reported.first.max(chosen.next())..=reported.last;
         let held = self.said.get(&acceptor).and_then(|said| said.held.get(&ballot));
         for slot in held.into_iter().flat_map(BTreeMap::keys) {
             ensure!(
-                *slot < from || *slot > to || told.contains(slot),
+                !asked.contains(slot) || told.contains(slot),
                 "promise",
                 "{} promises {ballot} without slot {slot}, which it has accepted",
                 acceptor.0
