@@ -275,18 +275,29 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return Exit::Usage.into();
     }
-    let text = error.render().to_string();
-    let told = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:"));
-    let told: Vec<&str> = told
-        .filter(|line| !line.is_empty() && !line.starts_with("For more"))
-        .collect();
-    let told = told.join(" ");
-    let told = told.strip_prefix("error: ").unwrap_or(&told);
+    let told = in_one_line(error);
     complain(format_args!("kvstore: {told} (see 'kvstore --help')"));
     Exit::Usage.into()
+}
+
+/// What is wrong, and the tips: what clap says but for the usage.
+fn in_one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"))
+        .filter(|line| !line.is_empty() && !line.starts_with("For more"));
+    let mut told = String::new();
+    for line in lines {
+        if line.starts_with("tip:") {
+            told.push_str("; ");
+        } else if !told.is_empty() {
+            told.push(' ');
+        }
+        told.push_str(line.strip_prefix("error: ").unwrap_or(line));
+    }
+    told
 }
 
 #[cfg(test)]
@@ -297,6 +308,34 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn a_mistake_is_told_in_one_line() {
+        let told = |line: &str| {
+            let parsed = CommandLine::command().try_get_matches_from(line.split(' '));
+            in_one_line(&parsed.expect_err("a mistake"))
+        };
+        assert_eq!(
+            told("kvstore serve --idd 1"),
+            "unexpected argument '--idd' found; tip: a similar argument exists: '--id'"
+        );
+        assert_eq!(
+            told("kvstore serv"),
+            "unrecognized subcommand 'serv'; tip: a similar subcommand exists: 'serve'"
+        );
+        assert_eq!(
+            told("kvstore serve --nothing-like-this"),
+            "unexpected argument '--nothing-like-this' found"
+        );
+        assert_eq!(
+            told("kvstore serve --id x"),
+            "invalid value 'x' for '--id <ID>': invalid digit found in string"
+        );
+        assert_eq!(
+            told("kvstore serve --id"),
+            "a value is required for '--id <ID>' but none was supplied"
+        );
     }
 
     #[test]
