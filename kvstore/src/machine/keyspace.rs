@@ -304,7 +304,9 @@ impl Many {
             self.divide();
         }
         let part = self.part(record.hash);
-        let before = Arc::make_mut(&mut self.trees[part]).replace(record);
+        let tree = self.trees.get_mut(part);
+        let tree = tree.expect("many records have a tree for each beginning of a hash, or one for all");
+        let before = Arc::make_mut(tree).replace(record);
         self.records += usize::from(before.is_none());
         before
     }
