@@ -7,6 +7,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -16,15 +17,22 @@ pub const KVSTORE: &str = env!("CARGO_BIN_EXE_kvstore");
 /// How long anything may take before a test gives up; far more than it takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Ports that nobody listens on now.
+/// Ports that nobody listens on now, below those that the system gives to outgoing connections: one of those could take a
+/// port before the node that shall listen on it is started, or while it is down.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
-        .collect();
-    listeners
-        .iter()
-        .map(|listener| listener.local_addr().expect("a local address").port())
-        .collect()
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Programs that run side by side begin at places of their own.
+    let begin = std::process::id().wrapping_mul(2_654_435_761) % COUNT;
+    let candidates = (0..COUNT).map(|_| {
+        let next = begin + NEXT.fetch_add(1, Relaxed);
+        u16::try_from(FIRST + next % COUNT).expect("a port")
+    });
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let found: Vec<u16> = candidates.filter(is_free).take(count).collect();
+    assert_eq!(found.len(), count, "all ports are taken");
+    found
 }
 
 /// Tries until it works, for [`PATIENCE`] at the most.
