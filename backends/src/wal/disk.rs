@@ -1,21 +1,20 @@
 //! The files' operations, in one place: what failed is named, and a test can make any of them fail.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
 use paxos::storage::StorageError;
 
-use crate::files;
+use super::blocks::BlockFile;
 
 /// A file and where it is, for what is said about it.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     pub(super) path: PathBuf,
-    file: File,
+    file: BlockFile,
 }
 
 /// The disk, as it is or failing from some operation on.
@@ -57,9 +56,7 @@ impl Disk {
     }
 
     pub(super) fn open(&mut self, path: PathBuf) -> Result<OpenFile, StorageError> {
-        let file = self.run("opening", &path, || {
-            OpenOptions::new().read(true).write(true).open(&path)
-        })?;
+        let file = self.run("opening", &path, || BlockFile::open(&path))?;
         Ok(OpenFile { path, file })
     }
 
@@ -78,21 +75,17 @@ impl Disk {
 
     pub(super) fn read(&mut self, file: &OpenFile, at: u64, bytes: usize) -> Result<Bytes, StorageError> {
         let mut buffer = vec![0; bytes];
-        self.run("reading", &file.path, || {
-            files::read_exact_at(&file.file, &mut buffer, at)
-        })?;
+        self.run("reading", &file.path, || file.file.read_exact_at(&mut buffer, at))?;
         Ok(buffer.into())
     }
 
-    pub(super) fn write(&mut self, file: &OpenFile, bytes: &[u8], at: u64) -> Result<(), StorageError> {
+    pub(super) fn write(&mut self, file: &mut OpenFile, bytes: &[u8], at: u64) -> Result<(), StorageError> {
         if self.sound_calls == 0 {
             // A disk that fails in the middle of a write leaves a part of it.
-            let torn = files::write_all_at(&file.file, &bytes[..bytes.len() / 2], at);
+            let torn = file.file.write_all_at(&bytes[..bytes.len() / 2], at);
             torn.map_err(|error| failed("writing", &file.path, error))?;
         }
-        self.run("writing", &file.path, || {
-            files::write_all_at(&file.file, bytes, at)
-        })
+        self.run("writing", &file.path, || file.file.write_all_at(bytes, at))
     }
 
     pub(super) fn sync(&mut self, file: &OpenFile) -> Result<(), StorageError> {

@@ -19,10 +19,8 @@ use paxos::{
     record::{Records, checksum},
 };
 
+use super::blocks::{BLOCK_BYTES, Blocks};
 use crate::durable::{Changes, Key};
-
-/// Frames begin at multiples of this many bytes, so a torn frame spoils no other.
-pub(super) const BLOCK_BYTES: usize = 4_096;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"PXWL");
 const HEADER_BYTES: usize = 4 + 4 + 5 * 8;
@@ -92,25 +90,26 @@ impl Frames {
         }
     }
 
-    /// Makes the frame of these changes, padding included, in a buffer whose contents are replaced. Returns where in
+    /// Makes the frame of these changes, padding included, in blocks whose contents are replaced. Returns where in
     /// it the records begin: they follow each other in the order of the changes.
-    pub(super) fn encode(self, buffer: &mut Vec<u8>, position: Position, changes: &Changes) -> usize {
-        buffer.clear();
-        buffer.resize(HEADER_BYTES, 0);
+    pub(super) fn encode(self, blocks: &mut Blocks, position: Position, changes: &Changes) -> usize {
+        let frame = blocks.zeroed(frame_bytes(changes));
+        let whole = frame.len();
+        let mut rest = &mut frame[HEADER_BYTES..];
         let mut entries = 0_u64;
         for_each_entry(changes, |entry| {
             entries += 1;
-            buffer.put_u8(entry.kind);
-            buffer.put_u32_le(entry.group.0);
-            buffer.put_u64_le(entry.first);
-            buffer.put_u64_le(entry.second);
+            rest.put_u8(entry.kind);
+            rest.put_u32_le(entry.group.0);
+            rest.put_u64_le(entry.first);
+            rest.put_u64_le(entry.second);
         });
-        let records_at = buffer.len();
+        let records_at = whole - rest.len();
         for record in changes.values().flatten() {
-            buffer.put_slice(record);
+            rest.put_slice(record);
         }
-        let bytes = buffer.len() as u64;
-        let mut header = &mut buffer[..HEADER_BYTES];
+        let bytes = whole - rest.len();
+        let mut header = &mut frame[..HEADER_BYTES];
         header.put_u32_le(MAGIC);
         header.put_u32_le(0);
         for field in [
@@ -118,13 +117,14 @@ impl Frames {
             position.sequence,
             position.commit,
             entries,
-            bytes,
+            bytes as u64,
         ] {
             header.put_u64_le(field);
         }
-        let checksum = self.checksum(&buffer[..records_at]);
-        buffer[4..8].copy_from_slice(&checksum.to_le_bytes());
-        buffer.resize(padded(buffer.len()), 0);
+        let checksum = self.checksum(&frame[..records_at]);
+        frame[4..8].copy_from_slice(&checksum.to_le_bytes());
+        // Runs of removed slots take less room than was reckoned with.
+        blocks.truncate(padded(bytes));
         records_at
     }
 
@@ -176,7 +176,7 @@ impl Frames {
     }
 }
 
-/// How long the frame of these changes is, with its padding.
+/// How long the frame of these changes is at most, with its padding.
 pub(super) fn frame_bytes(changes: &Changes) -> usize {
     let records: usize = changes.values().flatten().map(Bytes::len).sum();
     padded(HEADER_BYTES + changes.len() * ENTRY_BYTES + records)

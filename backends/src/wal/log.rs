@@ -13,6 +13,7 @@ use paxos::{
 };
 
 use super::{
+    blocks::{BLOCK_BYTES, Blocks},
     disk::{Disk, OpenFile},
     frame::{self, Frames, Position},
     spares::Spares,
@@ -76,7 +77,7 @@ pub(crate) struct Log {
     to_move: Vec<(GroupId, Slot)>,
     pub(super) spares: Spares,
     /// The last frame, kept for its allocation.
-    buffer: Vec<u8>,
+    buffer: Blocks,
 }
 
 impl Log {
@@ -95,7 +96,7 @@ impl Log {
             held_bytes: 0,
             held_number: 0,
             to_move: Vec::new(),
-            buffer: Vec::new(),
+            buffer: Blocks::default(),
         }
     }
 
@@ -188,10 +189,11 @@ impl Log {
             commit,
         };
         let records_at = frames.encode(&mut self.buffer, position, &changes);
-        self.disk.write(&last.file, &self.buffer, last.end)?;
+        let frame = self.buffer.as_slice();
+        self.disk.write(&mut last.file, frame, last.end)?;
         self.disk.sync(&last.file)?;
         let records_at = last.end + records_at as u64;
-        last.end += self.buffer.len() as u64;
+        last.end += frame.len() as u64;
         self.sequence += 1;
         self.take_in(changes, position.segment, records_at);
         self.recycle()
@@ -321,7 +323,7 @@ impl Log {
 
 /// A file that was cut short may end within a block.
 pub(super) fn whole_blocks(bytes: u64) -> u64 {
-    bytes - bytes % frame::BLOCK_BYTES as u64
+    bytes - bytes % BLOCK_BYTES as u64
 }
 
 impl Engine for Log {

@@ -16,6 +16,7 @@
 //! wal/spare-0000000000000001      zeros, or the contents of an old segment
 //! ```
 
+mod blocks;
 mod disk;
 mod frame;
 mod log;
@@ -28,10 +29,11 @@ use std::path::Path;
 
 use paxos::storage::{Owner, StorageError};
 
-use self::{disk::Disk, frame::BLOCK_BYTES, log::Log};
+use self::{blocks::BLOCK_BYTES, disk::Disk, log::Log};
 use crate::durable::{Store, storage_by_store};
 
-/// Storage in a write-ahead log: one write and one sync of a file prepared in advance per write.
+/// Storage in a write-ahead log: one write and one sync of a file prepared in advance per write. Writes go past the page
+/// cache (`O_DIRECT`) where the filesystem has that.
 ///
 /// Survives `kill -9` and power failures. The index (about 100 bytes per entry) is kept in memory, payloads are not.
 /// Batches that need not be durable yet are held back, up to a mebibyte, and written with the next one.

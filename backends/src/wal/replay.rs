@@ -4,7 +4,8 @@ use bytes::Bytes;
 use paxos::storage::{Finding, StorageError};
 
 use super::{
-    frame::{self, BLOCK_BYTES, Change, Frame, Frames},
+    blocks::BLOCK_BYTES,
+    frame::{self, Change, Frame, Frames},
     log::{Log, Place, Segment, whole_blocks},
     spares,
 };
@@ -178,7 +179,7 @@ impl Log {
         let Some(last) = last else {
             return Ok(());
         };
-        let file = &self.segments[last.segment].file;
+        let file = &mut self.segments[last.segment].file;
         self.disk.write(file, &last.frame.bytes, last.at)?;
         self.disk.sync(file)?;
         self.take_in_frame(last, visit);
@@ -190,7 +191,7 @@ impl Log {
         let Some(last) = last else {
             return Ok(None);
         };
-        let file = &self.segments[last.segment].file;
+        let file = &mut self.segments[last.segment].file;
         self.disk.write(file, &[0; BLOCK_BYTES], last.at)?;
         self.disk.sync(file)?;
         self.sequence -= 1;

@@ -4,8 +4,7 @@
 //! of the disk. That is why files are filled with zeros in advance and used again.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -16,7 +15,10 @@ use std::{
 
 use paxos::storage::StorageError;
 
-use super::disk::{Disk, failed};
+use super::{
+    blocks::{BlockFile, Blocks},
+    disk::{Disk, failed},
+};
 
 pub(super) const PREFIX: &str = "spare-";
 /// How many files that are done with are kept.
@@ -159,17 +161,18 @@ fn prepare(path: PathBuf, bytes: u64, is_stopped: &AtomicBool) -> Result<Spare, 
 }
 
 fn fill(path: &Path, bytes: u64, is_stopped: &AtomicBool) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    let zeros = vec![0; STEP_BYTES];
-    let mut left = bytes;
-    while left > 0 {
+    let mut file = BlockFile::create(path)?;
+    let mut zeros = Blocks::default();
+    zeros.zeroed(STEP_BYTES);
+    let mut filled = 0;
+    while filled < bytes {
         if is_stopped.load(Ordering::Relaxed) {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "the store is closed"));
         }
-        let step = left.min(STEP_BYTES as u64);
-        file.write_all(&zeros[..step as usize])?;
+        zeros.truncate(usize::try_from(bytes - filled).unwrap_or(STEP_BYTES));
+        file.write_all_at(zeros.as_slice(), filled)?;
         file.sync_all()?;
-        left -= step;
+        filled += zeros.as_slice().len() as u64;
     }
     Ok(())
 }

@@ -17,8 +17,9 @@ use tempfile::TempDir;
 
 use super::{
     Wal, WalOptions,
+    blocks::{BLOCK_BYTES, Blocks},
     disk::Disk,
-    frame::{BLOCK_BYTES, Change, Frame, Frames, Position, frame_bytes, padded},
+    frame::{Change, Frame, Frames, Position, frame_bytes, padded},
     log::Log,
 };
 use crate::durable::{Changes, Engine, Key, Opening};
@@ -576,13 +577,14 @@ mod frames {
         fn come_back_as_they_were_written(changes in changes(), at in 0..3_usize) {
             let frames = Frames::new(Identity::default());
             let position = Position { segment: 3, sequence: 8, commit: 9 };
-            let mut buffer = Vec::new();
-            frames.encode(&mut buffer, position, &changes);
+            let mut blocks = Blocks::default();
+            frames.encode(&mut blocks, position, &changes);
+            let buffer = blocks.as_slice();
             prop_assert!(buffer.len() <= frame_bytes(&changes));
             prop_assert_eq!(buffer.len(), padded(buffer.len()));
             let at = at * BLOCK_BYTES;
             let mut contents = vec![0; at];
-            contents.extend_from_slice(&buffer);
+            contents.extend_from_slice(buffer);
             let contents = Bytes::from(contents);
             let frame = frames.parse(3, &contents, at).expect("the frame");
             prop_assert_eq!(frame.position, position);
