@@ -1,6 +1,7 @@
 //! The log while it is open: where every record is, and the next frame.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap, VecDeque},
     mem,
     path::PathBuf,
@@ -73,7 +74,7 @@ pub(crate) struct Log {
     held_bytes: usize,
     /// The number of the last commit that is held back.
     held_number: u64,
-    /// Slots of the oldest segment that must be written again.
+    /// Slots of the oldest segment that must be written again, the last in its file first.
     to_move: Vec<(GroupId, Slot)>,
     pub(super) spares: Spares,
     /// The last frame, kept for its allocation.
@@ -259,10 +260,15 @@ impl Log {
         let Some(oldest) = self.segments.front().map(|segment| segment.number) else {
             return;
         };
+        let mut found = Vec::new();
         for (group, slots) in &self.slots {
             let there = slots.iter().filter(|(_, place)| place.segment == oldest);
-            self.to_move.extend(there.map(|(slot, _)| (*group, *slot)));
+            found.extend(there.map(|(slot, place)| (place.at, *group, *slot)));
         }
+        // The first in the file is taken first: the disk is read as it likes best.
+        found.sort_unstable_by_key(|(at, ..)| Reverse(*at));
+        self.to_move
+            .extend(found.into_iter().map(|(_, group, slot)| (group, slot)));
     }
 
     /// Lets some of the records that must be moved ride along.
