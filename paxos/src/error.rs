@@ -38,6 +38,9 @@ pub enum ProposeError {
     /// Did not happen: it was still waiting (for a leader, as a rule) when its deadline passed.
     #[error("no leader took the command before its deadline; it did not happen")]
     Expired,
+    /// Did not happen: this node is about to be taken out of the group, or has been. Another member takes the command.
+    #[error("this node leaves the group, or has left it; use another one")]
+    Leaving,
     /// Did not happen: the node is stopping or has halted.
     #[error("the node has stopped: {0}")]
     Stopped(String),

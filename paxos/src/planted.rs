@@ -44,6 +44,7 @@ mod switch {
         "rolled_back_counts",
         "damaged_slot_reported_empty",
         "damaged_slot_counts",
+        "removal_without_drain",
     ];
 
     static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);

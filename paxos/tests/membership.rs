@@ -80,6 +80,10 @@ fn is_accepted(letter: &Letter) -> bool {
     matches!(letter.message, Message::Accepted { .. })
 }
 
+fn is_drain(letter: &Letter) -> bool {
+    matches!(letter.message, Message::Drain { .. } | Message::Drained { .. })
+}
+
 mod changing {
     use super::*;
 
@@ -525,6 +529,7 @@ mod safety {
         rig.isolate(3);
         let changes = [add(4), promote(4), add(5), promote(5), remove(1), remove(2)];
         rig.change(1, &changes, true);
+        rig.settle_where(is_drain);
         rig.settle_where(|letter| {
             (letter.to == 2 && is_accept(letter)) || (letter.from == 2 && is_accepted(letter))
         });
@@ -559,6 +564,7 @@ mod safety {
         let new = [promote(6), promote(7), promote(8)];
         let old = [remove(1), remove(2), remove(3), remove(4), remove(5)];
         rig.change(1, &[&new[..], &old[..]].concat(), true);
+        rig.settle_where(is_drain);
         rig.settle_where(|letter| letter.to == 2 && is_accept(letter));
         rig.take(|_| true);
         rig.isolate(1);

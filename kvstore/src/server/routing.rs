@@ -61,7 +61,7 @@ impl Shared {
             }
             ProposeError::TooLarge { .. } => format!("ERR {error}"),
             ProposeError::Stopped(_) => format!("LOADING {error}; the command did not happen"),
-            ProposeError::NotLeader { .. } => {
+            ProposeError::NotLeader { .. } | ProposeError::Leaving => {
                 format!("{} {error}; the command did not happen", self.unavailable())
             }
             _ => self.no_leader("; the command did not happen"),

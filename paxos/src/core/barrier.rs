@@ -17,6 +17,7 @@ use alloc::{
 use super::{
     Message, Output, Replica, Sender,
     changes::ChangeAsker,
+    drain::Drain,
     election::{Report, Role, is_quorum},
     progress::Progress,
     proposer::Leadership,
@@ -286,10 +287,14 @@ impl Replica {
         let mut unknown = None;
         if let Role::Leader(leadership) = &mut self.role {
             let before = self.memberships.previous().clone();
-            if !matches!(&leadership.barrier, Some(Barrier::Proposed(next)) if *next == current) {
+            let has_to_come = leadership.drain.as_ref().is_some_and(Drain::has_to_come);
+            if !matches!(&leadership.barrier, Some(Barrier::Proposed(next)) if *next == current)
+                && !has_to_come
+            {
                 // Another leader's: what becomes of the own one, nobody knows.
                 unknown = leadership.change_asker.take();
             }
+            leadership.drain.take_if(|_| !has_to_come);
             leadership.barrier = Some(if may_lead(own) {
                 Barrier::Chosen { before, ask_at: now }
             } else {

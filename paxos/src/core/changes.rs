@@ -2,7 +2,9 @@
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
-use super::{Message, Output, Replica, Token, election::Role, progress::Progress, proposer::Leadership};
+use super::{
+    Message, Output, Replica, Token, drain::Drain, election::Role, progress::Progress, proposer::Leadership,
+};
 use crate::planted;
 use crate::types::{
     Ballot, Change, ChangeRejection, Incarnation, Member, Membership, NodeId, Role as MemberRole,
@@ -29,6 +31,15 @@ pub(super) struct Changes {
 pub(super) enum ChangeAsker {
     Own(Token),
     Peer { node: NodeId, number: u64 },
+}
+
+/// A change that was asked for.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct ChangeRequest {
+    /// The version of the membership that it is for.
+    pub(super) expected: u64,
+    pub(super) changes: Vec<Change>,
+    pub(super) force: bool,
 }
 
 impl Changes {
@@ -74,7 +85,12 @@ impl Replica {
         force: bool,
     ) {
         if self.is_leader() {
-            return self.begin_change(ChangeAsker::Own(token), expected, &changes, force);
+            let change = ChangeRequest {
+                expected,
+                changes,
+                force,
+            };
+            return self.begin_change(ChangeAsker::Own(token), change);
         }
         let refusal = match self.leader {
             None => ChangeRejection::NoLeader,
@@ -97,17 +113,10 @@ impl Replica {
             .push_back(Output::MembershipChanged { token, result });
     }
 
-    pub(super) fn on_change_membership(
-        &mut self,
-        from: NodeId,
-        number: u64,
-        expected: u64,
-        changes: &[Change],
-        force: bool,
-    ) {
+    pub(super) fn on_change_membership(&mut self, from: NodeId, number: u64, change: ChangeRequest) {
         let asker = ChangeAsker::Peer { node: from, number };
         if self.is_leader() {
-            self.begin_change(asker, expected, changes, force);
+            self.begin_change(asker, change);
         } else {
             self.answer_change(asker, Err(ChangeRejection::NoLeader));
         }
@@ -179,12 +188,15 @@ impl Replica {
         }
     }
 
-    /// A leadership ended with a change under way: it is known to have happened once its membership is chosen.
+    /// A leadership ended with a change under way: it is known to have happened once its membership is chosen, and not
+    /// to have happened as long as it is not proposed.
     pub(super) fn give_up_change(&mut self, leadership: &Leadership) {
         let Some(asker) = leadership.change_asker else {
             return;
         };
-        if leadership.awaits_promises() {
+        if leadership.drain.as_ref().is_some_and(Drain::has_to_come) {
+            self.answer_change(asker, Err(ChangeRejection::NoLeader));
+        } else if leadership.awaits_promises() {
             let membership = self.memberships.current().clone();
             self.answer_change(asker, Ok(membership));
         } else if let ChangeAsker::Own(token) = asker {
@@ -192,22 +204,45 @@ impl Replica {
         }
     }
 
-    /// Makes a change that was asked for, unless there is something against it.
-    fn begin_change(&mut self, asker: ChangeAsker, expected: u64, changes: &[Change], force: bool) {
-        let first_round = self.next_first_round();
-        let next = self.with_leadership(|replica, leadership| {
-            replica.check_change(leadership, expected, changes, force, first_round)
-        });
-        match next {
-            None => {}
-            Some(Err(refusal)) => self.answer_change(asker, Err(refusal)),
-            Some(Ok(next)) => {
-                self.propose_membership(&next);
-                if let Role::Leader(leadership) = &mut self.role {
-                    leadership.change_asker = Some(asker);
+    /// Makes a change that was asked for, unless there is something against it; the nodes that it takes out are
+    /// drained before.
+    fn begin_change(&mut self, asker: ChangeAsker, change: ChangeRequest) {
+        let next = match self.checked(&change) {
+            Ok(next) => next,
+            Err(refusal) => return self.answer_change(asker, Err(refusal)),
+        };
+        if let Role::Leader(leadership) = &mut self.role {
+            leadership.change_asker = Some(asker);
+        }
+        let leaving = self.leaving(&next);
+        if leaving.is_empty() {
+            self.propose_membership(&next);
+        } else {
+            self.drain(leaving, change);
+        }
+    }
+
+    /// The nodes that a change takes out have been drained: makes it, unless there is something against it by now.
+    pub(super) fn complete_drain(&mut self, change: &ChangeRequest) {
+        match self.checked(change) {
+            Ok(next) => self.propose_membership(&next),
+            Err(refusal) => {
+                self.drop_drain();
+                if let Role::Leader(leadership) = &mut self.role
+                    && let Some(asker) = leadership.change_asker.take()
+                {
+                    self.answer_change(asker, Err(refusal));
                 }
             }
         }
+    }
+
+    /// The membership that a change leads to.
+    fn checked(&mut self, change: &ChangeRequest) -> Result<Membership, ChangeRejection> {
+        let first_round = self.next_first_round();
+        let next =
+            self.with_leadership(|replica, leadership| replica.check_change(leadership, change, first_round));
+        next.unwrap_or(Err(ChangeRejection::NoLeader))
     }
 
     fn next_first_round(&self) -> u64 {
@@ -218,25 +253,25 @@ impl Replica {
     fn check_change(
         &self,
         leadership: &Leadership,
-        expected: u64,
-        changes: &[Change],
-        force: bool,
+        change: &ChangeRequest,
         first_round: u64,
     ) -> Result<Membership, ChangeRejection> {
+        let expected = change.expected;
         let current = self.memberships.current();
         if current.version != expected {
             let present = current.version;
             return Err(ChangeRejection::VersionMismatch { expected, present });
         }
-        if leadership.barrier.is_some() || leadership.transfer.is_some() {
+        let drains = leadership.drain.as_ref().is_some_and(Drain::has_to_come);
+        if drains || leadership.barrier.is_some() || leadership.transfer.is_some() {
             return Err(ChangeRejection::UnderWay);
         }
         if !leadership.has_adopted() || self.chosen < leadership.inherited {
             return Err(ChangeRejection::NotReady);
         }
-        let mut next = current.changed(changes, first_round)?;
+        let mut next = current.changed(&change.changes, first_round)?;
         self.pin(leadership, &mut next);
-        if !force {
+        if !change.force {
             self.check_voters(leadership, current, &next)?;
         }
         Ok(next)
@@ -309,7 +344,8 @@ impl Replica {
 
     fn own_change(&self, leadership: &Leadership) -> Option<Membership> {
         let current = self.memberships.current();
-        let busy = leadership.transfer.is_some() || !leadership.has_adopted();
+        let drains = leadership.drain.is_some();
+        let busy = drains || leadership.transfer.is_some() || !leadership.has_adopted();
         if busy || self.chosen < leadership.inherited {
             return None;
         }

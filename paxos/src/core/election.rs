@@ -141,6 +141,7 @@ impl Replica {
         if self.leader != leader {
             self.leader = leader;
             self.outputs.push_back(Output::Leader(leader));
+            self.drain_for(leader);
             self.rewind_forwards();
             self.ask_reads_again();
             if let Some(leader) = leader {

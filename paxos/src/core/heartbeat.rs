@@ -130,6 +130,10 @@ impl Replica {
             }
         }
         let message = message(leadership.ballot, leadership.start, chosen, leadership.round);
+        let drain = leadership.drain.as_ref();
+        if let Some((to, drain)) = drain.map(|drain| drain.message(leadership.ballot, &receivers)) {
+            self.send_all(to, drain);
+        }
         self.send_all(receivers, message);
         // They may not know yet who the members are, or have forgotten it with their disk, or where they are now.
         let latest = self.memberships.latest();
@@ -174,6 +178,7 @@ impl Replica {
             }
             return;
         }
+        self.count_untold_heartbeat();
         let checkpoint = self.compare_with_leader(ballot, checkpoint);
         let leased = self.grant(ballot, lease);
         let pulse = Pulse {

@@ -329,6 +329,8 @@ pub enum Rejection {
     TooLarge,
     /// It was cancelled before it left this node.
     Expired,
+    /// This node is about to be taken out of the group, or has been: its users have to go to another one.
+    Leaving,
 }
 
 /// Why leadership was not handed over.
@@ -521,6 +523,8 @@ pub struct Status {
     pub membership: Membership,
     /// What this node is in it.
     pub standing: Standing,
+    /// Whether this node takes no commands, because the leader is about to take it out of the group.
+    pub draining: bool,
     /// What a leader knows of its peers; empty elsewhere.
     pub peers: BTreeMap<NodeId, PeerStatus>,
     /// Commands of this node's users, waiting or in flight.

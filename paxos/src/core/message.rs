@@ -259,6 +259,21 @@ pub enum Message {
         /// The new membership, or why it was certainly not changed.
         result: Result<Membership, ChangeRejection>,
     },
+    /// "You are about to be taken out of the group: take no more commands, and tell me when none is open." Said by the
+    /// leader before it proposes the membership, and again with its heartbeats until that is chosen.
+    Drain {
+        /// The leader's ballot; who does not follow it does nothing.
+        ballot: Ballot,
+        /// Counts the leader's drains.
+        number: u64,
+    },
+    /// Answers [`Message::Drain`]: no command of the sender's users is open.
+    Drained {
+        /// The leader's ballot.
+        ballot: Ballot,
+        /// Which drain.
+        number: u64,
+    },
     /// "You do not belong to the group, or not with this disk": answers whoever would lead it and may not.
     NotAdmitted {
         /// The slot of the membership's entry, which is chosen.
@@ -334,6 +349,8 @@ impl Message {
             Self::Rests { .. } => "rests",
             Self::ChangeMembership { .. } => "change_membership",
             Self::MembershipChanged { .. } => "membership_changed",
+            Self::Drain { .. } => "drain",
+            Self::Drained { .. } => "drained",
             Self::NotAdmitted { .. } => "not_admitted",
             Self::Members { .. } => "members",
             Self::Diverged { .. } => "diverged",

@@ -42,6 +42,7 @@ pub mod batch;
 mod changes;
 mod config;
 mod damage;
+mod drain;
 mod election;
 #[cfg(feature = "testing")]
 mod exploration;
@@ -76,8 +77,9 @@ pub use self::exploration::Timer;
 use self::{
     acceptor::Following,
     audit::History,
-    changes::Changes,
+    changes::{ChangeRequest, Changes},
     damage::Damage,
+    drain::Draining,
     election::Role,
     gate::{After, Gate},
     learner::Learner,
@@ -158,6 +160,8 @@ pub struct Replica {
     requests: transfer::Requests,
     preference: Preference,
     changes: Changes,
+    /// The leader is about to take this node out of the group.
+    draining: Option<Draining>,
     /// Peers that wait for the watermark and should be told at once.
     told_now: BTreeSet<NodeId>,
     outputs: VecDeque<Output>,
@@ -261,6 +265,7 @@ impl Replica {
             requests: transfer::Requests::default(),
             preference: Preference::default(),
             changes: Changes::new(incarnation),
+            draining: None,
             told_now: BTreeSet::new(),
             outputs: VecDeque::new(),
         };
@@ -457,8 +462,17 @@ impl Replica {
                 expected,
                 changes,
                 force,
-            } => self.on_change_membership(from, token, expected, &changes, force),
+            } => {
+                let change = ChangeRequest {
+                    expected,
+                    changes,
+                    force,
+                };
+                self.on_change_membership(from, token, change);
+            }
             Message::MembershipChanged { token, result } => self.on_membership_changed(from, token, result),
+            Message::Drain { ballot, number } => self.on_drain(from, ballot, number),
+            Message::Drained { ballot, number } => self.on_drained(from, ballot, number),
             Message::NotAdmitted { at, membership } => self.on_not_admitted((from, storage), at, &membership),
             Message::Members { at, membership } => self.on_members(from, at, membership),
             Message::RolledBack {
@@ -487,13 +501,16 @@ impl Replica {
     fn flush(&mut self) {
         self.on_time();
         self.tend_barrier();
+        self.tend_drain();
+        self.refuse_when_leaving();
         self.propose_waiting();
         self.replicate();
         self.hand_over();
         self.forward_waiting();
-        self.end_proposals_of_removed();
         self.flush_acknowledgement();
         self.learn_and_apply();
+        self.end_proposals_of_removed();
+        self.answer_drain();
         self.trim();
         self.serve_reads();
         self.tell_watermark();
@@ -606,6 +623,7 @@ impl Replica {
             last: self.window.last().max(self.chosen),
             membership: self.memberships.current().clone(),
             standing: self.standing(),
+            draining: self.draining.is_some(),
             peers,
             pending_commands: self.proposals.count(),
             pending_bytes: self.proposals.bytes(),

@@ -62,8 +62,10 @@ impl Replica {
     pub(super) fn follow_preference(&mut self) {
         let better = self.preferred_leader().filter(|node| *node != self.identity.node);
         let (now, timeout) = (self.now, self.config.election_timeout);
-        if !self.is_leader() {
-            return;
+        match &self.role {
+            // A change that waits for its nodes would be refused for it.
+            Role::Leader(leadership) if leadership.drain.is_none() => {}
+            _ => return,
         }
         let preference = &mut self.preference;
         if preference.node != better {

@@ -73,6 +73,16 @@ impl Proposals {
         self.first + self.numbered.len() as u64
     }
 
+    /// Whether any command has a number, and may be on its way.
+    pub(super) fn has_numbered(&self) -> bool {
+        !self.numbered.is_empty()
+    }
+
+    /// Whether any command waits for its number.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     fn numbered(&self, sequence: u64) -> Option<&Pending> {
         let index = sequence.checked_sub(self.first)?;
         self.numbered.get(usize::try_from(index).ok()?)
@@ -158,18 +168,21 @@ impl Proposals {
         (!pending.cancelled).then_some(pending.token)
     }
 
-    /// Nobody is left to propose to: takes out those that wait, and names those that may be on their way.
-    fn give_up(&mut self) -> (Vec<Token>, Vec<Token>) {
+    /// Takes out the commands that wait for a number.
+    pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Token> + use<> {
         let waiting = core::mem::take(&mut self.waiting);
         self.bytes -= waiting.iter().map(|pending| pending.command.len()).sum::<usize>();
-        let open = waiting.iter().filter(|pending| !pending.cancelled);
-        let refused = open.map(|pending| pending.token).collect();
+        let open = waiting.into_iter().filter(|pending| !pending.cancelled);
+        open.map(|pending| pending.token)
+    }
+
+    /// Nobody will tell what becomes of the commands that may be on their way.
+    fn give_up(&mut self) -> impl Iterator<Item = Token> {
         let numbered = self.numbered.iter_mut().filter(|pending| !pending.cancelled);
-        let unknown = numbered.map(|pending| {
+        numbered.map(|pending| {
             pending.cancelled = true;
             pending.token
-        });
-        (refused, unknown.collect())
+        })
     }
 
     /// All own commands below `next` are in the log already; returns those whose users still wait.
@@ -228,18 +241,16 @@ impl Replica {
         }
     }
 
-    /// A node that was removed hears of no leader any more: its users shall not wait for one.
+    /// A node that was removed hears of no leader any more: its users shall not wait for one. What it knows to be chosen
+    /// it still learns and applies.
     pub(super) fn end_proposals_of_removed(&mut self) {
-        if self.leader.is_some() || self.proposals.count() == 0 || self.standing() != Standing::Removed {
+        let hears_more = self.leader.is_some() || self.learner.applied < self.learner.known();
+        if hears_more || !self.proposals.has_numbered() || self.standing() != Standing::Removed {
             return;
         }
-        let (refused, unknown) = self.proposals.give_up();
-        let reason = Rejection::NotLeader { leader: None };
-        let refused = refused
-            .into_iter()
-            .map(|token| Output::Rejected { token, reason });
-        let unknown = unknown.into_iter().map(|token| Output::Unknown { token });
-        self.outputs.extend(refused.chain(unknown));
+        let unknown = self.proposals.give_up();
+        self.outputs
+            .extend(unknown.map(|token| Output::Unknown { token }));
     }
 
     /// A new leader knows nothing of what the old one was sent.

@@ -15,6 +15,7 @@ use super::{
     barrier::{Barrier, Promises},
     batch,
     changes::ChangeAsker,
+    drain::Drain,
     election::{Candidacy, Role},
     progress::Progress,
     quiet::Quiet,
@@ -63,6 +64,10 @@ pub(super) struct Leadership {
     /// What has been promised at this ballot; `found` has what is still to be adopted.
     pub(super) promises: Promises,
     pub(super) change_asker: Option<ChangeAsker>,
+    /// Nodes that a change takes out are being drained, or were and it is proposed.
+    pub(super) drain: Option<Drain>,
+    /// How often this leadership has drained nodes.
+    pub(super) drains: u64,
     /// A user wants this node to lead, and the voters and their priorities were these.
     pub(super) kept_among: Option<Vec<(NodeId, u8)>>,
     /// Another node was told to take over: this ballot holds no lease any more.
@@ -109,6 +114,7 @@ impl Leadership {
             && self.reads.is_idle()
             && self.transfer.is_none()
             && self.barrier.is_none()
+            && self.drain.is_none()
     }
 
     fn is_chosen(&self, slot: Slot, membership: &Membership, own: Sender) -> bool {
@@ -169,6 +175,8 @@ impl Replica {
             barrier: None,
             promises,
             change_asker: None,
+            drain: None,
+            drains: 0,
             kept_among: None,
             released: false,
             sent: VecDeque::new(),

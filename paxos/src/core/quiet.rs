@@ -190,6 +190,7 @@ impl Replica {
             && self.gate.is_idle()
             && !self.gate.has_ops()
             && self.proposals.count() == 0
+            && self.draining.is_none()
             && self.reads.is_idle()
             && self.learner.is_idle(self.chosen)
             && !self.damage.reaches(self.chosen)
@@ -292,5 +293,6 @@ const fn is_answer(message: &Message) -> bool {
             | Message::ReadIndexReply { .. }
             | Message::LeadsOn { .. }
             | Message::MembershipChanged { .. }
+            | Message::Drained { .. }
     )
 }

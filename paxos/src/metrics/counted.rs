@@ -165,6 +165,8 @@ pub struct RejectedCounters {
     pub too_large: Counter,
     /// The deadline passed before anything was sent, or before a read was answered.
     pub expired: Counter,
+    /// This node leaves the group, or has left it.
+    pub leaving: Counter,
     /// The node or the group was stopping or had halted.
     pub stopped: Counter,
     /// The state machine could not answer a read.
@@ -173,7 +175,7 @@ pub struct RejectedCounters {
 
 impl RejectedCounters {
     /// All of them, with the reason's name.
-    pub fn by_reason(&self) -> [(&'static str, &Counter); 9] {
+    pub fn by_reason(&self) -> [(&'static str, &Counter); 10] {
         [
             ("not_leader", &self.not_leader),
             ("queue_full", &self.queue_full),
@@ -182,6 +184,7 @@ impl RejectedCounters {
             ("deadline", &self.deadline),
             ("too_large", &self.too_large),
             ("expired", &self.expired),
+            ("leaving", &self.leaving),
             ("stopped", &self.stopped),
             ("failed", &self.failed),
         ]
@@ -194,6 +197,7 @@ impl RejectedCounters {
             ProposeError::Overloaded { .. } => Some(&self.queue_full),
             ProposeError::TooLarge { .. } => Some(&self.too_large),
             ProposeError::Expired => Some(&self.expired),
+            ProposeError::Leaving => Some(&self.leaving),
             ProposeError::Stopped(_) => Some(&self.stopped),
             ProposeError::Unknown => None,
         }

@@ -233,6 +233,8 @@ plain_messages! {
     51 MembershipChanged { token: u64, result: Result<Membership, ChangeRejection> }
     52 NotAdmitted { at: Slot, membership: Membership }
     53 Members { at: Slot, membership: Membership }
+    54 Drain { ballot: Pair, number: u64 }
+    55 Drained { ballot: Pair, number: u64 }
     60 Diverged { ballot: Pair, right: SlotAndHash }
     61 RolledBack { ballot: Pair, incarnation: Incarnation, lost: Held }
 }

@@ -426,6 +426,8 @@ fn message_of_elections() -> impl Strategy<Value = Message> {
             }
         }),
         any::<u64>().prop_map(|request| Message::LeadsOn { request }),
+        (any_ballot(), any::<u64>()).prop_map(|(ballot, number)| Message::Drain { ballot, number }),
+        (any_ballot(), any::<u64>()).prop_map(|(ballot, number)| Message::Drained { ballot, number }),
         (any::<u64>(), any::<u64>()).prop_map(|(request, to)| Message::TransferLeadership {
             request,
             to: NodeId(to)
@@ -552,7 +554,7 @@ proptest! {
     fn mutated_frames_with_good_checksums_never_panic(
         message in any_message(),
         changes in many((any::<prop::sample::Index>(), any::<u8>()), 1..8),
-        kind in 0..30_u8,
+        kind in 0..70_u8,
         keep_kind: bool,
     ) {
         let mut frame = encoded(message).to_vec();
@@ -572,7 +574,7 @@ proptest! {
 
     #[test]
     fn arbitrary_headers_with_good_checksums_never_panic(
-        kind in 1..30_u8, header in many(any::<u8>(), 0..200),
+        kind in 1..70_u8, header in many(any::<u8>(), 0..200),
     ) {
         let mut frame = encoded(heartbeat())[..PREFIX_BYTES].to_vec();
         frame[3] = kind;

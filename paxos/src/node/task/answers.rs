@@ -222,6 +222,7 @@ impl Task {
                     },
                     Rejection::TooLarge => ProposeError::TooLarge { bytes, max },
                     Rejection::Expired => ProposeError::Expired,
+                    Rejection::Leaving => ProposeError::Leaving,
                 };
                 if let Some(counter) = rejected.of_proposal(&error) {
                     counter.increment();
@@ -235,7 +236,7 @@ impl Task {
                     Rejection::Overloaded => ReadError::Overloaded {
                         retry_after: queue.reads.retry_after(),
                     },
-                    Rejection::TooLarge | Rejection::Expired => ReadError::Expired,
+                    Rejection::TooLarge | Rejection::Expired | Rejection::Leaving => ReadError::Expired,
                 };
                 rejected.of_read(&error).increment();
                 request.queries.refuse(error);

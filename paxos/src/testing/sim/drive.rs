@@ -14,7 +14,7 @@ use super::{
     trace,
 };
 use crate::{
-    core::{Input, Message, Output, PersistId, Rejection, Token},
+    core::{Input, Message, Output, PersistId, Rejection, Standing, Token},
     types::{EntryKind, GroupId, HardState, Incarnation, NodeId, Slot, WriteOp},
 };
 
@@ -60,6 +60,10 @@ impl<W: Workload> Cluster<'_, W> {
                     return Ok(());
                 }
                 self.coverage.meet(Sometimes::ProposalUnknown);
+                let removed = self.nodes[node]
+                    .seat(group)
+                    .is_some_and(|seat| seat.status.standing == Standing::Removed);
+                self.coverage.meet_if(removed, Sometimes::UnknownAtRemoved);
                 let seat = self.nodes[node].seat(group);
                 let installed = seat.is_some_and(|seat| seat.installed_in == self.events);
                 self.coverage.meet_if(installed, Sometimes::UnknownByInstall);
@@ -110,7 +114,7 @@ impl<W: Workload> Cluster<'_, W> {
         let acceptor = self.nodes[node].acceptor();
         let sent = self.groups[group].oracle.sent(acceptor, life, message, disk);
         self.demand_of(node, sent)?;
-        self.observe_send(node, group, message);
+        self.observe_send(node, group, message)?;
         for receiver in to {
             let index = usize::try_from(receiver.0)
                 .ok()
@@ -178,7 +182,7 @@ impl<W: Workload> Cluster<'_, W> {
         }
     }
 
-    fn observe_send(&mut self, index: usize, group: usize, message: &Message) {
+    fn observe_send(&mut self, index: usize, group: usize, message: &Message) -> Check {
         let node = self.nodes[index].id;
         match message {
             Message::Prepare { .. } => {
@@ -197,6 +201,16 @@ impl<W: Workload> Cluster<'_, W> {
                     entry.kind == EntryKind::Membership && oracle.proposed_before(slot, *ballot, entry)
                 });
                 self.coverage.meet_if(adopted, Sometimes::MembershipAdopted);
+            }
+            Message::Drained { .. } => {
+                let now = self.nodes[index].clock(self.now);
+                let seat = self.nodes[index].seat(group);
+                let pending = seat.map_or(0, |seat| seat.replica.status(now).pending_commands);
+                ensure!(
+                    pending == 0,
+                    "drain",
+                    "{node} says that it is drained, but {pending} commands are open there"
+                );
             }
             Message::CanvassReply { granted: false, .. } => self.coverage.meet(Sometimes::CanvassDenied),
             Message::Promise { reported, .. } => {
@@ -218,6 +232,7 @@ impl<W: Workload> Cluster<'_, W> {
             }
             _ => {}
         }
+        Ok(())
     }
 
     fn persist(&mut self, node: usize, group: usize, id: PersistId, ops: Vec<WriteOp>, sync: bool) -> Check {
@@ -417,6 +432,10 @@ impl<W: Workload> Cluster<'_, W> {
             }
             Rejection::Expired => {
                 self.coverage.meet(Sometimes::ProposalExpired);
+                None
+            }
+            Rejection::Leaving => {
+                self.coverage.meet(Sometimes::ProposalAtLeaving);
                 None
             }
         };

@@ -227,6 +227,10 @@ impl<W: Workload> Cluster<'_, W> {
         let coverage = &mut self.coverage;
         let told = now.standing == Standing::Removed && before.standing != Standing::Removed;
         coverage.meet_if(told, Sometimes::RemovedTold);
+        let drained = before.draining && before.pending_commands == 0;
+        coverage.meet_if(told && drained, Sometimes::DrainedBeforeRemoval);
+        let stays = now.standing != Standing::Removed && !now.draining;
+        coverage.meet_if(before.draining && stays, Sometimes::DrainGivenUp);
         let left = before.phase == Phase::Leader && now.phase != Phase::Leader;
         coverage.meet_if(
             left && now.standing != Standing::Voter,

@@ -160,6 +160,9 @@ pub fn message(message: &Message) -> String {
         Message::TransferLeadership { request, to } => format!("{name} #{request} to n{to}"),
         Message::TransferRefused { request, reason } => format!("{name} #{request}: {reason}"),
         Message::LeadsOn { request } => format!("{name} #{request}"),
+        Message::Drain { ballot, number } | Message::Drained { ballot, number } => {
+            format!("{name} {ballot} #{number}")
+        }
         Message::Rests { ballot, round } => format!("{name} {ballot} round {round}"),
         Message::ChangeMembership {
             token,

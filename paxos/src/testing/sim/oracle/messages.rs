@@ -63,7 +63,9 @@ impl Oracle {
     ) -> Check {
         let node = acceptor.0;
         match message {
-            Message::Prepare { ballot, .. } => self.owned(node, life, *ballot, disk),
+            Message::Prepare { ballot, .. } | Message::Drain { ballot, .. } => {
+                self.owned(node, life, *ballot, disk)
+            }
             Message::Promise {
                 ballot,
                 chosen,
