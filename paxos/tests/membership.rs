@@ -139,6 +139,22 @@ mod changing {
     }
 
     #[test]
+    fn a_read_that_waits_when_its_leader_is_left_alone_is_answered() {
+        let mut rig = led_by(1, 2);
+        let removed = rig.change(1, &[remove(2)], false);
+        rig.settle_where(is_drain);
+        let read = rig.read(1);
+        rig.settle_where(|letter| is_accept(letter) || is_accepted(letter));
+        rig.pass(100);
+        assert!(changed(&rig, removed));
+        assert!(
+            matches!(rig.ending(read), Some(Ending::Read(_))),
+            "{}",
+            rig.transcript()
+        );
+    }
+
+    #[test]
     fn a_leader_that_removes_itself_hands_over() {
         let mut rig = led_by(1, 3);
         let removed = rig.change(1, &[remove(1)], false);

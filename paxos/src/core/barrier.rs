@@ -360,6 +360,8 @@ impl Replica {
         leadership.inherited = leadership.inherited.max(leadership.promises.last());
         if changed {
             self.finish_change();
+            // Whoever leads alone from now on hears no answer any more that would do it.
+            self.confirm_reads();
         }
         self.adopt();
     }
