@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -171,7 +172,7 @@ struct Load {
 }
 
 impl Load {
-    /// Writes at a node that stays.
+    /// Writes at a node.
     fn at(cluster: &Cluster, node: usize) -> Self {
         let mut client = cluster.connect(node);
         let stop = Arc::new(AtomicBool::new(false));
@@ -185,7 +186,7 @@ impl Load {
                     .exec(&mut client);
                 match set {
                     Ok(()) => written += 1,
-                    Err(error) => errors.push(error.to_string()),
+                    Err(error) => errors.push(format!("{} {error}", error.code().unwrap_or_default())),
                 }
             }
             (written, errors)
@@ -199,7 +200,10 @@ impl Load {
         let (written, errors) = self.writer.join().expect("the writer does not panic");
         assert!(written > 0);
         for error in &errors {
-            assert!(error.contains("LOADING") || error.contains("BUSY"), "{error}");
+            assert!(
+                error.starts_with("LOADING") || error.starts_with("BUSY"),
+                "{error}"
+            );
         }
         let mut client = cluster.connect(node);
         for key in 0..written {
@@ -252,6 +256,34 @@ fn a_node_joins_votes_and_leaves_under_load() {
     let (code, told) = verb(&cluster, 1, &["member", "promote", "9"]);
     assert_eq!(code, 3, "{told}");
     assert!(told.contains("node 9 is not a member"), "{told}");
+}
+
+/// The clients go on at the nodes that leave, until those are shut down.
+#[test]
+fn no_client_is_left_in_doubt_while_three_nodes_are_replaced() {
+    let mut cluster = Cluster::start(3, &["--groups", "3"]);
+    let mut loads: VecDeque<[Load; 2]> = (1..=3)
+        .map(|node| [Load::at(&cluster, node), Load::at(&cluster, node)])
+        .collect();
+    for old in 1..=3 {
+        let new = cluster.join_node();
+        let member = format!("{new}={}", cluster.peer(new));
+        let (code, told) = verb(
+            &cluster,
+            old % 3 + 1,
+            &["member", "replace", &old.to_string(), &member],
+        );
+        assert_eq!(code, 0, "{told}");
+        for load in loads.pop_front().expect("two clients at each node") {
+            load.finish(&cluster, new);
+        }
+        assert!(cluster.terminate(old).success());
+        loads.push_back([Load::at(&cluster, new), Load::at(&cluster, new)]);
+    }
+    assert_eq!(voters(&cluster, 4), [4, 5, 6]);
+    for load in loads.into_iter().flatten() {
+        load.finish(&cluster, 4);
+    }
 }
 
 #[test]

@@ -336,7 +336,8 @@ pub enum Change {
         /// Who.
         node: NodeId,
     },
-    /// A member leaves the group. Its id may be added again later, with the same disk or an empty one.
+    /// A member leaves the group. Its id may be added again later, with the same disk or an empty one. What its users
+    /// have under way ends first; it takes nothing new meanwhile.
     Remove {
         /// Who.
         node: NodeId,

@@ -97,7 +97,7 @@ pub enum Input {
         to: Option<NodeId>,
     },
     /// A user of this node wants the membership changed. Ends in exactly one of [`Output::MembershipChanged`] and
-    /// [`Output::Unknown`].
+    /// [`Output::Unknown`]. The nodes that it takes out end what their users have under way first.
     ChangeMembership {
         /// Names the request in the answer.
         token: Token,

@@ -482,6 +482,12 @@ impl Group {
     /// twice. Without `force` a change is refused after which the group could choose nothing at once: add a node as
     /// learner, wait until it has caught up, then promote it. `force` makes it all the same; never an invalid one.
     ///
+    /// A node that is taken out takes no more commands from when the leader has checked the change: it answers
+    /// [`Leaving`](ProposeError::Leaving), which is definite, and clients should go to another node. The change is made
+    /// when all that it had taken has ended, or after [`Config::election_timeout`](crate::core::Config) if that
+    /// takes longer, so that nobody hears [`Unknown`](ProposeError::Unknown) because of it as long as the node is
+    /// there. Nodes that the leader does not hear are taken out at once.
+    ///
     /// Returns the new membership once it is in force. Ends [`Unknown`](ChangeError::Unknown) after
     /// [`Config::change_timeout`](super::Config::change_timeout).
     ///
