@@ -175,12 +175,10 @@ impl Replica {
         self.draining = self.draining.filter(|draining| Some(draining.ballot) == leader);
     }
 
-    /// A node that leaves, or has left, takes no commands.
+    /// A node that leaves, or has left, takes no commands. One that has left and hears a leader may have been added again.
     pub(super) fn refuse_when_leaving(&mut self) {
-        if !self.proposals.has_waiting() {
-            return;
-        }
-        if self.draining.is_none() && self.standing() != Standing::Removed {
+        let may_stay = || self.leader.is_some() || self.standing() != Standing::Removed;
+        if !self.proposals.has_waiting() || (self.draining.is_none() && may_stay()) {
             return;
         }
         let reason = Rejection::Leaving;
