@@ -68,6 +68,11 @@ impl<W: Workload> Cluster<'_, W> {
                 let installed = seat.is_some_and(|seat| seat.installed_in == self.events);
                 self.coverage.meet_if(installed, Sometimes::UnknownByInstall);
                 let id = self.nodes[node].id;
+                ensure!(
+                    !seat.is_some_and(|seat| seat.is_drained),
+                    "drain",
+                    "{id} leaves the user of {token:?} in doubt, although it was drained"
+                );
                 self.groups[group].history.unknown(id, token)?;
                 self.client_hears(token, None);
                 Ok(())
@@ -211,6 +216,9 @@ impl<W: Workload> Cluster<'_, W> {
                     "drain",
                     "{node} says that it is drained, but {pending} commands are open there"
                 );
+                if let Some(seat) = self.nodes[index].seat_mut(group) {
+                    seat.is_drained = true;
+                }
             }
             Message::CanvassReply { granted: false, .. } => self.coverage.meet(Sometimes::CanvassDenied),
             Message::Promise { reported, .. } => {

@@ -51,6 +51,8 @@ pub(super) struct Seat<M> {
     pub(super) next_installs: VecDeque<Bytes>,
     /// In which round of the node a snapshot was last installed.
     pub(super) installed_in: u64,
+    /// It has told the leader that it is drained, and has taken no command since.
+    pub(super) is_drained: bool,
     pub(super) source: Option<Source>,
 }
 
@@ -286,6 +288,7 @@ impl<W: Workload> Cluster<'_, W> {
             backlog: VecDeque::new(),
             next_installs: VecDeque::new(),
             installed_in: 0,
+            is_drained: false,
             source: None,
         })
     }

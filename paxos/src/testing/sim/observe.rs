@@ -9,7 +9,7 @@ use super::{
     machine::Workload,
     trace,
 };
-use crate::core::{Input, Message, Phase, Status};
+use crate::core::{Input, Message, Phase, Standing, Status};
 
 impl<W: Workload> Cluster<'_, W> {
     pub(super) fn observe_input(&mut self, node: usize, group: usize, input: &Input) {
@@ -78,10 +78,12 @@ impl<W: Workload> Cluster<'_, W> {
     }
 
     pub(super) fn observe_status(&mut self, node: usize, group: usize, before: &Status) {
-        let Some(life) = self.nodes[node].seat(group) else {
+        let Some(life) = self.nodes[node].seat_mut(group) else {
             return;
         };
         let now = life.status.clone();
+        let has_left = now.standing == Standing::Removed && now.leader.is_none();
+        life.is_drained &= now.draining || has_left;
         self.observe_standing(before, &now);
         let fingerprint = now.chosen.0 << 32 ^ now.promised.round << 8 ^ now.phase as u64;
         let leads = now.phase == Phase::Leader;
