@@ -40,6 +40,7 @@ faults! {
     OneWayCut = "One node's messages do not reach another.",
     Isolation = "The leader is cut off from everybody else.",
     Succession = "One leader after the other reaches a single node, proposes, and is cut off.",
+    Gap = "What a leader proposes is lost, what it proposes next is not, and it crashes.",
     Crash = "A minority of the nodes crashes and comes back.",
     CrashAll = "All nodes crash at once and come back.",
     Pause = "A node stands still for a while.",

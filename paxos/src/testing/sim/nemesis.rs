@@ -23,6 +23,9 @@ pub(super) enum Undo {
     Restart(usize),
     FastDisk(usize),
     FreeDisk(usize),
+    /// The leader is heard again, and goes on.
+    BridgeGap(usize),
+    Crash(usize),
 }
 
 type Check = Result<(), Violation>;
@@ -48,6 +51,8 @@ const STRIKES: &[Fault] = &[
     Fault::Damage,
     Fault::Succession,
     Fault::Succession,
+    Fault::Gap,
+    Fault::Gap,
     Fault::LateAnswers,
     Fault::LateAnswers,
     Fault::LateAnswers,
@@ -283,7 +288,7 @@ impl<W: Workload> Cluster<'_, W> {
         let leader = (0..self.nodes.len()).find(|node| self.nodes[*node].leads_any());
         let victim = match (fault, leader) {
             // Whom everybody else replaces at once, while it believes for a while that it leads on.
-            (Fault::Isolation | Fault::LateAnswers, Some(leader)) => leader,
+            (Fault::Isolation | Fault::LateAnswers | Fault::Gap, Some(leader)) => leader,
             _ => self.victim(),
         };
         self.strike(fault, victim)
@@ -333,6 +338,7 @@ impl<W: Workload> Cluster<'_, W> {
             }
             Fault::Damage => return self.damage(victim),
             Fault::LateAnswers => self.answer_late(victim),
+            Fault::Gap => self.leave_gap(victim),
             Fault::Transfer => self.ask_for_transfer(victim),
             Fault::Reconfiguration if self.reconfigures => self.change_membership(),
             Fault::LostDisk if !self.reconfigures => return self.lose_disk(victim),
@@ -366,13 +372,49 @@ impl<W: Workload> Cluster<'_, W> {
         let election = self.plan.config.election_timeout.as_micros() as u64;
         let cut_after = self.random.between(heartbeat, heartbeat * 2);
         let late = cut_after + election * self.random.between(700, 950) / 1_000;
-        let others = (0..self.nodes.len()).filter(|other| *other != leader);
-        let others: Vec<usize> = others.collect();
-        for other in &others {
+        let words = self.words_of(leader);
+        for (_, other) in &words {
             self.network.clog(*other, leader, self.now + late);
         }
-        let words = others.iter().map(|other| (leader, *other)).collect();
         self.undo_after(cut_after, Undo::Cut(words, 2 * election));
+    }
+
+    /// What the leader proposes now reaches nobody.
+    fn leave_gap(&mut self, leader: usize) {
+        let words = self.words_of(leader);
+        for (from, to) in &words {
+            self.network.cut(*from, *to);
+        }
+        self.propose_at(leader);
+        self.undo_after(2 * MS, Undo::BridgeGap(leader));
+    }
+
+    /// What it proposes next does, for about as long as a message takes: some of the others hold that when it crashes, and
+    /// nobody what came before.
+    fn bridge_gap(&mut self, leader: usize) {
+        for (from, to) in self.words_of(leader) {
+            self.network.mend(from, to);
+        }
+        self.propose_at(leader);
+        let soon = MS + self.random.exponential(self.plan.delay_mean);
+        self.undo_after(soon, Undo::Crash(leader));
+    }
+
+    fn words_of(&self, node: usize) -> Vec<(usize, usize)> {
+        let others = (0..self.nodes.len()).filter(|other| *other != node);
+        others.map(|other| (node, other)).collect()
+    }
+
+    /// A few commands, in the groups that this node leads.
+    fn propose_at(&mut self, leader: usize) {
+        for group in 0..self.groups.len() {
+            if self.nodes[leader].leads(group) {
+                for _ in 0..self.random.between(1, 3) {
+                    let command = self.command();
+                    self.request(leader, group, Request::Write(command));
+                }
+            }
+        }
     }
 
     /// Often the leader, else anybody.
@@ -496,6 +538,8 @@ impl<W: Workload> Cluster<'_, W> {
             }
             Undo::FastDisk(node) => self.nodes[node].slow_disk = false,
             Undo::FreeDisk(node) => self.nodes[node].full_disk = false,
+            Undo::BridgeGap(leader) => self.bridge_gap(leader),
+            Undo::Crash(node) => return self.crash_minority(node),
         }
         Ok(())
     }
