@@ -227,9 +227,11 @@ impl Seat {
     fn change(&mut self, bounds: &Bounds, effects: &mut Effects) {
         self.has_changed = true;
         let leaves = |node: &u64| Some(*node) != bounds.last_voter;
-        let changes = (1..=3)
-            .filter(leaves)
-            .map(|node| paxos::Change::Remove { node: NodeId(node) });
+        // A leader that removed itself would take no command after that.
+        let changes = (1..=3).filter(leaves).map(|node| match node {
+            1 => paxos::Change::Demote { node: NodeId(node) },
+            _ => paxos::Change::Remove { node: NodeId(node) },
+        });
         let change = Input::ChangeMembership {
             token: Token(100),
             expected: founders().version,
