@@ -90,6 +90,31 @@ fn loads_are_measured_compared_and_drawn() {
 }
 
 #[test]
+fn commands_go_to_the_leaders_of_their_slots_if_that_is_asked_for() {
+    // A node that does not lead a key's group answers with an error.
+    let cluster = Cluster::start(
+        3,
+        &["--storage", "memory", "--groups", "6", "--route", "redirect"],
+    );
+    let load = with(&["--clients", "6", "--pipeline", "2", "--cluster"]);
+    let result = common::eventually("the leaders are dealt out and known everywhere", || {
+        let result = bench(&cluster, &load);
+        if result["errors"] == 0 {
+            Ok(result)
+        } else {
+            Err(result)
+        }
+    });
+    assert!(result["commands"].as_u64() > Some(6), "{result}");
+    assert_eq!(result["load"]["cluster"], true);
+    let errors = &bench(&cluster, &with(&["--clients", "6"]))["errors"];
+    assert!(
+        errors.as_u64() > Some(0),
+        "without it some commands are redirected"
+    );
+}
+
+#[test]
 fn what_fails_is_counted_by_kind() {
     // Two of three nodes are gone: nothing is carried out.
     let mut cluster = Cluster::start(3, &["--storage", "memory"]);

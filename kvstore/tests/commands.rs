@@ -291,6 +291,73 @@ fn several_groups_share_the_keys() {
     assert!(scan(&cluster, 20).is_empty());
 }
 
+/// First slot, last slot and the master's port of each range, as a node tells it.
+fn masters(client: &mut Connection) -> Vec<(u16, u16, u16)> {
+    type Node = (String, u16, String, Vec<String>);
+    let ranges: Vec<(u16, u16, Node, Node, Node)> = cmd("CLUSTER").arg("SLOTS").query(client).unwrap();
+    ranges
+        .into_iter()
+        .map(|(first, last, (host, port, ..), one, other)| {
+            let ports = BTreeSet::from([port, one.1, other.1]);
+            assert_eq!(
+                (host.as_str(), ports.len()),
+                ("127.0.0.1", 3),
+                "every node has every slot"
+            );
+            (first, last, port)
+        })
+        .collect()
+}
+
+#[test]
+fn cluster_clients_find_the_leader_of_each_slot() {
+    let cluster = Cluster::start(
+        3,
+        &["--storage", "memory", "--groups", "4", "--route", "redirect"],
+    );
+    let mut client = cluster.connect(1);
+    // One leads two of the four groups, once all have their leaders and the nodes each other's addresses.
+    let ranges = common::eventually("the leaders are dealt out", || {
+        let info: String = cmd("CLUSTER").arg("INFO").query(&mut client).unwrap();
+        let slots: redis::Value = cmd("CLUSTER").arg("SLOTS").query(&mut client).unwrap();
+        let is_known = format!("{slots:?}").matches("127.0.0.1").count() >= 9;
+        if !is_known || !info.contains("cluster_state:ok") || !info.contains("cluster_size:3") {
+            return Err(info);
+        }
+        Ok(masters(&mut client))
+    });
+    let mut next = 0;
+    for (first, last, port) in ranges {
+        assert_eq!(first, next, "the ranges leave nothing out");
+        next = last + 1;
+        // Whoever does not lead the slot's group redirects.
+        let key = (0..100_000)
+            .map(|number| format!("key{number}"))
+            .find(|key| (first..=last).contains(&kvstore::shards::hash_slot(key.as_bytes())))
+            .unwrap();
+        let asked = format!("SET {key} 1\r\nQUIT\r\n");
+        assert_eq!(
+            raw(port, asked.as_bytes(), ""),
+            "+OK\r\n+OK\r\n",
+            "{key} at {port}"
+        );
+    }
+    assert_eq!(next, 16_384);
+
+    let id: String = cmd("CLUSTER").arg("MYID").query(&mut client).unwrap();
+    let nodes: String = cmd("CLUSTER").arg("NODES").query(&mut client).unwrap();
+    assert_eq!(nodes.lines().count(), 3, "{nodes}");
+    let own = format!(
+        "{id} 127.0.0.1:{}@0 myself,master - 0 0 0 connected ",
+        cluster.resp[0]
+    );
+    assert!(nodes.lines().any(|line| line.starts_with(&own)), "{nodes}");
+    let shards: Vec<redis::Value> = cmd("CLUSTER").arg("SHARDS").query(&mut client).unwrap();
+    assert_eq!(shards.len(), 3);
+    let unknown = error_of(cmd("CLUSTER").arg("MEET").query::<()>(&mut client));
+    assert!(unknown.contains("unknown subcommand 'MEET'"), "{unknown}");
+}
+
 #[test]
 fn redirected_clients_are_told_the_leaders_address() {
     let cluster = Cluster::start(3, &["--storage", "memory", "--route", "redirect"]);

@@ -26,6 +26,7 @@ use tokio::{
 use super::{
     BenchOptions, replies,
     tally::{Live, Tally},
+    target::Target,
 };
 
 /// How often the dispatcher looks at its schedule.
@@ -38,14 +39,18 @@ const PAUSE: Duration = Duration::from_millis(5);
 const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 /// How much is read at once.
 const READ_BYTES: usize = 64 << 10;
+/// What all keys begin with.
+const PREFIX: &[u8; 6] = b"bench:";
 /// The digits of a key's number.
 const DIGITS: usize = 12;
+/// The length of a key.
+pub(super) const KEY_BYTES: usize = PREFIX.len() + DIGITS;
 
 /// What one thread is to do.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) options: BenchOptions,
-    pub(super) endpoints: Vec<String>,
+    pub(super) targets: Arc<[Target]>,
     /// For a connection and for every reply.
     pub(super) timeout: Duration,
     pub(super) start: Instant,
@@ -228,8 +233,9 @@ struct State {
 
 #[derive(Debug)]
 struct Connection {
-    index: u32,
     plan: Rc<Plan>,
+    /// Which target it is connected to; counts on from its own number, beyond their number.
+    target: Cell<usize>,
     tally: Rc<RefCell<Tally>>,
     stream: RefCell<Option<Rc<TcpStream>>>,
     state: RefCell<State>,
@@ -241,12 +247,9 @@ struct Connection {
 /// A command with a key whose number is still to be written, and where.
 fn template(name: &str, value: Option<&[u8]>) -> Vec<u8> {
     let args = if value.is_some() { 3 } else { 2 };
-    let mut bytes = format!(
-        "*{args}\r\n$3\r\n{name}\r\n${}\r\nbench:{:0DIGITS$}\r\n",
-        6 + DIGITS,
-        0
-    )
-    .into_bytes();
+    let mut bytes = format!("*{args}\r\n$3\r\n{name}\r\n${KEY_BYTES}\r\n").into_bytes();
+    bytes.extend_from_slice(&key_name(0));
+    bytes.extend_from_slice(b"\r\n");
     if let Some(value) = value {
         bytes.extend_from_slice(format!("${}\r\n", value.len()).as_bytes());
         bytes.extend_from_slice(value);
@@ -255,22 +258,30 @@ fn template(name: &str, value: Option<&[u8]>) -> Vec<u8> {
     bytes
 }
 
-/// Where a key's number begins in a command: behind `*3`, `$3`, the name, the key's length and `bench:`.
-const KEY_AT: usize = 4 + 4 + 5 + 5 + 6;
+/// Where a key begins in a command: behind `*3`, `$3`, the name and the key's length.
+const KEY_AT: usize = 4 + 4 + 5 + 5;
 
-fn append(out: &mut BytesMut, template: &[u8], mut key: u64) {
+fn append(out: &mut BytesMut, template: &[u8], key: u64) {
     let at = out.len() + KEY_AT;
     out.put_slice(template);
-    for digit in out[at..at + DIGITS].iter_mut().rev() {
+    out[at..at + KEY_BYTES].copy_from_slice(&key_name(key));
+}
+
+pub(super) fn key_name(mut key: u64) -> [u8; KEY_BYTES] {
+    let mut name = [0; KEY_BYTES];
+    let (prefix, digits) = name.split_at_mut(PREFIX.len());
+    prefix.copy_from_slice(PREFIX);
+    for digit in digits.iter_mut().rev() {
         *digit = b'0' + (key % 10) as u8;
         key /= 10;
     }
+    name
 }
 
 impl Connection {
     fn new(index: u32, plan: Rc<Plan>, tally: Rc<RefCell<Tally>>) -> Self {
         Self {
-            index,
+            target: Cell::new(index as usize),
             random: RefCell::new(fastrand::Rng::with_seed(u64::from(index) + 1)),
             plan,
             tally,
@@ -279,6 +290,11 @@ impl Connection {
             kick: Notify::new(),
             is_too_late: Cell::new(false),
         }
+    }
+
+    fn target(&self) -> &Target {
+        // A remainder of their number.
+        &self.plan.targets[self.target.get() % self.plan.targets.len()]
     }
 
     fn in_flight(&self) -> usize {
@@ -301,7 +317,7 @@ impl Connection {
         let state = &mut *state;
         let was_empty = state.out.is_empty();
         for _ in 0..options.pipeline {
-            let key = random.u64(0..options.keys);
+            let key = self.target().key(|| random.u64(0..options.keys));
             let is_read = options.read_ratio > 0.0 && random.f64() < options.read_ratio;
             if is_read {
                 append(&mut state.out, &self.plan.commands.get, key);
@@ -337,10 +353,8 @@ impl Connection {
     }
 
     async fn run(self: Rc<Self>) {
-        let mut endpoint = self.index as usize;
         while Instant::now() < self.plan.measured.end {
-            let address = &self.plan.endpoints[endpoint % self.plan.endpoints.len()];
-            endpoint += 1;
+            let address = &self.target().address;
             let connected = timeout(self.plan.timeout, TcpStream::connect(address)).await;
             let why = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(stream) => {
@@ -357,6 +371,7 @@ impl Connection {
                 Err(error) => format!("CONNECT cannot connect to {address}: {error}"),
             };
             self.give_up(&why);
+            self.target.set(self.target.get() + 1);
             sleep(PAUSE).await;
         }
     }

@@ -8,6 +8,7 @@ mod plot;
 mod replies;
 mod report;
 mod tally;
+mod target;
 
 use std::{
     io,
@@ -25,6 +26,7 @@ use self::{
 pub use self::{
     plot::svg,
     report::{Comparison, Load, Percentiles, Results, Summary},
+    target::Target,
 };
 
 /// What the load looks like.
@@ -62,6 +64,10 @@ pub struct BenchOptions {
     /// How many threads make the load
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
+    /// Send each command to the node that leads its key's hash slot, as cluster clients do: an endpoint is asked for
+    /// CLUSTER SLOTS before the load begins
+    #[arg(long)]
+    pub cluster: bool,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -86,7 +92,7 @@ pub struct Progress {
     pub errors: u64,
 }
 
-/// Puts the load on the endpoints, clients dealt out evenly, and calls `progress` every second. `timeout` is for
+/// Puts the load on the targets, clients dealt out evenly, and calls `progress` every second. `timeout` is for
 /// connections and for every reply.
 ///
 /// # Errors
@@ -94,7 +100,7 @@ pub struct Progress {
 /// A thread could not be started.
 pub async fn run(
     options: &BenchOptions,
-    endpoints: &[String],
+    targets: &[Target],
     timeout: Duration,
     mut progress: impl FnMut(Progress),
 ) -> io::Result<Summary> {
@@ -105,7 +111,7 @@ pub async fn run(
     for clients in shares(options.clients, options.threads) {
         let plan = Plan {
             options: options.clone(),
-            endpoints: endpoints.to_vec(),
+            targets: targets.into(),
             timeout,
             start,
             measured: measured.clone(),

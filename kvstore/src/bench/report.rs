@@ -26,6 +26,9 @@ pub struct Load {
     pub warm_up: f64,
     /// Threads that made the load.
     pub threads: u32,
+    /// Whether commands went to the nodes that led their keys' hash slots.
+    #[serde(default)]
+    pub cluster: bool,
 }
 
 /// Times in microseconds.
@@ -103,6 +106,7 @@ impl Summary {
                 rate: options.rate,
                 warm_up: options.warm_up.as_secs_f64(),
                 threads: options.threads,
+                cluster: options.cluster,
             },
             commands: tally.writes + tally.reads,
             errors: tally.errors.values().sum(),
@@ -261,6 +265,7 @@ pub(super) mod tests {
                 rate: None,
                 warm_up: 1.0,
                 threads: 1,
+                cluster: false,
             },
             commands: 10,
             errors: 0,

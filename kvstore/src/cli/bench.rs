@@ -12,7 +12,7 @@ use super::{
     terminal::{Table, say},
     verbs,
 };
-use crate::bench::{self, BenchOptions, Comparison, Progress, Results, Summary};
+use crate::bench::{self, BenchOptions, Comparison, Progress, Results, Summary, Target};
 
 #[derive(Debug, Args)]
 pub(super) struct BenchCommand {
@@ -125,6 +125,16 @@ async fn greet(client: &ClientOptions) -> Result<(), Failure> {
 }
 
 async fn measure(options: &BenchOptions, client: &ClientOptions) -> Result<Summary, Failure> {
+    let targets = if options.cluster {
+        let slots = verbs::call(client, &[b"CLUSTER", b"SLOTS"]).await?;
+        Target::masters(&slots).map_err(Failure::error)?
+    } else {
+        client
+            .endpoints
+            .iter()
+            .map(|address| Target::any(address))
+            .collect()
+    };
     let is_watched = std::io::stderr().is_terminal();
     let total = options.warm_up + options.duration;
     let progress = |progress: Progress| {
@@ -142,7 +152,7 @@ async fn measure(options: &BenchOptions, client: &ClientOptions) -> Result<Summa
             let _ = std::io::stderr().flush();
         }
     };
-    let summary = bench::run(options, &client.endpoints, client.timeout, progress).await;
+    let summary = bench::run(options, &targets, client.timeout, progress).await;
     if is_watched {
         eprint!("\r\x1b[K");
     }

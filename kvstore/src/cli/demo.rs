@@ -23,7 +23,7 @@ use super::{
     terminal::{print, reader_is_gone, say},
 };
 use crate::{
-    bench::{self, BenchOptions},
+    bench::{self, BenchOptions, Target},
     server::Report,
     shards::Shards,
 };
@@ -405,9 +405,11 @@ impl Demo {
             warm_up: Duration::from_millis(500),
             max_in_flight: 64,
             threads: 1,
+            cluster: false,
         };
         say!("64 clients, one write of 256 bytes at a time each, for 5 s ...");
-        match bench::run(&options, &self.awake(), Duration::from_secs(5), |_| {}).await {
+        let targets: Vec<_> = self.awake().iter().map(|address| Target::any(address)).collect();
+        match bench::run(&options, &targets, Duration::from_secs(5), |_| {}).await {
             Ok(summary) => say!("{summary}"),
             Err(error) => say!("cannot make the load: {error}"),
         }

@@ -7,6 +7,7 @@ use crate::{
     machine::operations::{self as op, Operation},
     server::{
         Wide,
+        cluster::cluster,
         local::{self, LocalCommand},
     },
 };
@@ -134,7 +135,7 @@ pub const COMMANDS: &[Command] = &[
     wide("scan", -2, Wide::Scan, "Returns keys page by page"),
     here("auth", -2, local::auth, "Authenticates; no password is set"),
     here("client", -2, local::client, "Names and lists connections"),
-    here("cluster", -2, local::cluster, "Tells of hash slots"),
+    here("cluster", -2, cluster, "Tells which node leads which hash slots"),
     here("command", -1, local::command, "Describes commands"),
     here("config", -2, local::config, "Returns settings"),
     here("echo", 2, local::echo, "Returns its argument"),

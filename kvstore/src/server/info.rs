@@ -11,13 +11,14 @@ pub(super) const REDIS_VERSION: &str = "7.4.0";
 /// Host and port of a leader that has not said yet where it is reached.
 pub(super) const UNKNOWN_ADDRESS: (&str, &str) = ("unknown", "0");
 
-const SECTIONS: [&str; 7] = [
+const SECTIONS: [&str; 8] = [
     "server",
     "clients",
     "memory",
     "persistence",
     "stats",
     "replication",
+    "cluster",
     "keyspace",
 ];
 
@@ -88,6 +89,7 @@ async fn facts(section: &str, shared: &Shared, session: &Session) -> Vec<(&'stat
             ("total_commands_processed", shared.metrics.answered().to_string()),
         ],
         "replication" => replication(shared),
+        "cluster" => vec![("cluster_enabled", text("1"))],
         _ => match shared
             .sizes()
             .await

@@ -12,7 +12,6 @@ use super::{
 use crate::{
     command::{Command, Keys, table},
     resp::{Args, is, number, write},
-    shards::hash_slot,
 };
 
 /// Carries a command out and writes its reply.
@@ -38,7 +37,7 @@ pub(super) fn shown(arg: &[u8]) -> String {
 }
 
 /// The subcommand's arguments are too many or too few, or there is no such subcommand.
-fn no_subcommand(name: &str, args: Args<'_>, known: &[&str], reply: &mut BytesMut) {
+pub(super) fn no_subcommand(name: &str, args: Args<'_>, known: &[&str], reply: &mut BytesMut) {
     let given = shown(args.get(1));
     if let Some(known) = known.iter().find(|known| is(args.get(1), known)) {
         write::error(reply, &wrong_arity(&format!("{name}|{known}")));
@@ -302,15 +301,6 @@ pub(crate) fn config(shared: &Shared, _: &mut Session, args: Args<'_>, reply: &m
         );
     } else {
         no_subcommand("config", args, &["get", "set", "resetstat"], reply);
-    }
-}
-
-pub(crate) fn cluster(_: &Shared, _: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
-    let sub = args.get(1);
-    match args.len() {
-        2 if is(sub, "INFO") => write::bulk(reply, b"cluster_enabled:0\r\ncluster_state:ok\r\n"),
-        3 if is(sub, "KEYSLOT") => write::integer(reply, i64::from(hash_slot(args.get(2)))),
-        _ => no_subcommand("cluster", args, &["info", "keyslot"], reply),
     }
 }
 

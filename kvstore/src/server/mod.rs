@@ -3,6 +3,7 @@
 mod admin;
 mod announce;
 mod clients;
+pub(crate) mod cluster;
 mod connection;
 mod info;
 pub mod local;
