@@ -1,4 +1,5 @@
 //! The project's snapshot stores pass the conformance suite, and the suite finds stores that are wrong.
+#![cfg(feature = "testing")]
 
 use paxos::{
     GroupId, Slot, SnapshotSource,

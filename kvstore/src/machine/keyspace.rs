@@ -1,353 +1,20 @@
 //! The keys and values, by hash slot.
 
-use std::{
-    borrow::Borrow,
-    cmp::Ordering,
-    collections::BTreeSet,
-    fmt,
-    hint::black_box,
-    ops::Bound::{Included, Unbounded},
-    sync::Arc,
-};
+mod record;
+mod slot;
 
-use super::digest::{key_hash, record_digest};
+use std::{hint::black_box, sync::Arc};
+
+pub(super) use self::record::PLACE_BITS;
+pub use self::record::Record;
+use self::{record::Name, slot::HashSlot};
 use crate::shards::{HASH_SLOTS, hash_slot};
-
-/// Revision, digest and the key's length lie before the key, and the value behind it.
-const REVISION: usize = 0;
-const DIGEST: usize = 8;
-const KEY_BYTES: usize = 16;
-const HEADER_BYTES: usize = 20;
-
-/// A key and what is stored under it. All of it is one allocation, which a frozen copy shares: a write to a key that
-/// exists touches little memory, and most of its time goes into waiting for that.
-#[derive(Clone)]
-pub struct Record {
-    /// Records are in the order of the keys' hashes, so that a search looks at one record's bytes only: the right one's.
-    hash: u64,
-    bytes: Arc<[u8]>,
-}
-
-impl Record {
-    fn number(&self, at: usize) -> u64 {
-        let bytes = self.bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
-        bytes.map_or(0, u64::from_le_bytes)
-    }
-
-    fn key_and_value(&self) -> (&[u8], &[u8]) {
-        let bytes = self.bytes.get(KEY_BYTES..HEADER_BYTES);
-        let key_bytes = bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .map_or(0, u32::from_le_bytes);
-        let rest = self.bytes.get(HEADER_BYTES..).unwrap_or_default();
-        rest.split_at_checked(key_bytes as usize).unwrap_or_default()
-    }
-
-    /// The key.
-    pub fn key(&self) -> &[u8] {
-        self.key_and_value().0
-    }
-
-    /// The value.
-    pub fn value(&self) -> &[u8] {
-        self.key_and_value().1
-    }
-
-    /// The revision of the command that wrote it last.
-    pub fn revision(&self) -> u64 {
-        self.number(REVISION)
-    }
-
-    /// This record's part of the digest.
-    fn digest(&self) -> u64 {
-        self.number(DIGEST)
-    }
-
-    /// Something of each of the first cache lines: all of them are needed, since what takes a record's place takes its
-    /// memory too, as a rule.
-    fn first_bytes(&self) -> u8 {
-        let lines = self.bytes.iter().step_by(CACHE_LINE_BYTES);
-        lines
-            .take(LINES_FETCHED_OF_A_RECORD)
-            .fold(0, |sum, byte| sum ^ byte)
-    }
-
-    /// Bytes of key and value.
-    fn size(&self) -> u64 {
-        (self.bytes.len() - HEADER_BYTES) as u64
-    }
-
-    /// Where it stands in a walk over its hash slot; few records, if any, stand at the same place.
-    pub(super) const fn place(&self) -> u64 {
-        self.hash >> (64 - PLACE_BITS)
-    }
-}
-
-impl fmt::Debug for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Record")
-            .field("key", &self.key().escape_ascii().to_string())
-            .field("value", &self.value().escape_ascii().to_string())
-            .field("revision", &self.revision())
-            .finish()
-    }
-}
-
-/// What records are ordered by.
-trait Named {
-    fn hash(&self) -> u64;
-    fn key(&self) -> &[u8];
-}
-
-impl Named for Record {
-    fn hash(&self) -> u64 {
-        self.hash
-    }
-
-    fn key(&self) -> &[u8] {
-        self.key()
-    }
-}
-
-/// A key that is looked for.
-#[derive(Clone, Copy)]
-struct Name<'a> {
-    hash: u64,
-    key: &'a [u8],
-}
-
-impl Named for Name<'_> {
-    fn hash(&self) -> u64 {
-        self.hash
-    }
-
-    fn key(&self) -> &[u8] {
-        self.key
-    }
-}
-
-fn compare(one: &(impl Named + ?Sized), other: &(impl Named + ?Sized)) -> Ordering {
-    one.hash()
-        .cmp(&other.hash())
-        .then_with(|| one.key().cmp(other.key()))
-}
-
-impl<'a> Borrow<dyn Named + 'a> for Record {
-    fn borrow(&self) -> &(dyn Named + 'a) {
-        self
-    }
-}
-
-impl Ord for dyn Named + '_ {
-    fn cmp(&self, other: &Self) -> Ordering {
-        compare(self, other)
-    }
-}
-
-impl PartialOrd for dyn Named + '_ {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for dyn Named + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for dyn Named + '_ {}
-
-impl Ord for Record {
-    fn cmp(&self, other: &Self) -> Ordering {
-        compare(self, other)
-    }
-}
-
-impl PartialOrd for Record {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Record {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Record {}
-
-/// So many records lie in their hash slot itself.
-const FEW: usize = 12;
-
-/// The records of one hash slot, in order. Few lie in place, with one memory access less for each search; more, in a tree.
-#[derive(Clone, Debug, Default)]
-struct HashSlot {
-    /// Without gaps from the front; empty while there are `many`.
-    few: [Option<Record>; FEW],
-    many: Many,
-}
-
-impl HashSlot {
-    fn is_empty(&self) -> bool {
-        self.few[0].is_none() && self.many.is_empty()
-    }
-
-    /// Where it is among the few, or would be.
-    fn find(&self, name: &impl Named) -> Result<usize, usize> {
-        for (at, record) in self.few.iter().enumerate() {
-            let Some(record) = record else {
-                return Err(at);
-            };
-            match compare(record, name) {
-                Ordering::Less => {}
-                Ordering::Equal => return Ok(at),
-                Ordering::Greater => return Err(at),
-            }
-        }
-        Err(FEW)
-    }
-
-    fn get(&self, name: &Name<'_>) -> Option<&Record> {
-        if self.many.is_empty() {
-            return self.few.get(self.find(name).ok()?)?.as_ref();
-        }
-        self.many.get(name)
-    }
-
-    fn replace(&mut self, record: Record) -> Option<Record> {
-        if self.many.is_empty() {
-            match self.find(&record) {
-                Ok(at) => return self.few[at].replace(record),
-                Err(at) if self.few[FEW - 1].is_none() => {
-                    self.few[at..].rotate_right(1);
-                    return self.few[at].replace(record);
-                }
-                Err(_) => self.many = Many::of(self.few.iter_mut().filter_map(Option::take).collect()),
-            }
-        }
-        self.many.replace(record)
-    }
-
-    fn take(&mut self, name: &Name<'_>) -> Option<Record> {
-        if !self.many.is_empty() {
-            return self.many.take(name);
-        }
-        let at = self.find(name).ok()?;
-        let record = self.few[at].take();
-        self.few[at..].rotate_left(1);
-        record
-    }
-
-    /// Something of each cache line of the first records.
-    fn first_hashes(&self) -> u64 {
-        let hash = |at: usize| self.few[at].as_ref().map_or(0, |record| record.hash);
-        hash(0).wrapping_add(hash(3)).wrapping_add(hash(6))
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Record> {
-        self.few.iter().flatten().chain(self.many.walk(0))
-    }
-
-    /// From this hash on.
-    fn walk(&self, hash: u64) -> impl Iterator<Item = &Record> {
-        let few = self
-            .few
-            .iter()
-            .flatten()
-            .skip_while(move |record| record.hash < hash);
-        few.chain(self.many.walk(hash))
-    }
-}
-
-/// More records of one hash slot than this are divided.
-const MAX_UNDIVIDED: usize = 4096;
-/// By so many bits of their hashes.
-const PART_BITS: u32 = 8;
-
-/// Many records, in order: in one tree, or, if there are very many, in one for each beginning of a hash. A write copies
-/// one tree that a frozen copy shares, and a hash slot can have any number of keys: all those with one hash tag.
-#[derive(Clone, Debug, Default)]
-struct Many {
-    /// None, one, or one for each beginning of a hash.
-    trees: Vec<Arc<BTreeSet<Record>>>,
-    records: usize,
-}
-
-impl Many {
-    fn of(records: BTreeSet<Record>) -> Self {
-        Self {
-            records: records.len(),
-            trees: vec![Arc::new(records)],
-        }
-    }
-
-    const fn is_empty(&self) -> bool {
-        self.records == 0
-    }
-
-    /// Where records with this hash are.
-    fn part(&self, hash: u64) -> usize {
-        match self.trees.len() {
-            0 | 1 => 0,
-            _ => (hash >> (64 - PART_BITS)) as usize,
-        }
-    }
-
-    fn get(&self, name: &Name<'_>) -> Option<&Record> {
-        self.trees.get(self.part(name.hash))?.get(name as &dyn Named)
-    }
-
-    fn replace(&mut self, record: Record) -> Option<Record> {
-        if self.trees.len() == 1 && self.records >= MAX_UNDIVIDED {
-            self.divide();
-        }
-        let part = self.part(record.hash);
-        let tree = self.trees.get_mut(part);
-        let tree = tree.expect("many records have a tree for each beginning of a hash, or one for all");
-        let before = Arc::make_mut(tree).replace(record);
-        self.records += usize::from(before.is_none());
-        before
-    }
-
-    fn take(&mut self, name: &Name<'_>) -> Option<Record> {
-        let part = self.part(name.hash);
-        let record = Arc::make_mut(self.trees.get_mut(part)?).take(name as &dyn Named)?;
-        self.records -= 1;
-        Some(record)
-    }
-
-    fn divide(&mut self) {
-        let records = std::mem::take(&mut self.trees);
-        let mut parts = vec![BTreeSet::new(); 1 << PART_BITS];
-        for record in records.into_iter().flat_map(Arc::unwrap_or_clone) {
-            parts[(record.hash >> (64 - PART_BITS)) as usize].insert(record);
-        }
-        self.trees = parts.into_iter().map(Arc::new).collect();
-    }
-
-    /// From this hash on.
-    fn walk(&self, hash: u64) -> impl Iterator<Item = &Record> {
-        let first = Name { hash, key: &[] };
-        let mut trees = self.trees.get(self.part(hash)..).unwrap_or_default().iter();
-        let begun = trees
-            .next()
-            .map(|tree| tree.range::<dyn Named, _>((Included(&first as &dyn Named), Unbounded)));
-        let rest = trees.flat_map(|tree| tree.iter());
-        begun.into_iter().flatten().chain(rest)
-    }
-}
 
 /// How many hash slots share a page.
 const PAGE_SLOTS: usize = 128;
 
 /// Neighbouring hash slots.
 type Page = [Arc<HashSlot>; PAGE_SLOTS];
-
-/// How many bits of a key's hash say where it stands in a walk. With the hash slot that makes 53 bits: what clients
-/// that know floating-point numbers only can hold.
-pub(super) const PLACE_BITS: u32 = 39;
 
 /// All records. Ordered by hash slot, then by the keys' hashes, so that walking it gives the same order on every
 /// replica.
@@ -367,9 +34,6 @@ pub struct Keyspace {
 
 /// With fewer keys than this they lie in the processor's cache, as a rule: to fetch them would cost more than it gains.
 const MIN_FETCHED_KEYS: u64 = 4_096;
-/// Of longer records the processor fetches the rest by itself.
-const LINES_FETCHED_OF_A_RECORD: usize = 8;
-const CACHE_LINE_BYTES: usize = 64;
 /// So many keys are fetched together.
 const KEYS_FETCHED_AT_ONCE: usize = 64;
 
@@ -416,10 +80,7 @@ impl Keyspace {
 
     /// The record of a key.
     pub fn get(&self, key: &[u8]) -> Option<&Record> {
-        let name = Name {
-            hash: key_hash(key),
-            key,
-        };
+        let name = Name::of(key);
         self.slot(hash_slot(key)).get(&name)
     }
 
@@ -453,16 +114,10 @@ impl Keyspace {
         }
         let mut keys = keys.into_iter();
         loop {
-            let mut names = [(0, Name { hash: 0, key: &[] }); KEYS_FETCHED_AT_ONCE];
+            let mut names = [(0, Name::default()); KEYS_FETCHED_AT_ONCE];
             let mut count = 0;
             for (name, key) in names.iter_mut().zip(&mut keys) {
-                *name = (
-                    hash_slot(key),
-                    Name {
-                        hash: key_hash(key),
-                        key,
-                    },
-                );
+                *name = (hash_slot(key), Name::of(key));
                 count += 1;
             }
             let Some(names) = names.get(..count).filter(|names| !names.is_empty()) else {
@@ -500,7 +155,8 @@ impl Keyspace {
         value: [&[u8]; PARTS],
         revision: u64,
     ) -> Option<Record> {
-        let record = self.record(key, value, revision);
+        let record = Record::new(&mut self.scratch, key, value, revision);
+        self.scratch.shrink_to(MAX_IDLE_SCRATCH_BYTES);
         self.digest = self.digest.wrapping_add(record.digest());
         self.bytes += record.size();
         let before = self.slot_mut(key).replace(record);
@@ -514,36 +170,11 @@ impl Keyspace {
         before
     }
 
-    fn record<const PARTS: usize>(&mut self, key: &[u8], value: [&[u8]; PARTS], revision: u64) -> Record {
-        let bytes = &mut self.scratch;
-        bytes.extend_from_slice(&[0; HEADER_BYTES]);
-        bytes.extend_from_slice(key);
-        for part in value {
-            bytes.extend_from_slice(part);
-        }
-        let (header, rest) = bytes.split_at_mut(HEADER_BYTES);
-        let (key, value) = rest.split_at(key.len());
-        header[REVISION..DIGEST].copy_from_slice(&revision.to_le_bytes());
-        header[DIGEST..KEY_BYTES].copy_from_slice(&record_digest(key, value, revision).to_le_bytes());
-        // A command is far smaller than 4 GiB.
-        header[KEY_BYTES..].copy_from_slice(&(key.len() as u32).to_le_bytes());
-        let record = Record {
-            hash: key_hash(key),
-            bytes: Arc::from(&bytes[..]),
-        };
-        bytes.clear();
-        bytes.shrink_to(MAX_IDLE_SCRATCH_BYTES);
-        record
-    }
-
     /// Removes a key; returns what was there.
     pub fn remove(&mut self, key: &[u8]) -> Option<Record> {
         // Nothing is copied for a key that is not there.
         self.get(key)?;
-        let name = Name {
-            hash: key_hash(key),
-            key,
-        };
+        let name = Name::of(key);
         let record = self.slot_mut(key).take(&name)?;
         self.keys -= 1;
         self.bytes -= record.size();
@@ -575,9 +206,7 @@ impl Keyspace {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
+    use super::{super::digest::record_digest, *};
     use proptest::prelude::*;
 
     #[test]
@@ -612,72 +241,6 @@ mod tests {
         });
         assert!(absent.bytes_total < 1 << 10, "{absent:?}");
         assert_eq!((space.len(), frozen.len()), (99_999, 100_000));
-    }
-
-    #[test]
-    fn very_many_records_of_a_hash_slot_are_in_order_while_they_come_and_go() {
-        let mut slot = HashSlot::default();
-        let hash = |key: u64| key_hash(&key.to_le_bytes());
-        let named = |key: u64| record(hash(key), &key.to_string(), key);
-        let mut model: BTreeMap<u64, u64> = BTreeMap::new();
-        let keys = 2 * MAX_UNDIVIDED as u64;
-        for key in 0..keys {
-            assert!(slot.replace(named(key)).is_none());
-            model.insert(hash(key), key);
-            if key % 1024 == 0 || key + 1 == keys {
-                assert!(slot.iter().map(|record| record.hash).eq(model.keys().copied()));
-            }
-        }
-        let from = hash(7);
-        let behind = model.range(from..).map(|(hash, _)| *hash);
-        assert!(slot.walk(from).map(|record| record.hash).eq(behind));
-        for key in 0..keys {
-            let text = key.to_string();
-            let name = Name {
-                hash: hash(key),
-                key: text.as_bytes(),
-            };
-            assert_eq!(slot.get(&name).unwrap().key(), text.as_bytes());
-            assert!(slot.take(&name).is_some() && slot.take(&name).is_none());
-        }
-        assert!(slot.is_empty() && slot.iter().next().is_none());
-        assert!(slot.replace(named(1)).is_none());
-        assert_eq!(slot.iter().count(), 1);
-    }
-
-    fn record(hash: u64, key: &str, value: u64) -> Record {
-        let record = Keyspace::default().record(key.as_bytes(), [&value.to_le_bytes()], 1);
-        Record { hash, ..record }
-    }
-
-    proptest! {
-        /// However many keys there are, and however many of them have one hash.
-        #[test]
-        fn a_hash_slot_is_a_map_in_order(
-            steps in prop::collection::vec((0..4_u8, 0..6_u64, "[a-c]{0,2}"), 0..150),
-            from in 0..7_u64,
-        ) {
-            let (mut slot, mut model) = (HashSlot::default(), BTreeMap::new());
-            for ((step, hash, key), value) in steps.into_iter().zip(0..) {
-                let name = Name { hash, key: key.as_bytes() };
-                let value_of = |record: &Record| u64::from_le_bytes(record.value().try_into().unwrap());
-                let found = slot.get(&name).map(value_of);
-                prop_assert_eq!(found, model.get(&(hash, key.clone())).copied());
-                if step == 0 {
-                    prop_assert_eq!(slot.take(&name).as_ref().map(value_of), found);
-                    model.remove(&(hash, key));
-                } else {
-                    let before = slot.replace(record(hash, &key, value));
-                    prop_assert_eq!(before.as_ref().map(value_of), found);
-                    model.insert((hash, key), value);
-                }
-                prop_assert_eq!(slot.is_empty(), model.is_empty());
-            }
-            let name = |record: &Record| (record.hash, String::from_utf8(record.key().to_vec()).unwrap());
-            prop_assert!(slot.iter().map(name).eq(model.keys().cloned()));
-            let rest = model.keys().filter(|(hash, _)| *hash >= from).cloned();
-            prop_assert!(slot.walk(from).map(name).eq(rest));
-        }
     }
 
     proptest! {
