@@ -371,6 +371,11 @@ fn redirected_clients_are_told_the_leaders_address() {
         if told == expected { Ok(()) } else { Err(told) }
     });
     assert_eq!(raw(cluster.resp[leader - 1], asked, ""), "+OK\r\n+OK\r\n");
+    // A client that says so reads from any node; it writes through the leader all the same.
+    let asked = b"READONLY\r\nGET foo\r\nSET foo 2\r\nREADWRITE\r\nGET foo\r\nQUIT\r\n";
+    let moved = expected.trim_end_matches("+OK\r\n");
+    let told = format!("+OK\r\n$1\r\n1\r\n{moved}+OK\r\n{moved}+OK\r\n");
+    assert_eq!(raw(cluster.resp[follower - 1], asked, ""), told);
     let endpoints = format!("127.0.0.1:{}", cluster.resp[follower - 1]);
     let output = common::run(&["get", "foo", "--endpoints", &endpoints]);
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"1\n"[..]));

@@ -142,6 +142,13 @@ pub const COMMANDS: &[Command] = &[
     here("hello", -1, local::hello, "Chooses the protocol's version"),
     here("ping", -1, local::ping, "Answers"),
     here("quit", -1, local::quit, "Closes the connection"),
+    here(
+        "readonly",
+        1,
+        local::read_only,
+        "Has this node answer reads, whoever leads; they are linearizable all the same",
+    ),
+    here("readwrite", 1, local::read_write, "Ends READONLY"),
     here("reset", 1, local::reset, "Resets the connection"),
     here("role", 1, local::role, "Returns the part of this node"),
     here("select", 2, local::select, "Selects database 0, the only one"),

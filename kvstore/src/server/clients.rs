@@ -30,6 +30,8 @@ pub struct Session {
     pub library: (String, String),
     /// Whether the client speaks version 3 of the protocol.
     pub resp3: bool,
+    /// As said by `READONLY`: its reads are answered here, whoever leads.
+    pub read_only: bool,
     /// The connection ends when its replies are written.
     pub close: bool,
     connected: Instant,
@@ -85,6 +87,7 @@ impl Clients {
             name: String::new(),
             library: Default::default(),
             resp3: false,
+            read_only: false,
             close: false,
             connected: Instant::now(),
         };

@@ -37,8 +37,8 @@ struct SlotRange {
 struct Topology {
     ranges: Vec<SlotRange>,
     addresses: BTreeMap<NodeId, NodeAddresses>,
-    /// How many groups have a leader.
-    led: usize,
+    /// How many slots' groups have a leader.
+    led_slots: u16,
 }
 
 pub(crate) fn cluster(shared: &Shared, _: &mut Session, args: Args<'_>, reply: &mut BytesMut) {
@@ -85,7 +85,6 @@ impl Shared {
                 }
             }
             let leader = self.leader(index).map(|ballot| ballot.node);
-            topology.led += usize::from(leader.is_some());
             // While nobody is known to lead, this node takes the commands and waits for a leader.
             let master = leader
                 .filter(|leader| topology.addresses.contains_key(leader))
@@ -95,6 +94,9 @@ impl Shared {
                 .filter(|node| *node != master && topology.addresses.contains_key(node))
                 .collect();
             let slots = self.shards.slots(index);
+            if leader.is_some() {
+                topology.led_slots += slots.end - slots.start;
+            }
             topology.add(SlotRange {
                 first: slots.start,
                 last: slots.end - 1,
@@ -134,7 +136,7 @@ impl Topology {
 
 fn info(shared: &Shared) -> String {
     let topology = shared.topology();
-    let state = if topology.led == shared.groups.len() {
+    let state = if topology.led_slots == HASH_SLOTS {
         "ok"
     } else {
         "fail"
@@ -143,9 +145,12 @@ fn info(shared: &Shared) -> String {
     for (fact, value) in [
         ("cluster_state", state.to_owned()),
         ("cluster_slots_assigned", HASH_SLOTS.to_string()),
-        ("cluster_slots_ok", HASH_SLOTS.to_string()),
+        ("cluster_slots_ok", topology.led_slots.to_string()),
         ("cluster_slots_pfail", "0".to_owned()),
-        ("cluster_slots_fail", "0".to_owned()),
+        (
+            "cluster_slots_fail",
+            (HASH_SLOTS - topology.led_slots).to_string(),
+        ),
         ("cluster_known_nodes", topology.addresses.len().to_string()),
         ("cluster_size", topology.masters().len().to_string()),
     ] {

@@ -96,8 +96,19 @@ pub(crate) fn shutdown(shared: &Shared, session: &mut Session, args: Args<'_>, r
 pub(crate) fn reset(shared: &Shared, session: &mut Session, _: Args<'_>, reply: &mut BytesMut) {
     session.name.clear();
     session.resp3 = false;
+    session.read_only = false;
     shared.clients.update(session);
     write::simple(reply, "RESET");
+}
+
+pub(crate) fn read_only(_: &Shared, session: &mut Session, _: Args<'_>, reply: &mut BytesMut) {
+    session.read_only = true;
+    ok(reply);
+}
+
+pub(crate) fn read_write(_: &Shared, session: &mut Session, _: Args<'_>, reply: &mut BytesMut) {
+    session.read_only = false;
+    ok(reply);
 }
 
 pub(crate) fn select(_: &Shared, _: &mut Session, args: Args<'_>, reply: &mut BytesMut) {

@@ -131,7 +131,7 @@ impl Pipeline {
                     self.kind = kind;
                 }
                 self.keys += keys;
-                self.ask(command, index, operation.code, args, shared);
+                self.ask(command, index, operation.code, args, shared, session);
             }
             Run::Local(run) => {
                 self.finish(shared, session, out).await?;
@@ -150,8 +150,17 @@ impl Pipeline {
         out.relieve().await
     }
 
-    fn ask(&mut self, command: &Command, index: usize, code: u8, args: Args<'_>, shared: &Shared) {
-        let group = match shared.group_for(command.keys, args) {
+    fn ask(
+        &mut self,
+        command: &Command,
+        index: usize,
+        code: u8,
+        args: Args<'_>,
+        shared: &Shared,
+        session: &Session,
+    ) {
+        let stays = self.kind == Kind::Reads && session.read_only;
+        let group = match shared.group_for(command.keys, args, stays) {
             Ok(group) => group,
             Err(error) => {
                 shared.metrics.commands[index].failed.increment();

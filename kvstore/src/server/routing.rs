@@ -18,8 +18,9 @@ pub enum Route {
 }
 
 impl Shared {
-    /// The index of the group that all keys of a command belong to, or the error for the client.
-    pub(super) fn group_for(&self, keys: Keys, args: Args<'_>) -> Result<usize, String> {
+    /// The index of the group that all keys of a command belong to, or the error for the client, such as a redirection
+    /// unless the command `stays` here.
+    pub(super) fn group_for(&self, keys: Keys, args: Args<'_>, stays: bool) -> Result<usize, String> {
         let mut keys = keys.of(args);
         let first = keys.next().unwrap_or_default();
         let group = self.shards.group_of(first);
@@ -27,6 +28,7 @@ impl Shared {
             return Err("CROSSSLOT Keys in request don't hash to the same group".into());
         }
         if self.settings.route == Route::Redirect
+            && !stays
             // The shards deal the keys out to the groups that there are.
             && !self.groups[group].is_leader()
             && let Some(leader) = self.leader(group)
