@@ -352,6 +352,13 @@ fn cluster_clients_find_the_leader_of_each_slot() {
         cluster.resp[0]
     );
     assert!(nodes.lines().any(|line| line.starts_with(&own)), "{nodes}");
+    let told = nodes.lines().flat_map(|line| line.split(' ').skip(8));
+    let ranges = told.map(|range| range.split_once('-').expect("more than one slot"));
+    let slot = |text: &str| text.parse::<u32>().unwrap();
+    let led: u32 = ranges.map(|(first, last)| slot(last) + 1 - slot(first)).sum();
+    assert_eq!(led, 16_384, "{nodes}");
+    let facts: String = cmd("INFO").arg("cluster").query(&mut client).unwrap();
+    assert!(facts.contains("cluster_enabled:1"), "{facts}");
     let shards: Vec<redis::Value> = cmd("CLUSTER").arg("SHARDS").query(&mut client).unwrap();
     assert_eq!(shards.len(), 3);
     let unknown = error_of(cmd("CLUSTER").arg("MEET").query::<()>(&mut client));

@@ -234,7 +234,7 @@ struct State {
 #[derive(Debug)]
 struct Connection {
     plan: Rc<Plan>,
-    /// Which target it is connected to; counts on from its own number, beyond their number.
+    /// The number of its target, modulo how many there are; the next one after each connection that fails.
     target: Cell<usize>,
     tally: Rc<RefCell<Tally>>,
     stream: RefCell<Option<Rc<TcpStream>>>,

@@ -107,11 +107,12 @@ pub async fn run(
     let start = Instant::now();
     let measured = start + options.warm_up..start + options.warm_up + options.duration;
     let live = Arc::new(Live::default());
+    let targets: Arc<[Target]> = targets.into();
     let mut threads = Vec::new();
     for clients in shares(options.clients, options.threads) {
         let plan = Plan {
             options: options.clone(),
-            targets: targets.into(),
+            targets: Arc::clone(&targets),
             timeout,
             start,
             measured: measured.clone(),

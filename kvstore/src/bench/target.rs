@@ -35,7 +35,9 @@ impl Target {
     ///
     /// It is no such reply, or leaves slots to nobody.
     pub fn masters(reply: &Value) -> Result<Vec<Self>, String> {
-        let unreadable = || "the reply to CLUSTER SLOTS is none that Redis Cluster gives".to_owned();
+        let unreadable = || {
+            "the reply to CLUSTER SLOTS does not give first slot, last slot, and a host and port for each range".to_owned()
+        };
         let Value::Array(ranges) = reply else {
             return Err(unreadable());
         };
@@ -91,7 +93,12 @@ fn read(range: &Value) -> Option<(usize, usize, String)> {
         return None;
     };
     let slot = |slot: &i64| usize::try_from(*slot).ok();
-    Some((slot(first)?, slot(last)?, format!("{}:{port}", host.to_text())))
+    let address = match host.to_text() {
+        host if host.is_empty() => return None,
+        host if host.contains(':') => format!("[{host}]:{port}"),
+        host => format!("{host}:{port}"),
+    };
+    Some((slot(first)?, slot(last)?, address))
 }
 
 #[cfg(test)]
@@ -99,8 +106,18 @@ mod tests {
     use super::*;
 
     fn range(first: i64, last: i64, port: i64) -> Value {
-        let master = Value::Array(vec![Value::Bulk("host".into()), Value::Integer(port)]);
+        range_at("host", first, last, port)
+    }
+
+    fn range_at(host: &'static str, first: i64, last: i64, port: i64) -> Value {
+        let master = Value::Array(vec![Value::Bulk(host.into()), Value::Integer(port)]);
         Value::Array(vec![Value::Integer(first), Value::Integer(last), master])
+    }
+
+    #[test]
+    fn a_host_of_ipv6_gets_its_brackets() {
+        let masters = Target::masters(&Value::Array(vec![range_at("::1", 0, 16_383, 7001)]));
+        assert_eq!(masters.unwrap()[0].address, "[::1]:7001");
     }
 
     #[test]
@@ -129,7 +146,14 @@ mod tests {
     fn what_is_no_whole_map_of_the_slots_is_refused() {
         let of = |ranges: Vec<Value>| Target::masters(&Value::Array(ranges));
         assert!(of(vec![range(0, 16_382, 1)]).unwrap_err().contains("nobody"));
-        for bad in [range(0, 16_384, 1), range(-1, 5, 1), range(9, 3, 1), Value::Null] {
+        let no_host = range_at("", 0, 16_383, 1);
+        for bad in [
+            range(0, 16_384, 1),
+            range(-1, 5, 1),
+            range(9, 3, 1),
+            Value::Null,
+            no_host,
+        ] {
             assert!(of(vec![bad]).unwrap_err().contains("CLUSTER SLOTS"));
         }
         assert!(Target::masters(&Value::Null).is_err());

@@ -59,9 +59,10 @@ fn name(node: NodeId) -> String {
     format!("{:040x}", node.0)
 }
 
-/// Host and port of a node's address.
+/// Host and port of a node's address; a host of IPv6 without its brackets.
 fn host_and_port(addresses: &NodeAddresses) -> (&str, &str) {
-    addresses.resp.rsplit_once(':').unwrap_or(UNKNOWN_ADDRESS)
+    let (host, port) = addresses.resp.rsplit_once(':').unwrap_or(UNKNOWN_ADDRESS);
+    (host.trim_start_matches('[').trim_end_matches(']'), port)
 }
 
 impl Shared {
@@ -256,6 +257,21 @@ fn shards(shared: &Shared, reply: &mut BytesMut) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_are_told_without_brackets() {
+        for (resp, host) in [
+            ("[::1]:7001", "::1"),
+            ("10.0.0.1:7001", "10.0.0.1"),
+            ("a.b:7001", "a.b"),
+        ] {
+            let addresses = NodeAddresses {
+                resp: resp.into(),
+                http: String::new(),
+            };
+            assert_eq!(host_and_port(&addresses), (host, "7001"));
+        }
+    }
 
     #[test]
     fn neighbours_that_belong_to_the_same_nodes_are_one_range() {
