@@ -128,8 +128,11 @@ pub(super) async fn start<S: Storage>(
 ) -> Result<(Handle, Recovered), StorageError> {
     let (requests, receiver) = mpsc::unbounded_channel();
     let (opened, recovered) = oneshot::channel();
+    let (answers, answered) = mpsc::unbounded_channel();
+    tokio::spawn(hand_out(answered));
     let server = Server {
         storage,
+        answers,
         requests: receiver,
         max_write_bytes: config.max_write_bytes,
         slow_sync: config.slow_sync,
@@ -188,8 +191,22 @@ fn size(op: &WriteOp) -> usize {
     }
 }
 
+/// Which writes of which groups are durable now.
+type Persisted = Vec<(PersistId, EventSender)>;
+
+/// Tells the groups on the node's own runtime: from the storage thread each of them would have to be woken by a system
+/// call, and would have gone on before the next one is told, so that their messages could not leave together.
+async fn hand_out(mut answered: mpsc::UnboundedReceiver<Persisted>) {
+    while let Some(persisted) = answered.recv().await {
+        for (id, group) in persisted {
+            group.send(Event::Persisted(id));
+        }
+    }
+}
+
 struct Server<S> {
     storage: S,
+    answers: mpsc::UnboundedSender<Persisted>,
     requests: mpsc::UnboundedReceiver<Request>,
     max_write_bytes: usize,
     slow_sync: Duration,
@@ -343,9 +360,8 @@ impl<S: Storage> Server<S> {
                 "slow write of the store"
             );
         }
-        for (id, group) in done.into_values() {
-            group.send(Event::Persisted(id));
-        }
+        // Nobody listens any more when the runtime of the node is gone.
+        let _ = self.answers.send(done.into_values().collect());
         Ok(())
     }
 }
