@@ -3,7 +3,7 @@
 //! A transport moves opaque frames between nodes, as well as it can and never by waiting: the protocol expects loss,
 //! repetition and reordering, and feeds refusals into its flow control.
 
-use alloc::{boxed::Box, string::String, sync::Arc};
+use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -154,6 +154,18 @@ pub trait Transport: Send + Sync + 'static {
     /// not mean that it arrives.
     fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError>;
 
+    /// Sends several frames as [`send`](Self::send) does, in order; returns which of them were refused, by their places in
+    /// ascending order.
+    ///
+    /// The node calls this on its storage thread, once for all messages that waited for a write. A transport whose own
+    /// tasks would have to be woken first should hand the frames to the system right here, as far as that is possible
+    /// without waiting.
+    fn send_all(&self, frames: &[(NodeId, Outgoing)]) -> Vec<(usize, SendError)> {
+        let refused =
+            |(at, (to, frame)): (usize, &(NodeId, Outgoing))| Some((at, self.send(*to, frame).err()?));
+        frames.iter().enumerate().filter_map(refused).collect()
+    }
+
     /// The largest frame that [`send`](Self::send) takes, in bytes. A node refuses to start when its own bounds allow
     /// larger ones, because a frame that never gets through would block its group for good.
     fn max_frame_bytes(&self) -> usize {
@@ -182,6 +194,10 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
 
     fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError> {
         (**self).send(to, message)
+    }
+
+    fn send_all(&self, frames: &[(NodeId, Outgoing)]) -> Vec<(usize, SendError)> {
+        (**self).send_all(frames)
     }
 
     fn max_frame_bytes(&self) -> usize {

@@ -77,6 +77,9 @@ enum Fault {
     DeliversAfterClose,
     KeepsFormerPeers,
     AcceptsSecondStart,
+    LosesEndsOfBursts,
+    TurnsBurstsRound,
+    SwallowsRefusalsOfBursts,
 }
 
 /// A transport that is right but for one fault.
@@ -208,6 +211,20 @@ impl Transport for Faulty {
         result
     }
 
+    fn send_all(&self, frames: &[(NodeId, Outgoing)]) -> Vec<(usize, SendError)> {
+        let mut frames = frames.to_vec();
+        match self.fault {
+            Fault::LosesEndsOfBursts => _ = frames.pop(),
+            Fault::TurnsBurstsRound => frames.reverse(),
+            _ => {}
+        }
+        let refused = self.inner.send_all(&frames);
+        if self.fault == Fault::SwallowsRefusalsOfBursts {
+            return Vec::new();
+        }
+        refused
+    }
+
     fn set_peers(&self, peers: &[Peer]) {
         let mut known = self.peers.lock().unwrap();
         if self.fault == Fault::KeepsFormerPeers {
@@ -270,7 +287,14 @@ async fn noticed_by(fault: Fault) -> &'static str {
 async fn planted_faults_are_noticed() {
     let whole = "frames_arrive_whole_and_in_order";
     let full = "a_peer_that_reads_nothing_fills_its_queue_and_nothing_waits";
+    let burst = "bursts_arrive_among_single_frames_in_order";
     let expected = [
+        (Fault::LosesEndsOfBursts, burst),
+        (Fault::TurnsBurstsRound, burst),
+        (
+            Fault::SwallowsRefusalsOfBursts,
+            "of_a_burst_only_what_has_no_room_is_refused",
+        ),
         (Fault::SwapsFrames, whole),
         (Fault::LosesFrames, whole),
         (Fault::RepeatsFrames, whole),

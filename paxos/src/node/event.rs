@@ -64,6 +64,10 @@ pub(super) enum Event {
         reply: Ask<Result<Membership, ChangeError>>,
         deadline: Time,
     },
+    /// The transport refused a message to this peer that the store's thread had for it.
+    Refused(NodeId),
+    /// The store's thread has left something to be done.
+    GoOn,
     /// The group is to end, for this reason.
     Stop(&'static str),
 }

@@ -5,7 +5,8 @@
 //! everything that waits (peers' messages, users' requests, the store's answers), then carries out what the replica
 //! wants: messages leave at once, the writes of the turn go to the store's thread in one piece, chosen entries are
 //! applied in runs as far as there is time (the rest in the next turns), and whoever waited is answered. The store's thread merges what all groups have handed it while
-//! it was busy into one write with one sync.
+//! it was busy into one write with one sync. Afterwards it hands the replicas the good news itself, and lets the messages
+//! leave that waited for it; what else follows is done in the groups' next turns.
 //!
 //! Nothing in a turn waits for the store, the network or a user: a slow disk does not stop heartbeats. A state machine
 //! runs in its group's task, so a slow one delays its own group; on a runtime with several threads it delays no other.

@@ -14,6 +14,7 @@ use super::{
     Environment, Halt, Node, NodeError,
     event::{Event, EventSender},
     lock, storage,
+    task::Done,
 };
 use crate::{
     core::PersistId,
@@ -199,7 +200,7 @@ async fn remove(
         id: PersistId(0),
         ops: vec![WriteOp::RemoveGroup { group }],
         sync: true,
-        done: EventSender(done),
+        done: Done::of_nobody(EventSender(done)),
     });
     let Some(Event::Persisted(_)) = events.recv().await else {
         let why = halt.reason.borrow().clone();

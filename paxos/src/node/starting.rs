@@ -31,7 +31,7 @@ use super::{
     scrub,
     snapshots::Snapshots,
     storage::{self, Loaded},
-    task::{Parts, Task},
+    task::{self, Parts},
 };
 use crate::{
     core::{Replica, Start},
@@ -77,7 +77,10 @@ impl Node {
             reason: watch::Sender::new(None),
             metrics: metrics.clone(),
         };
-        let (storage, recovered) = storage::start(&config, storage, metrics.clone(), halt.clone()).await?;
+        let transport: Arc<dyn Transport> = Arc::new(transport);
+        let sender = Arc::downgrade(&transport);
+        let (storage, recovered) =
+            storage::start(&config, storage, sender, metrics.clone(), halt.clone()).await?;
         let identity = recovered.identity;
         for finding in &recovered.findings {
             tracing::warn!(node = %identity.node, ?finding, "the store has noticed something");
@@ -87,7 +90,6 @@ impl Node {
         };
         let liveness = Arc::new(Liveness::new(&config, clock, recovered.incarnation));
         let router = Arc::new(Router::new(identity, metrics.clone(), liveness.clone()));
-        let transport: Arc<dyn Transport> = Arc::new(transport);
         let inbox = transport::Inbox::new(identity, router.clone());
         if let Err(error) = transport.start(inbox).await {
             let _ = storage.close().await;
@@ -475,7 +477,7 @@ impl Node {
                 to_task.send(event);
             },
         );
-        let task = Task::new(Parts {
+        let task = task::run(Parts {
             environment: self.environment.clone(),
             shared: shared.clone(),
             replica,
@@ -489,6 +491,6 @@ impl Node {
         });
         tracing::info!(group = %id, node = %self.environment.identity.node, "group started");
         let span = tracing::info_span!("group", group = %id, node = %self.environment.identity.node);
-        (Group(shared), tokio::spawn(task.run().instrument(span)))
+        (Group(shared), tokio::spawn(task.instrument(span)))
     }
 }

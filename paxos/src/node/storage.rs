@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     format,
     string::{String, ToString},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     thread,
     time::Duration,
     vec::Vec,
@@ -20,12 +20,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Halt, event::EventSender, lock};
+use super::{Halt, event::EventSender, lock, task::Done};
 use crate::{
     core::PersistId,
     metrics::NodeMetrics,
     node::{Config, event::Event},
     storage::{Recovered, Storage, StorageError},
+    transport::Transport,
     types::{Accepted, GroupId, Slot, WriteBatch, WriteOp},
 };
 
@@ -41,8 +42,8 @@ pub(super) struct Write {
     pub(super) id: PersistId,
     pub(super) ops: Vec<WriteOp>,
     pub(super) sync: bool,
-    /// Gets [`Event::Persisted`] once the write is durable.
-    pub(super) done: EventSender,
+    /// Is told once the write is durable.
+    pub(super) done: Done,
 }
 
 /// After so many slots the search for the damaged ones among them goes on in the next read.
@@ -123,6 +124,7 @@ impl Handle {
 pub(super) async fn start<S: Storage>(
     config: &Config,
     storage: S,
+    transport: Weak<dyn Transport>,
     metrics: Arc<NodeMetrics>,
     halt: Halt,
 ) -> Result<(Handle, Recovered), StorageError> {
@@ -132,6 +134,7 @@ pub(super) async fn start<S: Storage>(
     tokio::spawn(hand_out(answered));
     let server = Server {
         storage,
+        transport,
         answers,
         requests: receiver,
         max_write_bytes: config.max_write_bytes,
@@ -171,7 +174,7 @@ struct Merged {
     batch: WriteBatch,
     bytes: usize,
     writes: u64,
-    done: BTreeMap<GroupId, (PersistId, EventSender)>,
+    done: BTreeMap<GroupId, (PersistId, Done)>,
 }
 
 impl Merged {
@@ -191,22 +194,23 @@ fn size(op: &WriteOp) -> usize {
     }
 }
 
-/// Which writes of which groups are durable now.
-type Persisted = Vec<(PersistId, EventSender)>;
+/// What follows from a write, for its groups.
+type Answers = Vec<(EventSender, Event)>;
 
 /// Tells the groups on the node's own runtime: from the storage thread each of them would have to be woken by a system
 /// call, and would have gone on before the next one is told, so that their messages could not leave together.
-async fn hand_out(mut answered: mpsc::UnboundedReceiver<Persisted>) {
-    while let Some(persisted) = answered.recv().await {
-        for (id, group) in persisted {
-            group.send(Event::Persisted(id));
+async fn hand_out(mut answered: mpsc::UnboundedReceiver<Answers>) {
+    while let Some(answers) = answered.recv().await {
+        for (group, event) in answers {
+            group.send(event);
         }
     }
 }
 
 struct Server<S> {
     storage: S,
-    answers: mpsc::UnboundedSender<Persisted>,
+    transport: Weak<dyn Transport>,
+    answers: mpsc::UnboundedSender<Answers>,
     requests: mpsc::UnboundedReceiver<Request>,
     max_write_bytes: usize,
     slow_sync: Duration,
@@ -360,9 +364,38 @@ impl<S: Storage> Server<S> {
                 "slow write of the store"
             );
         }
-        // Nobody listens any more when the runtime of the node is gone.
-        let _ = self.answers.send(done.into_values().collect());
+        self.tell(done.into_values());
         Ok(())
+    }
+}
+
+impl<S> Server<S> {
+    /// Tells the groups that their writes are durable, and lets the messages leave that waited for that.
+    fn tell(&self, done: impl Iterator<Item = (PersistId, Done)>) {
+        let mut frames = Vec::new();
+        let mut senders = Vec::new();
+        let mut answers = Vec::new();
+        for (id, done) in done {
+            if let Some(event) = done.persisted(id, &mut frames) {
+                answers.push((done.events().clone(), event));
+            }
+            senders.push((frames.len(), done));
+        }
+        if let Some(transport) = self.transport.upgrade()
+            && !frames.is_empty()
+        {
+            for (at, error) in transport.send_all(&frames) {
+                let sender = senders.partition_point(|(end, _)| *end <= at);
+                if let (Some((_, done)), Some((peer, _))) = (senders.get(sender), frames.get(at)) {
+                    tracing::debug!(%peer, %error, "the transport refused a message");
+                    answers.push((done.events().clone(), Event::Refused(*peer)));
+                }
+            }
+        }
+        if !answers.is_empty() {
+            // Nobody listens any more when the runtime of the node is gone.
+            let _ = self.answers.send(answers);
+        }
     }
 }
 

@@ -272,6 +272,15 @@ struct NetworkState {
     /// Who reaches whom only where that one really is.
     particular: BTreeMap<(NodeId, NodeId), String>,
     messages: u64,
+    acknowledgements: Acknowledgements,
+}
+
+/// How nodes have said that they accepted something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Acknowledgements {
+    pub(crate) alone: u64,
+    pub(crate) in_bursts: u64,
+    pub(crate) bursts: u64,
 }
 
 impl Network {
@@ -303,6 +312,10 @@ impl Network {
         lock(&self.0).messages
     }
 
+    pub(crate) fn acknowledgements(&self) -> Acknowledgements {
+        lock(&self.0).acknowledgements
+    }
+
     /// Delivers bytes to a node as if a peer had sent them.
     pub(crate) fn inject(&self, node: u64, frame: Bytes) {
         if let Some(inbox) = lock(&self.0).inboxes.get(&NodeId(node)) {
@@ -327,6 +340,27 @@ impl Port {
         let is_there = |peer: &Peer| peer.node == to && peer.address == *address;
         lock(&self.peers).iter().any(is_there)
     }
+
+    fn send_one(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError> {
+        let mut network = lock(&self.network.0);
+        network.messages += u64::from(!paxos::wire::is_beat(&message.to_bytes()));
+        let from = lock(&self.node).ok_or(SendError::Closed)?;
+        if network.cut.contains(&from) || network.cut.contains(&to) {
+            return Ok(());
+        }
+        if !self.finds(&network, from, to) {
+            return Err(SendError::NotConnected);
+        }
+        let inbox = network.inboxes.get(&to).ok_or(SendError::NotConnected)?;
+        inbox
+            .send(Incoming::Frame(message.to_bytes()))
+            .map_err(|_| SendError::NotConnected)
+    }
+}
+
+fn is_acknowledgement(frame: &Outgoing) -> bool {
+    let envelope = paxos::wire::decode(frame.to_bytes());
+    envelope.is_ok_and(|envelope| envelope.message.name() == "accepted")
 }
 
 #[async_trait]
@@ -347,19 +381,23 @@ impl Transport for Port {
     }
 
     fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError> {
-        let mut network = lock(&self.network.0);
-        network.messages += u64::from(!paxos::wire::is_beat(&message.to_bytes()));
-        let from = lock(&self.node).ok_or(SendError::Closed)?;
-        if network.cut.contains(&from) || network.cut.contains(&to) {
-            return Ok(());
+        lock(&self.network.0).acknowledgements.alone += u64::from(is_acknowledgement(message));
+        self.send_one(to, message)
+    }
+
+    fn send_all(&self, frames: &[(NodeId, Outgoing)]) -> Vec<(usize, SendError)> {
+        let acknowledgements = frames
+            .iter()
+            .filter(|(_, frame)| is_acknowledgement(frame))
+            .count();
+        {
+            let counted = &mut lock(&self.network.0).acknowledgements;
+            counted.in_bursts += acknowledgements as u64;
+            counted.bursts += u64::from(acknowledgements > 0);
         }
-        if !self.finds(&network, from, to) {
-            return Err(SendError::NotConnected);
-        }
-        let inbox = network.inboxes.get(&to).ok_or(SendError::NotConnected)?;
-        inbox
-            .send(Incoming::Frame(message.to_bytes()))
-            .map_err(|_| SendError::NotConnected)
+        let refused =
+            |(at, (to, frame)): (usize, &(NodeId, Outgoing))| Some((at, self.send_one(*to, frame).err()?));
+        frames.iter().enumerate().filter_map(refused).collect()
     }
 
     fn set_peers(&self, peers: &[Peer]) {

@@ -50,6 +50,38 @@ async fn idle_groups_send_nothing_and_are_there_when_they_are_needed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_write_of_many_groups_makes_durable_is_acknowledged_in_one_burst() {
+    const GROUPS: u32 = 20;
+    let cluster = Cluster::start().await;
+    for node in cluster.nodes.values() {
+        for group in 2..=GROUPS {
+            let added = node.add_group(GroupId(group), members(1..=3), List::default());
+            added.await.unwrap();
+        }
+    }
+    let node = &cluster.nodes[&1];
+    for group in node.groups() {
+        group.propose(text("a")).await.unwrap();
+    }
+    let before = cluster.network.acknowledgements();
+    let proposals: Vec<_> = node
+        .groups()
+        .iter()
+        .map(|group| group.propose(text("b")))
+        .collect();
+    for outcome in proposals {
+        outcome.await.unwrap();
+    }
+    sleep(Duration::from_secs(1)).await;
+    let after = cluster.network.acknowledgements();
+    assert_eq!(after.alone, before.alone, "each after a write, none from a turn");
+    let in_bursts = after.in_bursts - before.in_bursts;
+    assert!(in_bursts >= 2 * u64::from(GROUPS), "{after:?}");
+    let bursts = after.bursts - before.bursts;
+    assert!(bursts <= in_bursts / 2, "{bursts} for {in_bursts}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_resting_group_whose_leader_is_cut_off_has_another_one_soon() {
     let cluster = with_two_groups(config()).await;
     let leader = cluster.leader().await;

@@ -8,7 +8,7 @@
 //!   told why it is refused, counted, and logged (not more than one line a second).
 //! * Frames wait in a queue per peer and lane, bounded in bytes. One task per peer takes all that is waiting and writes
 //!   it with one system call. [`Transport::send`] only queues and wakes: to write from there would cost a system call
-//!   for each frame of a burst.
+//!   for each frame of a burst. [`Transport::send_all`] knows the whole burst, and writes what the socket takes.
 //! * A connection reads into a large buffer, and frames are slices of it. The next read waits until the node has taken
 //!   the frames of the last one, so a slow node slows its peers, whose queues then refuse.
 //! * Both sides send a sign of life when they have been silent for a while. A side that hears nothing for
@@ -173,6 +173,10 @@ impl Transport for Tcp {
 
     fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError> {
         self.shared.send(to, message)
+    }
+
+    fn send_all(&self, frames: &[(NodeId, Outgoing)]) -> Vec<(usize, SendError)> {
+        self.shared.send_all(frames)
     }
 
     fn set_peers(&self, peers: &[Peer]) {

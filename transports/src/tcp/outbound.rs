@@ -1,23 +1,17 @@
 //! Connections that this node dials: frames go out.
 
 use std::{
-    collections::VecDeque,
-    future::poll_fn,
-    io::{self, IoSlice},
-    pin::Pin,
-    sync::Arc,
-    sync::atomic::{AtomicBool, Ordering},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
 use paxos::transport::{Inbox, Incoming, Lane};
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite},
-    net::{
-        TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
+    net::TcpStream,
     sync::watch,
     task::yield_now,
     time::{Instant, sleep, timeout},
@@ -26,17 +20,11 @@ use tracing::{debug, info, warn};
 
 use super::{
     TcpConfig,
-    codec::SIGN_OF_LIFE,
     handshake::{self, HandshakeError},
+    queue::Written,
     shared::{PeerState, Shared},
     silence::{Listening, signs_of_life},
 };
-
-/// How many pieces one system call writes at most.
-const MAX_SLICES: usize = 128;
-
-/// How many bytes one system call writes at most, so that bulk does not keep control waiting for long.
-const MAX_WRITE_BYTES: usize = 256 << 10;
 
 /// Keeps this node connected to a peer, as long as it has an address, for ever.
 pub(super) async fn keep_connected(
@@ -147,10 +135,12 @@ async fn use_connection(
     peer: &PeerState,
     inbox: &Inbox,
     address: &mut watch::Receiver<Option<String>>,
-    [mut control, mut bulk]: [TcpStream; 2],
+    [control, bulk]: [TcpStream; 2],
 ) -> Option<String> {
     shared.count(Some(peer), |counters| &counters.connects, 1);
-    for lane in Lane::ALL {
+    let [control, bulk] = [control, bulk].map(Arc::new);
+    for (lane, stream) in [(Lane::Control, &control), (Lane::Bulk, &bulk)] {
+        peer.queue(lane).attach(stream.clone());
         peer.queue(lane).open();
     }
     let announced = AtomicBool::new(false);
@@ -168,8 +158,8 @@ async fn use_connection(
     };
     let why = tokio::select! {
         biased;
-        why = carry(shared, peer, Lane::Control, &mut control) => why,
-        why = carry(shared, peer, Lane::Bulk, &mut bulk) => why,
+        why = carry(shared, peer, Lane::Control, &control) => why,
+        why = carry(shared, peer, Lane::Bulk, &bulk) => why,
         why = announce => why,
         _ = address.changed() => "its address changed".into(),
     };
@@ -184,106 +174,60 @@ async fn use_connection(
 }
 
 /// Writes what is queued for a lane until the connection breaks; says why.
-async fn carry(shared: &Shared, peer: &PeerState, lane: Lane, stream: &mut TcpStream) -> String {
-    let (reader, writer) = stream.split();
+async fn carry(shared: &Shared, peer: &PeerState, lane: Lane, stream: &TcpStream) -> String {
     let listening = Listening::default();
     tokio::select! {
         biased;
-        why = hear_signs(reader, &listening) => why,
-        error = write_frames(shared, peer, lane, writer) => error.to_string(),
+        why = hear_signs(stream, &listening) => why,
+        error = write_frames(shared, peer, lane, stream) => error.to_string(),
         () = listening.until_silent(shared.config.silence_timeout) => "no sign of life".into(),
     }
 }
 
 /// The other side only gives signs of life here; the end of the stream is the end of the peer.
-async fn hear_signs(mut reader: ReadHalf<'_>, listening: &Listening) -> String {
+async fn hear_signs(stream: &TcpStream, listening: &Listening) -> String {
     let mut signs = [0; 64];
     loop {
-        match reader.read(&mut signs).await {
+        let heard = match stream.readable().await {
+            Ok(()) => stream.try_read(&mut signs),
+            Err(error) => Err(error),
+        };
+        match heard {
             Ok(0) => return "the peer closed the connection".into(),
             Ok(_) => listening.hear(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return error.to_string(),
         }
     }
 }
 
-async fn write_frames(shared: &Shared, peer: &PeerState, lane: Lane, mut writer: WriteHalf<'_>) -> io::Error {
+async fn write_frames(shared: &Shared, peer: &PeerState, lane: Lane, stream: &TcpStream) -> io::Error {
     let queue = peer.queue(lane);
     let mut tick = signs_of_life(shared.config.silence_timeout);
-    let mut quiet = false;
-    let mut parts = VecDeque::new();
     loop {
+        if let Err(error) = write_all(shared, peer, lane, stream).await {
+            return error;
+        }
         tokio::select! {
             biased;
-            () = queue.take(&mut parts) => {
-                match write_all(shared, peer, lane, &mut writer, &mut parts).await {
-                    Ok(()) => quiet = false,
-                    Err(error) => return error,
-                }
-            }
-            // Between two frames only, and only when nothing else was written since the last tick.
-            _ = tick.tick() => {
-                if quiet {
-                    parts.push_back(Bytes::from_static(SIGN_OF_LIFE));
-                    while !parts.is_empty() {
-                        if let Err(error) = write_some(&mut writer, &mut parts).await {
-                            return error;
-                        }
-                    }
-                }
-                quiet = true;
-            }
+            () = queue.filled() => {}
+            _ = tick.tick() => queue.tick(),
         }
     }
 }
 
-async fn write_all(
-    shared: &Shared,
-    peer: &PeerState,
-    lane: Lane,
-    writer: &mut WriteHalf<'_>,
-    parts: &mut VecDeque<Bytes>,
-) -> io::Result<()> {
-    while !parts.is_empty() {
-        let written = write_some(writer, parts).await?;
-        peer.queue(lane).written(written);
-        shared.count(Some(peer), |counters| &counters.sent_bytes, written as u64);
-        if lane == Lane::Bulk {
-            // Control goes first.
-            yield_now().await;
-        }
-    }
-    Ok(())
-}
-
-/// One system call that writes as much of `parts` as the socket takes.
-async fn write_some(writer: &mut WriteHalf<'_>, parts: &mut VecDeque<Bytes>) -> io::Result<usize> {
-    let written = poll_fn(|context| {
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let (mut used, mut room) = (0, MAX_WRITE_BYTES);
-        for (slice, part) in slices.iter_mut().zip(&*parts) {
-            let part = &part[..part.len().min(room)];
-            room -= part.len();
-            *slice = IoSlice::new(part);
-            used += 1;
-            if room == 0 {
-                break;
+async fn write_all(shared: &Shared, peer: &PeerState, lane: Lane, stream: &TcpStream) -> io::Result<()> {
+    loop {
+        match peer.queue(lane).write()? {
+            Written::Nothing => return Ok(()),
+            Written::Blocked => stream.writable().await?,
+            Written::Some(bytes) => {
+                shared.count_sent(peer, bytes);
+                if lane == Lane::Bulk {
+                    // Control goes first.
+                    yield_now().await;
+                }
             }
         }
-        Pin::new(&mut *writer).poll_write_vectored(context, &slices[..used])
-    })
-    .await?;
-    if written == 0 {
-        return Err(io::ErrorKind::WriteZero.into());
     }
-    let mut rest = written;
-    while let Some(first) = parts.front_mut() {
-        if first.len() > rest {
-            first.advance(rest);
-            break;
-        }
-        rest -= first.len();
-        parts.pop_front();
-    }
-    Ok(written)
 }

@@ -1,7 +1,7 @@
 //! What all tasks of a transport share.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     net::{SocketAddr, TcpListener},
     sync::{
@@ -23,7 +23,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{TcpConfig, inbound, outbound, queue::LaneQueue};
+use super::{
+    TcpConfig, inbound, outbound,
+    queue::{LaneQueue, Written},
+};
 
 /// A peer, once known, is remembered for ever, without an address when it is none any more: so there is one task per
 /// peer at any time, and its events come in order.
@@ -194,15 +197,62 @@ impl Shared {
     }
 
     pub(super) fn send(&self, to: NodeId, message: &Outgoing) -> Result<(), SendError> {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let (queue, idle) = self.put(&peers, to, message)?;
+        if idle {
+            queue.tell();
+        }
+        Ok(())
+    }
+
+    /// Writes here and now what the sockets take; the rest is left to the connections' tasks.
+    pub(super) fn send_all(&self, frames: &[(NodeId, Outgoing)]) -> Vec<(usize, SendError)> {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = Vec::new();
+        let mut filled = BTreeSet::new();
+        for (at, (to, frame)) in frames.iter().enumerate() {
+            match self.put(&peers, *to, frame) {
+                Ok(_) => _ = filled.insert((frame.lane(), *to)),
+                Err(error) => refused.push((at, error)),
+            }
+        }
+        for (lane, to) in filled {
+            if let Some(peer) = peers.get(&to) {
+                self.write(peer, lane);
+            }
+        }
+        refused
+    }
+
+    fn write(&self, peer: &PeerState, lane: Lane) {
+        loop {
+            match peer.queue(lane).write() {
+                Ok(Written::Some(bytes)) => self.count_sent(peer, bytes),
+                Ok(Written::Nothing) => return,
+                // The connection's task waits for the socket, or meets the same error and ends the connection.
+                Ok(Written::Blocked) | Err(_) => return peer.queue(lane).tell(),
+            }
+        }
+    }
+
+    /// Queues a frame; says whether the queue was empty.
+    fn put<'a>(
+        &self,
+        peers: &'a BTreeMap<NodeId, Arc<PeerState>>,
+        to: NodeId,
+        message: &Outgoing,
+    ) -> Result<(&'a LaneQueue, bool), SendError> {
         if !self.running.load(Ordering::Acquire) {
             return Err(SendError::Closed);
         }
-        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         let peer = peers.get(&to);
         let sent = match peer {
             None => Err(SendError::UnknownPeer),
             Some(_) if message.len() > self.config.max_frame_bytes => Err(SendError::TooLarge),
-            Some(peer) => peer.queue(message.lane()).push(message),
+            Some(peer) => {
+                let queue = peer.queue(message.lane());
+                queue.put(message).map(|idle| (queue, idle))
+            }
         };
         if sent.is_err() {
             self.count(peer.map(|peer| &**peer), |counters| &counters.refused_sends, 1);
@@ -275,6 +325,10 @@ impl Shared {
         if let Some(peer) = peer {
             counter(&peer.counters).fetch_add(amount, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn count_sent(&self, peer: &PeerState, bytes: usize) {
+        self.count(Some(peer), |counters| &counters.sent_bytes, bytes as u64);
     }
 
     /// Counts and logs somebody whose connection ends because of what he sent, or did not send.

@@ -2,7 +2,7 @@
 
 use super::{
     super::{caught, waiting::Waiter},
-    End, Task,
+    End, Intake, Task,
 };
 use crate::{
     core::{Input, Output},
@@ -13,7 +13,7 @@ use crate::{
 
 impl Task {
     /// Answers everything that is open, as truly as can be known, and lets nothing in any more.
-    pub(super) async fn finish(mut self, end: End) {
+    pub(super) async fn finish(mut self, mut intake: Intake, end: End) {
         let (group, node) = (self.shared.id, self.shared.node);
         let replica_is_sane = !matches!(end, End::Broken(_));
         let why = match end {
@@ -28,7 +28,7 @@ impl Task {
             }
         };
         let _ = self.shared.stopped.set(why);
-        self.events.close();
+        intake.events.close();
         self.room.close();
         self.shared.leader.send_replace(None);
         if replica_is_sane {
@@ -56,16 +56,16 @@ impl Task {
                 None => {}
             }
         }
-        self.requests.close();
-        if let Some(request) = self.taken_request.take() {
+        intake.requests.close();
+        if let Some(request) = intake.taken_request.take() {
             self.shared.refuse_stopped(request);
         }
-        while let Some(request) = self.requests.recv().await {
+        while let Some(request) = intake.requests.recv().await {
             self.shared.refuse_stopped(request);
         }
         // Whoever asked something of the group itself hears that nobody answers any more.
-        self.taken_events.clear();
-        while self.events.try_recv().is_ok() {}
+        intake.taken_events.clear();
+        while intake.events.try_recv().is_ok() {}
         self.snapshots
             .answer_wanted(&Err(SnapshotError::Stopped(self.shared.stop_reason())));
         // Everybody is answered: what is still being written or restored may take its time to notice.

@@ -1,6 +1,6 @@
 //! What a turn takes in: peers' messages, the store's answers, users' requests.
 
-use std::mem;
+use std::vec::Vec;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -11,27 +11,28 @@ use super::{
         group::{Read, Request},
         waiting::{ReadRequest, Reply, Waiter},
     },
-    End, Task,
+    End, Intake, Task,
 };
 use crate::{
     core::{Input, Rejection, Token},
     types::Time,
 };
 
-impl Task {
+impl Intake {
     /// Collects what has come in. The clock is looked at afterwards: see the contract of [`core`](crate::core).
-    pub(super) fn collect_events(&mut self) {
-        while self.taken_events.len() < self.environment.config.max_turn_inputs
+    pub(super) fn collect_events(&mut self, max_inputs: usize) {
+        while self.taken_events.len() < max_inputs
             && let Ok(event) = self.events.try_recv()
         {
             self.taken_events.push(event);
         }
     }
+}
 
-    pub(super) fn take_events(&mut self, now: Time) -> Result<(), End> {
+impl Task {
+    pub(super) fn take_events(&mut self, now: Time, taken_events: &mut Vec<Event>) -> Result<(), End> {
         let mut room = 0;
         let mut stop = None;
-        let mut taken_events = mem::take(&mut self.taken_events);
         for event in taken_events.drain(..) {
             let input = match event {
                 Event::Snapshot(event) => {
@@ -91,6 +92,12 @@ impl Task {
                     self.note_damage(now, found.damaged, &found.why);
                     continue;
                 }
+                Event::Refused(peer) => {
+                    self.note_refusal();
+                    Input::SendRefused(peer)
+                }
+                // What the store's thread has left is carried out already.
+                Event::GoOn => continue,
                 Event::Stop(why) => {
                     stop = Some(why);
                     continue;
@@ -98,8 +105,6 @@ impl Task {
             };
             self.replica.step(now, input);
         }
-        // The buffer is used again.
-        self.taken_events = taken_events;
         if room > 0 {
             self.room.give_back(room);
         }
@@ -107,16 +112,16 @@ impl Task {
     }
 
     /// Takes in so many requests that the turn stays short: a burst counts for all of its commands.
-    pub(super) fn take_requests(&mut self, now: Time) {
+    pub(super) fn take_requests(&mut self, now: Time, intake: &mut Intake) {
         let mut room = self.environment.config.max_turn_inputs;
-        let mut next = self.taken_request.take();
+        let mut next = intake.taken_request.take();
         while let Some(request) = next {
             let count = self.take_request(now, request);
             room = room.saturating_sub(count);
             if room == 0 {
                 return;
             }
-            next = self.requests.try_recv().ok();
+            next = intake.requests.try_recv().ok();
         }
     }
 

@@ -1,6 +1,7 @@
 //! A group's task: owns the replica and its state machine, and does in turns what has come in since the last one.
 
 mod answers;
+mod durable;
 mod ending;
 mod intake;
 mod outputs;
@@ -8,10 +9,18 @@ mod snapshots;
 mod status;
 
 use std::{
-    collections::BTreeSet, future::poll_fn, mem, pin::Pin, string::String, sync::Arc, task::Poll,
-    time::Duration, vec::Vec,
+    collections::{BTreeSet, VecDeque},
+    future::poll_fn,
+    mem,
+    pin::Pin,
+    string::String,
+    sync::{Arc, Mutex},
+    task::Poll,
+    time::Duration,
+    vec::Vec,
 };
 
+pub(super) use self::durable::Done;
 use self::snapshots::Work;
 
 use tokio::{
@@ -25,12 +34,13 @@ use super::{
     caught,
     event::{Event, EventSender, Room},
     group::{Request, Shared},
+    lock,
     machine::Machine,
     slow::SlowLogs,
     waiting::Waiting,
 };
 use crate::{
-    core::{Input, PersistId, Replica, Token},
+    core::{Input, Output, PersistId, Replica, Token},
     types::{NodeId, Slot, Time, WriteOp},
 };
 
@@ -66,6 +76,18 @@ struct PendingWrite {
     any: bool,
 }
 
+/// A task where the store's thread finds it too; `None` once it has ended.
+type Seat = Mutex<Option<Task>>;
+
+/// What a task has not taken in yet.
+struct Intake {
+    events: mpsc::UnboundedReceiver<Event>,
+    requests: mpsc::UnboundedReceiver<Request>,
+    taken_events: Vec<Event>,
+    taken_request: Option<Request>,
+    halt: watch::Receiver<Option<String>>,
+}
+
 pub(super) struct Task {
     environment: Arc<Environment>,
     shared: Arc<Shared>,
@@ -78,13 +100,15 @@ pub(super) struct Task {
     /// Reads that wait until their slot is applied.
     parked: BTreeSet<(Slot, Token)>,
     event_sender: EventSender,
-    events: mpsc::UnboundedReceiver<Event>,
-    requests: mpsc::UnboundedReceiver<Request>,
-    taken_events: Vec<Event>,
-    taken_request: Option<Request>,
     room: Arc<Room>,
-    halt: watch::Receiver<Option<String>>,
+    done: Done,
     write: PendingWrite,
+    /// What the replica wants and the store's thread has left to the next turn.
+    outputs: VecDeque<Output>,
+    /// What the replica's invariant was that broke in the hands of the store's thread.
+    broken: Option<String>,
+    /// When the next turn begins at the latest.
+    armed: Time,
     /// Peers to which the transport refused a message in the last turn.
     refused: BTreeSet<NodeId>,
     /// This turn has handed messages to the transport.
@@ -111,68 +135,97 @@ pub(super) struct Parts {
     pub(super) halt: watch::Receiver<Option<String>>,
 }
 
+/// Runs a group until it ends; every open and later request has been answered then.
+pub(super) async fn run(parts: Parts) {
+    let (seat, mut intake) = Task::new(parts);
+    let mut timer = std::pin::pin!(sleep_until(Instant::now()));
+    let end = loop {
+        let begun = on_turn(&seat, |task| task.begin_turn(&mut intake));
+        match begun {
+            Ok(true) => give_way().await,
+            Ok(false) => {}
+            Err(end) => break end,
+        }
+        let ended = on_turn(&seat, |task| {
+            task.end_turn()?;
+            task.arm(timer.as_mut());
+            Ok((
+                mem::take(&mut task.has_more),
+                task.environment.config.max_turn_inputs,
+            ))
+        });
+        let (has_more, max_inputs) = match ended {
+            Ok(next) => next,
+            Err(end) => break end,
+        };
+        tokio::select! {
+            biased;
+            () = tokio::task::yield_now(), if has_more => {}
+            _ = intake.halt.changed() => {}
+            _ = intake.events.recv_many(&mut intake.taken_events, max_inputs) => {}
+            request = intake.requests.recv() => intake.taken_request = request,
+            () = timer.as_mut() => {}
+        }
+    };
+    let task = lock(&seat).take();
+    if let Some(task) = task {
+        task.finish(intake, end).await;
+    }
+}
+
+/// Does a part of a turn; a panic ends the group.
+fn on_turn<T>(seat: &Seat, part: impl FnOnce(&mut Task) -> Result<T, End>) -> Result<T, End> {
+    let mut seat = lock(seat);
+    let task = seat.as_mut().expect("a task is in its seat until it ends");
+    caught("the replica broke an invariant", || part(task)).unwrap_or_else(|why| Err(End::Broken(why)))
+}
+
 impl Task {
-    pub(super) fn new(parts: Parts) -> Self {
+    fn new(parts: Parts) -> (Arc<Seat>, Intake) {
         let config = &parts.environment.config;
         let now = parts.shared.clock.now();
         let limiter = |max| Limiter::new(config.target_delay, max, now);
-        Self {
-            command_limiter: limiter(config.replica.max_pending_commands),
-            read_limiter: limiter(config.replica.max_pending_reads),
-            slow: SlowLogs::new(&parts.environment.config),
-            environment: parts.environment,
-            shared: parts.shared,
-            replica: parts.replica,
-            machine: parts.machine,
-            waiting: Waiting::default(),
-            snapshots: Work::new(parts.newest_snapshot),
-            parked: BTreeSet::new(),
-            event_sender: parts.event_sender,
+        let command_limiter = limiter(config.replica.max_pending_commands);
+        let read_limiter = limiter(config.replica.max_pending_reads);
+        let slow = SlowLogs::new(config);
+        let intake = Intake {
             events: parts.events,
             requests: parts.requests,
             taken_events: Vec::new(),
             taken_request: None,
-            room: parts.room,
             halt: parts.halt,
-            write: PendingWrite::default(),
-            refused: BTreeSet::new(),
-            refreshed: None,
-            has_sent: false,
-            has_more: false,
-        }
-    }
-
-    /// Runs until the group ends; every open and later request has been answered then.
-    pub(super) async fn run(mut self) {
-        let mut timer = std::pin::pin!(sleep_until(Instant::now()));
-        let mut armed = Time::default();
-        let max_inputs = self.environment.config.max_turn_inputs;
-        let end = loop {
-            if let Err(end) = guarded(|| self.begin_turn()) {
-                break end;
-            }
-            if mem::take(&mut self.has_sent) && self.write.any {
-                give_way().await;
-            }
-            if let Err(end) = guarded(|| self.end_turn()) {
-                break end;
-            }
-            self.arm(timer.as_mut(), &mut armed);
-            tokio::select! {
-                biased;
-                () = tokio::task::yield_now(), if mem::take(&mut self.has_more) => {}
-                _ = self.halt.changed() => {}
-                _ = self.events.recv_many(&mut self.taken_events, max_inputs) => {}
-                request = self.requests.recv() => self.taken_request = request,
-                () = timer.as_mut() => {}
-            }
         };
-        self.finish(end).await;
+        let seat = Arc::new_cyclic(|seat| {
+            Mutex::new(Some(Self {
+                command_limiter,
+                read_limiter,
+                slow,
+                environment: parts.environment,
+                shared: parts.shared,
+                replica: parts.replica,
+                machine: parts.machine,
+                waiting: Waiting::default(),
+                snapshots: Work::new(parts.newest_snapshot),
+                parked: BTreeSet::new(),
+                done: Done::new(parts.event_sender.clone(), seat.clone()),
+                event_sender: parts.event_sender,
+                room: parts.room,
+                write: PendingWrite::default(),
+                outputs: VecDeque::new(),
+                broken: None,
+                armed: Time::default(),
+                refused: BTreeSet::new(),
+                refreshed: None,
+                has_sent: false,
+                has_more: false,
+            }))
+        });
+        (seat, intake)
     }
 
     /// Sets the timer, unless it is due early enough anyway: a deadline that moves on with every message then costs
     /// one idle turn now and then, not a timer operation each time.
-    fn arm(&self, timer: Pin<&mut Sleep>, armed: &mut Time) {
+    fn arm(&mut self, timer: Pin<&mut Sleep>) {
         let clock = self.shared.clock;
         let due = [self.replica.deadline(), self.waiting.next_deadline()];
         let due = due
@@ -180,24 +233,30 @@ impl Task {
             .flatten()
             .min()
             .unwrap_or_else(|| clock.now().plus(FAR));
-        if due < *armed || timer.is_elapsed() {
+        if due < self.armed || timer.is_elapsed() {
             timer.reset(clock.instant_of(due));
-            *armed = due;
+            self.armed = due;
         }
     }
 
-    /// Takes in what has come, and lets messages leave.
-    fn begin_turn(&mut self) -> Result<(), End> {
-        if let Some(why) = &*self.halt.borrow_and_update() {
+    /// Takes in what has come, and lets messages leave. True if they should be on their way before the turn goes on.
+    fn begin_turn(&mut self, intake: &mut Intake) -> Result<bool, End> {
+        if let Some(why) = &*intake.halt.borrow_and_update() {
             return Err(End::Halted(why.clone()));
         }
-        self.collect_events();
+        if let Some(why) = self.broken.take() {
+            return Err(End::Broken(why));
+        }
+        while let Some(output) = self.outputs.pop_front() {
+            self.carry_out(output)?;
+        }
+        intake.collect_events(self.environment.config.max_turn_inputs);
         let now = self.shared.clock.now();
         for peer in mem::take(&mut self.refused) {
             self.replica.step(now, Input::SendRefused(peer));
         }
-        self.take_events(now)?;
-        self.take_requests(now);
+        self.take_events(now, &mut intake.taken_events)?;
+        self.take_requests(now, intake);
         while let Some(token) = self.waiting.pop_expired(now) {
             self.expire(now, token);
         }
@@ -207,7 +266,7 @@ impl Task {
         while let Some(output) = self.replica.poll() {
             self.carry_out(output)?;
         }
-        Ok(())
+        Ok(mem::take(&mut self.has_sent) && self.write.any)
     }
 
     /// Does what others wait for less urgently than peers for messages.
@@ -218,11 +277,6 @@ impl Task {
         self.refresh(self.shared.clock.now());
         Ok(())
     }
-}
-
-/// Runs a part of a turn; a panic ends the group.
-fn guarded(part: impl FnOnce() -> Result<(), End>) -> Result<(), End> {
-    caught("the replica broke an invariant", part).unwrap_or_else(|why| Err(End::Broken(why)))
 }
 
 /// Lets what was woken run, which is the transport as a rule: messages are on their way before the store's thread is

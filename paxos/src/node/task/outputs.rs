@@ -107,6 +107,27 @@ impl Task {
     }
 
     fn send(&mut self, to: &[NodeId], message: Message) {
+        let Some(frame) = self.encode(message) else {
+            return;
+        };
+        self.has_sent = true;
+        for peer in to {
+            if let Err(error) = self.environment.transport.send(*peer, &frame) {
+                self.note_refusal();
+                self.refused.insert(*peer);
+                tracing::debug!(
+                    group = %self.shared.id, node = %self.shared.node, %peer, %error,
+                    "the transport refused a message"
+                );
+            }
+        }
+    }
+
+    pub(super) fn note_refusal(&self) {
+        self.shared.metrics.refused_sends.increment();
+    }
+
+    pub(super) fn encode(&self, message: Message) -> Option<Outgoing> {
         let identity = self.environment.identity;
         let envelope = Envelope {
             cluster: identity.cluster,
@@ -115,33 +136,20 @@ impl Task {
             group: self.shared.id,
             message,
         };
-        let frame = match Outgoing::encode(&envelope) {
-            Ok(frame) => frame,
-            Err(error) => {
+        Outgoing::encode(&envelope)
+            .inspect_err(|error| {
                 tracing::error!(
                     group = %self.shared.id, node = %identity.node, %error,
                     message = envelope.message.name(), "cannot encode a message"
                 );
-                return;
-            }
-        };
-        self.has_sent = true;
-        for peer in to {
-            if let Err(error) = self.environment.transport.send(*peer, &frame) {
-                self.shared.metrics.refused_sends.increment();
-                self.refused.insert(*peer);
-                tracing::debug!(
-                    group = %self.shared.id, node = %identity.node, %peer, %error,
-                    message = envelope.message.name(), "the transport refused a message"
-                );
-            }
-        }
+            })
+            .ok()
     }
 
     pub(super) fn hand_over_write(&mut self) {
         let PendingWrite { id, ops, sync, any } = mem::take(&mut self.write);
         if any {
-            let done = self.event_sender.clone();
+            let done = self.done.clone();
             let group = self.shared.id;
             self.environment.storage.write(storage::Write {
                 group,

@@ -30,6 +30,8 @@ scenarios! {
     control_overtakes_bulk,
     a_stuck_peer_does_not_disturb_the_others,
     sends_to_nobody_are_refused,
+    bursts_arrive_among_single_frames_in_order,
+    of_a_burst_only_what_has_no_room_is_refused,
     a_peer_that_closes_is_disconnected_and_one_that_returns_is_connected,
     peers_come_and_go,
     a_peer_may_move_to_another_address,
@@ -320,6 +322,68 @@ async fn sends_to_nobody_are_refused(lab: &Lab<'_>) -> Outcome {
     let early = new.send(NodeId(2), &frame);
     ensure(early == Err(SendError::Closed), || {
         format!("a send before start returned {early:?}")
+    })
+}
+
+async fn bursts_arrive_among_single_frames_in_order(lab: &Lab<'_>) -> Outcome {
+    const ROUNDS: u64 = 50;
+    let peers = [NodeId(2), NodeId(3)];
+    let sizes = [0, 300, 4_000];
+    let nodes = lab.nodes(3).await?;
+    let mut number = 0;
+    for _ in 0..ROUNDS {
+        let mut burst = Vec::new();
+        for bytes in sizes {
+            number += 1;
+            for lane in Lane::ALL {
+                let frame = nodes[0].frame(lane, number, bytes);
+                burst.extend(peers.map(|peer| (peer, frame.clone())));
+            }
+        }
+        let transport = nodes[0].transport.clone();
+        let refused = watched(lab, move || transport.send_all(&burst)).await?;
+        ensure(refused.is_empty(), || {
+            format!("of a burst that there was room for was refused: {refused:?}")
+        })?;
+        number += 1;
+        for lane in Lane::ALL {
+            for peer in peers {
+                send_patiently(lab, &nodes[0], peer, &nodes[0].frame(lane, number, 100)).await?;
+            }
+        }
+        if number.is_multiple_of(20) {
+            // Bursts meet empty queues and connections at rest too.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    for node in &nodes[1..] {
+        for lane in Lane::ALL {
+            node.recorder.all_in_order(NodeId(1), lane, number).await?;
+        }
+    }
+    close(&nodes).await;
+    Ok(())
+}
+
+async fn of_a_burst_only_what_has_no_room_is_refused(lab: &Lab<'_>) -> Outcome {
+    let nodes = lab.nodes(3).await?;
+    nodes[1].recorder.shut();
+    fill(lab, &nodes[0], NodeId(2), Lane::Bulk).await?;
+    let frame = nodes[0].frame(Lane::Bulk, 1, 16 << 10);
+    let burst = [NodeId(3), NodeId(2), NodeId(99)].map(|peer| (peer, frame.clone()));
+    let transport = nodes[0].transport.clone();
+    let refused = watched(lab, move || transport.send_all(&burst)).await?;
+    let expected = [(1, SendError::Full), (2, SendError::UnknownPeer)];
+    ensure(refused == expected, || {
+        format!(
+            "of a burst to a free, a full and an unknown peer was refused: {refused:?} instead of {expected:?}"
+        )
+    })?;
+    nodes[2].recorder.all_in_order(NodeId(1), Lane::Bulk, 1).await?;
+    close(&nodes).await;
+    let closed = nodes[0].transport.send_all(&[(NodeId(3), frame)]);
+    ensure(closed == [(0, SendError::Closed)], || {
+        format!("a burst after close was refused as: {closed:?}")
     })
 }
 
