@@ -134,8 +134,9 @@ pub struct TransportCounters {
 ///
 /// # Calls
 ///
-/// The node calls [`start`](Self::start) once, then [`set_peers`](Self::set_peers) and [`send`](Self::send) from any
-/// thread inside a tokio runtime, any number at once, and [`close`](Self::close) last.
+/// The node calls [`start`](Self::start) once, then [`set_peers`](Self::set_peers), [`send`](Self::send) and
+/// [`send_all`](Self::send_all) from any thread inside a tokio runtime, not always the one of `start`, any number at once,
+/// and [`close`](Self::close) last.
 ///
 /// # Promises
 ///

@@ -77,7 +77,7 @@ impl Task {
         for token in self.waiting.tokens() {
             self.replica.step(now, Input::Cancel { token });
         }
-        while let Some(output) = self.replica.poll() {
+        while let Some(output) = self.outputs.pop_front().or_else(|| self.replica.poll()) {
             if let Output::Rejected { token, .. } = output
                 && let Some(waiter) = self.waiting.remove(token, &self.shared.queue)
             {
